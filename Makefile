@@ -1,0 +1,41 @@
+# Every target installs what it needs into .venv first. Another interpreter: make setup PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint toy-assets clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## create .venv and install the pinned dependencies
+
+quickstart: $(INSTALLED) ## train a small MetaMorph that answers and draws, and write its report
+	$(BIN)/metamorph quickstart
+
+test: $(INSTALLED) ## run all tests and show the slowest
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(INSTALLED) ## check the code with ruff
+	$(BIN)/ruff check .
+
+toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder and decoder base that are shipped
+	$(BIN)/python -m metamorph.toy_assets
+
+clean: ## remove build output and caches; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# torch comes first and without build isolation, because building csrc/ needs this very torch.
+$(INSTALLED): pyproject.toml constraints.txt setup.py
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) was not found; MetaMorph needs Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "MetaMorph needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+			"name another with make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) setuptools torch
+	$(PIP_INSTALL) --no-build-isolation -e '.[test]'
+	@touch $@

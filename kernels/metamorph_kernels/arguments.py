@@ -1,0 +1,80 @@
+"""Checks of the tensors that public ops take; only shapes, dtypes and devices, never values."""
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Raise ValueError unless all are floating-point tensors on the device of the first."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in FLOATING:
+            raise ValueError(
+                f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{name}: expected device {first.device} as {first_name} has, got {tensor.device}"
+            )
+
+
+def same_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in one dtype: cast where autocast is on, checked where it is off.
+
+    Raises ValueError as `check_floating` does, and for a dtype that differs from the first one's.
+    """
+    check_floating(**tensors)
+    first_name, first = next(iter(tensors.items()))
+    if torch.is_autocast_enabled(first.device.type) and first.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(first.device.type)
+        return tuple(tensor.to(dtype) for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype:
+            raise ValueError(
+                f"{name}: expected {first.dtype} as {first_name} has, got {tensor.dtype}"
+            )
+    return tuple(tensors.values())
+
+
+def check_integers(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    """Raise ValueError unless `tensor` has one of `dtypes` and is on `device`."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(f"{name}: expected {expected}, got {tensor.dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
+
+
+def check_shape(name: str, tensor: Tensor, letters: str, *sizes: int | None) -> None:
+    """Raise ValueError unless `tensor` has the given sizes; None leaves a size free."""
+    fits = tensor.dim() == len(sizes) and all(
+        size is None or size == actual for size, actual in zip(sizes, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"{name}: expected shape [{letters}] = [{wanted}], got {list(tensor.shape)}"
+        )
+
+
+def check_heads(query: Tensor, key: Tensor) -> None:
+    """Raise ValueError unless the key heads divide the query heads; heads stand second to last."""
+    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2] != 0:
+        raise ValueError(
+            f"q: expected heads in a multiple of the {key.shape[-2]} key heads, "
+            f"got {query.shape[-2]}"
+        )
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise ValueError unless `reduction` is one of the three that the losses take."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")

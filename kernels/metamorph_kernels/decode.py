@@ -1,0 +1,52 @@
+"""Attention of one new token per sequence over a static key/value cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metamorph_kernels.arguments import check_heads, check_integers, check_shape, same_dtype
+from metamorph_kernels.backends import resolve
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """softmax(scale q k^T) v over the first lengths[b] keys of each sequence b.
+
+    q [B, Hq, D]; caches [B, S, Hkv, D] with Hq a multiple of Hkv; lengths int32 or int64 [B], each
+    in 0..S (0 gives zeros). Returns [B, Hq, D] in the dtype of q. `scale` is 1 / sqrt(D) unless
+    given. float64, float32, bfloat16 or float16, the same for all three; follows autocast. What the
+    cache holds past a length has no effect, provided it is finite: allocate caches with zeros.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown `impl`, and in
+    eager mode on the CPU for lengths outside 0..S; elsewhere they are not read on the host.
+    """
+    resolve("decode_attention", impl)
+    q, k_cache, v_cache = same_dtype(q=q, k_cache=k_cache, v_cache=v_cache)
+    check_shape("q", q, "B, Hq, D", None, None, None)
+    batch, query_heads, head_dim = q.shape
+    check_shape("k_cache", k_cache, "B, S, Hkv, D", batch, None, None, head_dim)
+    check_shape("v_cache", v_cache, "B, S, Hkv, D", *k_cache.shape)
+    check_heads(q, k_cache)
+    check_integers("lengths", lengths, (torch.int32, torch.int64), q.device)
+    check_shape("lengths", lengths, "B", batch)
+    _, slots, key_heads, _ = k_cache.shape
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = lengths[(lengths < 0) | (lengths > slots)]
+        if len(outside):
+            raise ValueError(f"lengths: expected 0 to {slots}, got {outside[0].item()}")
+
+    # The queries of a group stand where a sequence would, so no key or value is repeated.
+    grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)
+    visible = torch.arange(slots, device=q.device) < lengths[:, None, None, None]  # [B, 1, 1, S]
+    out = F.scaled_dot_product_attention(
+        grouped, k_cache.transpose(1, 2), v_cache.transpose(1, 2), visible, scale=scale
+    ).reshape(q.shape)
+    # Not every backend of the call above gives zeros where no key is visible.
+    return torch.where(lengths[:, None, None] > 0, out, 0)

@@ -1,0 +1,53 @@
+"""Linear, GELU, linear: the projector and the body of the vision head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamorph_kernels.arguments import check_shape, same_dtype
+from metamorph_kernels.backends import resolve
+
+
+def mlp_gelu(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, impl: str = "auto"
+) -> Tensor:
+    """gelu(x w1^T + b1) w2^T + b2 with the exact (erf) GELU, as in MetaMorph (arXiv 2412.14164).
+
+    x [..., I], w1 [F, I], b1 [F], w2 [O, F], b2 [O], all in one of float64, float32, bfloat16,
+    float16, or under autocast. Returns [..., O]. Differentiable in all five.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, and for an unknown `impl`.
+    """
+    resolve("mlp_gelu", impl)
+    x, w1, b1, w2, b2 = same_dtype(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
+    check_shape("w1", w1, "F, I", None, None)
+    hidden_features, in_features = w1.shape
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x: expected shape [..., I] = [..., {in_features}], got {list(x.shape)}")
+    check_shape("b1", b1, "F", hidden_features)
+    check_shape("w2", w2, "O, F", None, hidden_features)
+    check_shape("b2", b2, "O", w2.shape[0])
+    return F.linear(F.gelu(F.linear(x, w1, b1), approximate="none"), w2, b2)
+
+
+class MLPGelu(nn.Module):
+    """`mlp_gelu` with its weights, [..., in_features] -> [..., out_features]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.linear_2 = nn.Linear(hidden_features, out_features, device=device, dtype=dtype)
+        self.impl = impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.linear_1, self.linear_2
+        return mlp_gelu(x, first.weight, first.bias, second.weight, second.bias, impl=self.impl)

@@ -1,0 +1,101 @@
+"""Every op in its plainest form, the oracle of the tests: brute force, any dtype, autograd.
+
+Shapes, arguments and meaning are those of the public ops; nothing is checked here.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metamorph_kernels.intervals import Intervals
+
+
+def interval_mask(intervals: Intervals) -> Tensor:
+    """bool [T, T]: may query i see key j?"""
+    key = torch.arange(len(intervals.row_start), device=intervals.row_start.device)
+    return (intervals.row_start[:, None] <= key) & (key < intervals.row_end[:, None])
+
+
+def interval_attention(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, *, scale: float | None = None
+) -> Tensor:
+    group = q.shape[1] // k.shape[1]
+    k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
+    scores = torch.einsum("ihd,jhd->hij", q, k) * _scale(q, scale)
+    scores = scores.masked_fill(~interval_mask(intervals), -math.inf)
+    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+
+
+def decode_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
+) -> Tensor:
+    group = q.shape[1] // k_cache.shape[2]
+    outputs = []
+    for query, keys, values, length in zip(q, k_cache, v_cache, lengths.tolist(), strict=True):
+        keys, values = (
+            tensor[:length].repeat_interleave(group, dim=1) for tensor in (keys, values)
+        )
+        scores = torch.einsum("hd,shd->hs", query, keys) * _scale(q, scale)
+        outputs.append(torch.einsum("hs,shd->hd", scores.softmax(-1), values))
+    return torch.stack(outputs)
+
+
+def cosine_loss(prediction: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    target = target.detach()
+    norms = prediction.norm(dim=-1) * target.norm(dim=-1)
+    dot = (prediction * target).sum(-1)
+    losses = 1 - torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
+    return _reduce(losses, len(losses), reduction)
+
+
+def linear_cosine_loss(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, reduction: str = "mean"
+) -> Tensor:
+    prediction = x @ weight.t()
+    if bias is not None:
+        prediction = prediction + bias
+    return cosine_loss(prediction, target, reduction=reduction)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, *, reduction: str = "mean"
+) -> Tensor:
+    counted = labels != -100
+    log_probabilities = (x @ weight.t()).log_softmax(-1)
+    picked = log_probabilities.gather(1, labels.where(counted, 0)[:, None])[:, 0]
+    return _reduce(-picked.where(counted, 0), int(counted.sum()), reduction)
+
+
+def mlp_gelu(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    hidden = x @ w1.t() + b1
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+    return hidden @ w2.t() + b2
+
+
+def pool(features: Tensor, grid: int) -> Tensor:
+    """Bilinear resize alone, as a matrix [grid * grid, N]: [B, N, C] -> [B, grid * grid, C]."""
+    side = math.isqrt(features.shape[1])
+    along = torch.zeros(grid, side, dtype=features.dtype)  # the weights of one axis
+    for out in range(grid):
+        source = max((out + 0.5) * side / grid - 0.5, 0.0)
+        lower = int(source)
+        upper = min(lower + 1, side - 1)
+        along[out, lower] += 1 - (source - lower)
+        along[out, upper] += source - lower
+    return torch.kron(along, along).to(features.device) @ features
+
+
+def pool_normalize(features: Tensor, grid: int) -> Tensor:
+    return F.normalize(pool(features, grid), dim=-1)
+
+
+def _scale(q: Tensor, scale: float | None) -> float:
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+
+
+def _reduce(losses: Tensor, count: int, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / max(count, 1)

@@ -1,0 +1,7 @@
+"""``python -m metamorph``"""
+
+import sys
+
+from metamorph.cli import main
+
+sys.exit(main())

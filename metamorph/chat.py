@@ -1,0 +1,119 @@
+"""A trained model to talk to: text and pictures in, text and pictures out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metamorph.data.conversation import IMAGE_PLACEHOLDER, USER, ChatEncoder, Sample, Turn
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.errors import UserError
+from metamorph.generation.engine import Prompt, generate
+from metamorph.generation.row import Generation, ImageSegment
+from metamorph.generation.sampling import GREEDY, Sampling
+from metamorph.model.unified import MetaMorph
+from metamorph.model.weights import read_tokenizer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer in order: strings, and features [tokens, C] where the model drew."""
+
+    segments: tuple[str | Tensor, ...]
+    finish_reason: str  # "stop" or "length"
+
+    @property
+    def text(self) -> str:
+        return " ".join(segment for segment in self.segments if isinstance(segment, str))
+
+    @property
+    def features(self) -> list[Tensor]:
+        return [segment for segment in self.segments if not isinstance(segment, str)]
+
+
+class Chat:
+    """Model, tokenizer and, if the folder has one, diffusion decoder."""
+
+    def __init__(self, model: MetaMorph, tokenizer, decoder: VisualDecoder | None = None):
+        self.model = model.eval()
+        self.encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
+        self.decoder = decoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Chat":
+        """Loads what the quickstart or ``metamorph train`` saved. Raises ``UserError``."""
+        folder = Path(folder)
+        model = MetaMorph.from_pretrained(folder, device)
+        tokenizer = read_tokenizer(folder)
+        decoder = None
+        if (folder / "decoder").is_dir():
+            decoder = VisualDecoder.from_pretrained(folder / "decoder", low_cpu_mem_usage=False)
+            decoder = decoder.to(device)
+            decoder.set_progress_bar_config(disable=True)
+        return cls(model, tokenizer, decoder)
+
+    def prompt(self, text: str, images: tuple[Image.Image, ...] = ()) -> Prompt:
+        """Tokens and features of one user turn. Pictures without a placeholder come first."""
+        if IMAGE_PLACEHOLDER not in text:
+            text = IMAGE_PLACEHOLDER * len(images) + text
+        if text.count(IMAGE_PLACEHOLDER) != len(images):
+            raise UserError(
+                f"prompt: {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} placeholders "
+                f"but {len(images)} images"
+            )
+        document = self.encoder.encode_prompt(Sample("prompt", (Turn(USER, text),), tuple(images)))
+        positions = [p for first, end in document.spans for p in range(first, end)]
+        features = None
+        if images:
+            if self.model.vision is None:
+                raise UserError("this model folder has no encoder/, it cannot read images")
+            device = self.model.projector.linear_1.weight.device
+            features = self.model.vision(self.model.vision.preprocess(list(images)).to(device))
+        return Prompt(document.token_ids, positions, features)
+
+    def reply(
+        self,
+        prompts: list[tuple[str, tuple[Image.Image, ...]]],
+        *,
+        max_new_tokens: int = 256,
+        sampling: Sampling = GREEDY,
+    ) -> list[Reply]:
+        """Answers (text, images) pairs as one batch."""
+        generations = generate(
+            self.model,
+            [self.prompt(*prompt) for prompt in prompts],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+        return [self._reply(generation) for generation in generations]
+
+    def _reply(self, generation: Generation) -> Reply:
+        segments: list[str | Tensor] = []
+        for segment in generation.segments:
+            if isinstance(segment, ImageSegment):
+                segments.append(segment.features)
+            elif text := self.encoder.decode(segment.token_ids):
+                segments.append(text)
+        return Reply(tuple(segments), generation.finish_reason)
+
+    def draw(
+        self,
+        features: list[Tensor],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        sampling_steps: int | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of predicted features, one noise seed for all. Raises ``UserError``."""
+        if self.decoder is None:
+            raise UserError("this model folder has no decoder/, it cannot draw pixels")
+        if not features:
+            return []
+        return self.decoder(
+            torch.stack(features),
+            guidance_scale=guidance_scale,
+            sampling_steps=sampling_steps,
+            generator=torch.Generator().manual_seed(seed),
+        )

@@ -1,0 +1,194 @@
+"""The command line: it parses and calls, nothing more.
+
+Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from metamorph.config import add_config_arguments, load_config, overrides_from_namespace
+from metamorph.errors import Stopped, UserError
+
+STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
+MAX_PIXELS = 50_000_000  # of a picture in a prompt
+
+QUICKSTART_HELP = """\
+Trains a small MetaMorph on the CPU in minutes, from a random language model: it learns to answer
+questions about pictures and to draw captions, and is scored on combinations that it never saw.
+
+  metamorph quickstart
+  metamorph quickstart --output runs/again --seed 1
+
+Writes OUTPUT/model (for `metamorph generate`), report.json, samples.png and report.html."""
+
+TRAIN_HELP = """\
+Runs one training stage (language, align, instruct or decoder) from a YAML file.
+Every key can be overridden:
+
+  metamorph train configs/toy/instruct.yaml --training.steps 100 --output runs/short
+  metamorph train configs/toy/instruct.yaml --data.kinds '{question: 1, draw: 1}'
+  metamorph train configs/toy/instruct.yaml --resume true
+
+Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
+folder. Ctrl-C saves a checkpoint before it stops."""
+
+GENERATE_HELP = """\
+Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
+
+  metamorph generate "Generate an image of a large red circle at the top left."
+  metamorph generate "What colour is the shape?" --image picture.png
+  metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metamorph",
+        description="Teach a pretrained language model to see and to draw.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name,
+            help=summary,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    quick = add("quickstart", "train and try a small model on this machine", QUICKSTART_HELP)
+    quick.add_argument("--output", type=Path, default=Path("runs/quickstart"), metavar="FOLDER")
+    quick.add_argument("--seed", type=int, default=0, metavar="INT")
+
+    train = add("train", "run one training stage", TRAIN_HELP)
+    train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    add_config_arguments(train)
+
+    ask = add("generate", "ask a trained model for text and pictures", GENERATE_HELP)
+    ask.add_argument("prompt", metavar="PROMPT", help="question or request; may hold <image>")
+    ask.add_argument(
+        "--model", type=Path, default=Path("runs/quickstart/model"), metavar="FOLDER",
+        help="model folder (default: %(default)s)",
+    )  # fmt: skip
+    ask.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE",
+        help="picture for the prompt, repeat for several",
+    )  # fmt: skip
+    ask.add_argument(
+        "--save-to", type=Path, default=Path("."), metavar="FOLDER",
+        help="where pictures of the answer go (default: here)",
+    )  # fmt: skip
+    ask.add_argument("--max-new-tokens", type=int, default=256, metavar="INT")
+    ask.add_argument(
+        "--temperature", type=float, default=0.0, metavar="FLOAT",
+        help="of text; 0 always takes the likeliest token (default)",
+    )  # fmt: skip
+    ask.add_argument("--seed", type=int, default=0, metavar="INT", help="of text and drawing noise")
+    ask.add_argument(
+        "--guidance", type=float, metavar="FLOAT", help="guidance scale (default: the decoder's)"
+    )
+    ask.add_argument(
+        "--drawing-steps", type=int, metavar="INT", help="denoising steps (default: the decoder's)"
+    )
+    ask.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+    add("doctor", "show versions, devices and usable backends", "Shows what this machine can use.")
+    return parser
+
+
+def run_quickstart(arguments: argparse.Namespace) -> None:
+    from metamorph.quickstart import quickstart, summary
+
+    print(summary(quickstart(arguments.output, arguments.seed), arguments.output))
+
+
+def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
+    config = load_config(arguments.config, overrides_from_namespace(arguments, unknown))
+    if config.stage == "decoder":
+        from metamorph.decoder.training import train_decoder
+
+        result = train_decoder(config)
+    else:
+        from metamorph.training.trainer import train
+
+        result = train(config)
+    print(f"saved {result}")
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from metamorph.chat import Chat
+    from metamorph.data.conversation import SampleError
+    from metamorph.data.images import open_image
+    from metamorph.generation.sampling import Sampling
+    from metamorph.training.run_folder import resolve_device
+
+    try:
+        images = tuple(open_image(path, MAX_PIXELS) for path in arguments.image)
+    except SampleError as error:
+        raise UserError(f"--image: {error}") from error
+    device = resolve_device(arguments.device)
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        generator=torch.Generator(device).manual_seed(arguments.seed),
+    )
+    chat = Chat.from_pretrained(arguments.model, device)
+    reply = chat.reply(
+        [(arguments.prompt, images)], max_new_tokens=arguments.max_new_tokens, sampling=sampling
+    )[0]
+    pictures = chat.draw(
+        reply.features,
+        seed=arguments.seed,
+        guidance_scale=arguments.guidance,
+        sampling_steps=arguments.drawing_steps,
+    )
+    unsaved = iter(pictures)
+    arguments.save_to.mkdir(parents=True, exist_ok=True)
+    for segment in reply.segments:
+        if isinstance(segment, str):
+            print(segment)
+        else:
+            path = free_name(arguments.save_to)
+            next(unsaved).save(path)
+            print(f"[picture: {path}]")
+    if reply.finish_reason == "length":
+        print("metamorph: the answer was cut, see --max-new-tokens", file=sys.stderr)
+
+
+def free_name(folder: Path) -> Path:
+    """The first ``picture-N.png`` that does not exist yet: nothing is overwritten."""
+    number = 1
+    while (path := folder / f"picture-{number}.png").exists():
+        number += 1
+    return path
+
+
+def run_doctor() -> None:
+    from metamorph.doctor import main as doctor
+
+    doctor()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb. Returns 0, 2 after printing what a user can mend, or 130 if stopped."""
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and arguments.verb != "train":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        if arguments.verb == "quickstart":
+            run_quickstart(arguments)
+        elif arguments.verb == "train":
+            run_train(arguments, unknown)
+        elif arguments.verb == "generate":
+            run_generate(arguments)
+        else:
+            run_doctor()
+    except UserError as error:
+        print(f"metamorph: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"metamorph: {error}; go on with --resume true", file=sys.stderr)
+        return STOPPED
+    return 0

@@ -1,0 +1,300 @@
+"""Run configuration: one dataclass field is one YAML key is one command-line option.
+
+A run file is YAML with the nesting of `RunConfig`; every key may be overridden by its dotted name::
+
+    parser = argparse.ArgumentParser(prog="metamorph train")
+    parser.add_argument("config", metavar="CONFIG")
+    add_config_arguments(parser)
+    namespace, unknown = parser.parse_known_args(arguments)
+    config = load_config(namespace.config, overrides_from_namespace(namespace, unknown))
+
+    metamorph train configs/toy_align.yaml --training.steps 200 --data.kinds '{caption: 1.0}'
+
+What a key means, which values it takes and within which limits stands once, beside its default.
+Whatever does not fit raises `UserError` naming the file, the key, what it got and what it needs.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamorph.errors import UserError
+from metamorph.strict_yaml import parse_text, read_yaml
+
+STAGES = ("language", "align", "instruct", "decoder")
+NUMBERS = dict[str, float]
+KINDS = {  # type: its name in --help, and in words
+    str: ("TEXT", "text (quote it in YAML)"),
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    bool: ("BOOL", "true or false"),
+    NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {caption: 1.0}"),
+}
+SHARE = {"minimum": 0, "maximum": 1}
+LIMITS = {  # limit: in words, and what holds between a value and it
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def option(help: str, default: Any = MISSING, **limits: Any) -> Any:
+    """A config field with its help and limits: choices, minimum, above, maximum or below."""
+    metadata = {"help": help, **limits}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """What the model starts from: a MetaMorph folder, or a language and a vision folder."""
+
+    folder: str = option("MetaMorph folder to start from", "")
+    language: str = option("Hugging Face Llama folder to start from", "")
+    vision: str = option("Hugging Face SigLIP folder, the frozen encoder", "")
+    grid: int = option("an image becomes grid x grid visual tokens", 8, minimum=1)
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from and how they are packed."""
+
+    source: str = option("kind of source", "jsonl", choices=("toy_scenes", "jsonl"))
+    path: str = option("JSONL file of conversations (jsonl)", "")
+    image_root: str = option("folder that image paths start from (jsonl)", "")
+    kinds: NUMBERS = option("weight of each sample kind (toy_scenes)", {}, minimum=0)
+    samples: int = option("samples in an epoch, 0 for endless (toy_scenes)", 0, minimum=0)
+    row_length: int = option("tokens in a packed row", 4096, minimum=2)
+    max_pixels: int = option("refuse images with more pixels than this", 50_000_000, minimum=1)
+    shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation, precision, checkpoints and logging."""
+
+    steps: int = option("optimizer steps", 1000, minimum=1)
+    rows_per_step: int = option("packed rows in an optimizer step", 1, minimum=1)
+    learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
+    warmup_ratio: float = option("share of the steps that warms up", 0.03, **SHARE)
+    weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)
+    beta1: float = option("AdamW decay of the first moment", 0.9, minimum=0, below=1)
+    beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
+    gradient_clip: float = option("largest gradient norm", 1.0, above=0)
+    visual_coefficient: float = option("weight of the visual loss beside text", 1.0, minimum=0)
+    precision: str = option("arithmetic of the step", "fp32", choices=("fp32", "bf16"))
+    checkpoint_every: int = option("steps between checkpoints", 500, minimum=1)
+    keep_checkpoints: int = option("newest checkpoints to keep", 2, minimum=1)
+    log_every: int = option("steps between lines of metrics.jsonl", 10, minimum=1)
+
+
+@dataclass
+class DecoderConfig:
+    """The diffusion decoder: its base, adapter, training and sampling."""
+
+    base: str = option("diffusers folder with unet/, vae/ and scheduler/", "")
+    batch_size: int = option("images in an optimizer step", 32, minimum=1)
+    condition_dropout: float = option("share of images trained without condition", 0.7, **SHARE)
+    guidance_scale: float = option("classifier-free guidance when sampling", 3.0, minimum=0)
+    sampling_steps: int = option("denoising steps of a drawing", 20, minimum=1)
+    adapter_hidden: int = option("width of the adapter's hidden layer", 2048, minimum=1)
+    condition_length: int = option("zero-pad conditions to this many tokens", 0, minimum=0)
+
+
+@dataclass
+class RunConfig:
+    """One training run, as its YAML file says it."""
+
+    stage: str = option("what to train", choices=STAGES)
+    output: str = option("run folder to write", filled=True)
+    seed: int = option("seed of weights, data order and noise", 0, minimum=0)
+    resume: bool = option("go on from the newest checkpoint in the run folder", False)
+    overwrite: bool = option("replace a run folder that exists", False)
+    device: str = option("auto, cpu, cuda or cuda:N", "auto", filled=True)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a YAML run file, then apply `overrides` {dotted key: value, or its text}."""
+    values = _flatten(read_yaml(Path(path)), str(path))
+    origin = dict.fromkeys(values, str(path))
+    fields = dict(_leaves(RunConfig))
+    for key, value in (overrides or {}).items():
+        if key in fields and isinstance(value, str) and fields[key].type is not str:
+            value = parse_text(value)
+        values[key], origin[key] = value, "override"
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{origin[key]}: unknown key '{key}'; the nearest is '{nearest(key)}'")
+    for key, entry in fields.items():
+        if key in values:
+            values[key] = _convert(key, entry, values[key], origin[key])
+        elif _default(entry) is MISSING:
+            raise UserError(f"{path}: key '{key}' is missing; it needs {_needs(entry)}")
+    return _build(RunConfig, values)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML; `load_config` reads it back equal."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write `to_yaml(config)` to `path`."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield (dotted key, type, default, help) of every key; a required key has default MISSING."""
+    for key, entry in _leaves(config_class):
+        yield key, entry.type, _default(entry), entry.metadata["help"]
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--section.key VALUE` for every key of `RunConfig`, a group for each section.
+
+    Abbreviations are switched off: a shortened key would change its meaning when keys are added.
+    """
+    parser.allow_abbrev = False
+    groups: dict[str, Any] = {}
+    for key, entry in _leaves(RunConfig):
+        section = key.rpartition(".")[0] or "run"
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} options")
+        default = _default(entry)
+        shown = "required" if default is MISSING else f"default: {json.dumps(default)}"
+        choices = entry.metadata.get("choices", ())
+        groups[section].add_argument(
+            f"--{key}",
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar="|".join(choices) or KINDS[entry.type][0],
+            help=f"{entry.metadata['help']} ({shown})".replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if entry.type is bool else {}),
+        )
+
+
+def overrides_from_namespace(
+    namespace: argparse.Namespace, unknown: Sequence[str] = ()
+) -> dict[str, str]:
+    """The config options given on the command line; `unknown` is from `parse_known_args`."""
+    for argument in unknown:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0]
+            raise UserError(f"unknown option '--{name}'; the nearest is '--{nearest(name)}'")
+    if unknown:
+        raise UserError(f"unexpected argument '{unknown[0]}'")
+    given = vars(namespace)
+    return {key: given[key] for key, _ in _leaves(RunConfig) if key in given}
+
+
+def nearest(key: str) -> str:
+    """The key of `RunConfig` that `key` most likely stands for."""
+    keys = [name for name, _ in _leaves(RunConfig) if name != key]
+    sections = {name.partition(".")[0] for name in keys} - {key}
+    leaf = key.rpartition(".")[2]
+    misplaced = [name for name in keys if name.rpartition(".")[2] == leaf]
+    candidates = misplaced or [*keys, *sorted(sections)]
+    return difflib.get_close_matches(key, candidates, n=1, cutoff=0)[0]
+
+
+def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    for entry in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(entry.type):
+            yield from _leaves(entry.type, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry
+
+
+def _default(entry: dataclasses.Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _flatten(mapping: Any, origin: str) -> dict[str, Any]:
+    """Nested YAML as {dotted key: value}; an empty section is a section left at its defaults."""
+    sections = {key.partition(".")[0] for key, _ in _leaves(RunConfig) if "." in key}
+    values = {}
+    for name, value in _mapping(mapping, "the run file", origin).items():
+        if "." in str(name):
+            raise UserError(f"{origin}: key '{name}' has a dot; in YAML, nest keys in sections")
+        if name in sections:
+            section = _mapping(value, f"section '{name}'", origin)
+            values |= {f"{name}.{key}": item for key, item in section.items()}
+        else:
+            values[str(name)] = value
+    return values
+
+
+def _mapping(value: Any, what: str, origin: str) -> dict:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{origin}: {what} got {value!r}; it needs 'key: value' lines")
+    return value or {}
+
+
+def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any:
+    converted = _coerce(entry.type, value)
+    items = converted.values() if isinstance(converted, dict) else [converted]
+    if converted is None or not all(_within(entry.metadata, item) for item in items):
+        raise UserError(f"{origin}: key '{key}' got {value!r}; it needs {_needs(entry)}")
+    return converted
+
+
+def _coerce(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or None where it is something else."""
+    if kind == NUMBERS:
+        if not isinstance(value, Mapping):
+            return None
+        numbers = {name: _coerce(float, number) for name, number in value.items()}
+        named = all(isinstance(name, str) for name in numbers)
+        return numbers if named and None not in numbers.values() else None
+    if isinstance(value, bool) or kind is bool:
+        return value if isinstance(value, bool) and kind is bool else None
+    if kind is not float:
+        return value if isinstance(value, kind) else None
+    try:  # YAML 1.1 reads 1e-4, which lacks a point, as text.
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _within(limits: Mapping[str, Any], value: Any) -> bool:
+    if "choices" in limits:
+        return value in limits["choices"]
+    if "filled" in limits:
+        return bool(value.strip())
+    return all(ok(value, limits[name]) for name, (_, ok) in LIMITS.items() if name in limits)
+
+
+def _needs(entry: dataclasses.Field) -> str:
+    limits = entry.metadata
+    if "choices" in limits:
+        return "one of " + ", ".join(limits["choices"])
+    bounds = [f"{word} {limits[name]}" for name, (word, _) in LIMITS.items() if name in limits]
+    filled = ["not empty"] if "filled" in limits else []
+    return ", ".join([KINDS[entry.type][1], *filled, *bounds])
+
+
+def _build(config_class: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments = {}
+    for entry in dataclasses.fields(config_class):
+        key = prefix + entry.name
+        if dataclasses.is_dataclass(entry.type):
+            arguments[entry.name] = _build(entry.type, values, f"{key}.")
+        elif key in values:
+            arguments[entry.name] = values[key]
+    return config_class(**arguments)

@@ -1,0 +1,1 @@
+"""From files or seeds to packed rows: conversations, images, sources, packing."""

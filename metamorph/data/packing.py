@@ -1,0 +1,157 @@
+"""Documents into rows of ``T`` tokens, with every index that a step needs planned on the CPU.
+
+What predicts what: a response token at p is predicted by the state at p - 1, and so is a visual
+token of a response image. Hence ``<image_start>`` predicts the first visual token and the last
+visual token predicts ``<image_end>``.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metamorph.data.conversation import ChatEncoder, Document, SampleError
+from metamorph.data.sources import Source
+from metamorph.errors import UserError
+
+LOOKAHEAD = 32  # documents that may wait for a row with room
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of documents. All indices are int64 CPU tensors; padding is a document of its own.
+
+    ``token_ids`` [T] holds ``<image_start>``'s id at visual positions, where it is not embedded.
+    ``visual_positions`` [Nv] says where the flattened features of ``images`` go.
+    ``text_rows`` / ``text_labels`` [Nt]: states that predict text, and what they predict.
+    ``visual_rows`` / ``visual_targets`` [Nr]: states that predict features, and the rows of the
+    flattened features that they predict.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    document_lengths: tuple[int, ...]
+    images: tuple[Image.Image, ...]
+    visual_positions: Tensor
+    text_rows: Tensor
+    text_labels: Tensor
+    visual_rows: Tensor
+    visual_targets: Tensor
+    sample_ids: tuple[str, ...]
+    used: int  # tokens that are not padding
+
+
+def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedRow:
+    """Lays documents one after another. Raises ``ValueError`` if they do not fit."""
+    lengths = [len(document) for document in documents]
+    used = sum(lengths)
+    if used > row_length:
+        raise ValueError(f"documents of {used} tokens do not fit a row of {row_length}")
+    token_ids, positions, images = [], [], []
+    visual_positions, text_rows, text_labels, visual_rows, visual_targets = [], [], [], [], []
+    for document in documents:
+        start = len(token_ids)
+        token_ids += document.token_ids
+        positions += range(len(document))
+        for at, (token, supervised) in enumerate(
+            zip(document.token_ids, document.supervised, strict=True)
+        ):
+            if supervised:
+                text_rows.append(start + at - 1)
+                text_labels.append(token)
+        for (first, end), is_target in zip(document.spans, document.is_target, strict=True):
+            if is_target:
+                visual_rows += range(start + first - 1, start + end - 1)
+                visual_targets += range(len(visual_positions), len(visual_positions) + end - first)
+            visual_positions += range(start + first, start + end)
+        images += document.images
+    padding = row_length - used
+    if padding:
+        lengths.append(padding)
+        token_ids += [pad_id] * padding
+        positions += range(padding)
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    return PackedRow(
+        index(token_ids), index(positions), tuple(lengths), tuple(images), index(visual_positions),
+        index(text_rows), index(text_labels), index(visual_rows), index(visual_targets),
+        tuple(document.sample_id for document in documents), used,
+    )  # fmt: skip
+
+
+class RowStream(Iterator[PackedRow]):
+    """Endless packed rows from a source: first fit, with a bounded number of waiting documents.
+
+    Unusable samples and documents longer than a row are skipped and counted in ``skipped`` by
+    cause. ``state_dict`` is small and exact: a stream that loads it goes on with the same rows.
+    """
+
+    def __init__(self, source: Source, encoder: ChatEncoder, row_length: int, pad_id: int):
+        self.source, self.encoder = source, encoder
+        self.row_length, self.pad_id = row_length, pad_id
+        self.next_index = 0
+        self.waiting: list[tuple[int, Document]] = []
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # cause: message of its first sample
+
+    def _document(self, index: int) -> Document:
+        document = self.encoder.encode(self.source.sample(index))
+        if len(document) > self.row_length:
+            raise SampleError(
+                "longer than a row",
+                f"sample {document.sample_id}: {len(document)} tokens, "
+                f"a row holds {self.row_length} (data.row_length)",
+            )
+        return document
+
+    def _next_document(self) -> tuple[int, Document]:
+        for _ in range(len(self.source)):
+            index = self.next_index
+            self.next_index += 1
+            try:
+                return index, self._document(index)
+            except SampleError as error:
+                self.skipped[error.cause] += 1
+                self.examples.setdefault(error.cause, str(error))
+        raise UserError(f"no usable sample in a whole epoch; first of each cause: {self.examples}")
+
+    def __next__(self) -> PackedRow:
+        row: list[Document] = []
+        room = self.row_length
+        still_waiting = []
+        for index, document in self.waiting:
+            if len(document) <= room:
+                row.append(document)
+                room -= len(document)
+            else:
+                still_waiting.append((index, document))
+        self.waiting = still_waiting
+        while len(self.waiting) < LOOKAHEAD and room > 0:
+            index, document = self._next_document()
+            if len(document) <= room:
+                row.append(document)
+                room -= len(document)
+            else:
+                self.waiting.append((index, document))
+                if room < self.row_length // 64:
+                    break  # nearly full: looking further would only hold documents back
+        return pack_row(row, self.row_length, self.pad_id)
+
+    def state_dict(self) -> dict:
+        return {
+            "next_index": self.next_index,
+            "waiting": [index for index, _ in self.waiting],
+            "skipped": dict(self.skipped),
+            "examples": self.examples,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.next_index = state["next_index"]
+        self.waiting = [(index, self._document(index)) for index in state["waiting"]]
+        self.skipped = Counter(state["skipped"])
+        self.examples = dict(state["examples"])

@@ -1,0 +1,40 @@
+"""The pictures of a source alone, as the decoder's training takes them."""
+
+from collections import Counter
+
+from PIL import Image
+
+from metamorph.data.conversation import SampleError
+from metamorph.data.sources import Source
+from metamorph.errors import UserError
+
+
+class PictureStream:
+    """Endless pictures in the source's order. Unusable samples are counted in ``skipped``."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.next_index = 0
+        self.skipped: Counter[str] = Counter()
+
+    def take(self, count: int) -> list[Image.Image]:
+        """The next ``count`` pictures; what is left of the last sample is dropped."""
+        pictures: list[Image.Image] = []
+        tried = 0
+        while len(pictures) < count:
+            if not pictures and tried >= len(self.source):
+                raise UserError(f"data: no picture in a whole epoch; skipped: {dict(self.skipped)}")
+            try:
+                pictures += self.source.sample(self.next_index).images
+            except SampleError as error:
+                self.skipped[error.cause] += 1
+            self.next_index += 1
+            tried += 1
+        return pictures[:count]
+
+    def state_dict(self) -> dict:
+        return {"next_index": self.next_index, "skipped": dict(self.skipped)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.next_index = state["next_index"]
+        self.skipped = Counter(state["skipped"])

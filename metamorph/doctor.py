@@ -1,0 +1,166 @@
+"""`metamorph doctor`: what is installed here, what is usable, and why the rest is not."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+
+import torch
+
+from metamorph_kernels import probe
+
+PACKAGES = ("metamorph", "torch", "triton", "transformers", "diffusers", "numpy")
+BACKENDS = {  # distribution: import name
+    "triton": "triton",
+    "flash-attn": "flash_attn",
+    "xformers": "xformers",
+    "transformer-engine": "transformer_engine",
+    "apex": "apex",
+    "torchao": "torchao",
+    "liger-kernel": "liger_kernel",
+}
+WORKS_WITHOUT_GPU = ("torchao",)
+
+
+def report() -> dict:
+    """Versions, processors, compiler, optional backends and ops, as plain values for JSON."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) or "not installed" for name in PACKAGES},
+        "cpu": _cpu(),
+        "gpu": _gpu(),
+        "nvcc": _nvcc(),
+        "backends": {name: _backend(name, module) for name, module in BACKENDS.items()},
+        "ops": probe(),
+    }
+
+
+def format_report(values: dict) -> str:
+    """The report as a table of `name  value` lines, a block for each part."""
+    gpu, nvcc = values["gpu"], values["nvcc"]
+    devices = [(device.pop("name"), device) for device in map(dict, gpu["devices"])]
+    blocks = {
+        "Versions": list(values["versions"].items()),
+        "CPU": list(values["cpu"].items()),
+        "GPU": [(name, _words(device)) for name, device in devices] or [("none", gpu["reason"])],
+        "CUDA compiler": [("nvcc", nvcc["version"] or f"no: {nvcc['reason']}")],
+        "Optional backends": [
+            (name, backend["version"] if backend["usable"] else f"no: {backend['reason']}")
+            for name, backend in values["backends"].items()
+        ],
+        "Ops of metamorph_kernels": [
+            (name, _implementations(reasons)) for name, reasons in values["ops"].items()
+        ],
+    }
+    width = max(len(name) for rows in blocks.values() for name, _ in rows)
+    lines = []
+    for title, rows in blocks.items():
+        lines += [title, *(f"  {name:<{width}}  {value}" for name, value in rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def main() -> int:
+    """Print the report."""
+    print(format_report(report()))
+    return 0
+
+
+def _words(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _implementations(reasons: dict[str, str]) -> str:
+    absent = [name for name, reason in reasons.items() if reason != "available"]
+    present = ", ".join(name for name in reasons if name not in absent) or "none"
+    return f"{present} (no {', '.join(absent)})" if absent else present
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return {
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _gpu() -> dict:
+    if not torch.cuda.is_available():
+        return {"devices": [], "reason": _no_gpu_reason()}
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "name": properties.name,
+                "memory": f"{properties.total_memory / 2**30:.1f} GiB",
+                "capability": f"{properties.major}.{properties.minor}",
+                "driver": _driver(),
+            }
+        )
+    return {"devices": devices, "reason": None}
+
+
+def _no_gpu_reason() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return _first_line(error)
+    return "torch sees no CUDA device"
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return _output(query).partition("\n")[0] or "unknown"
+
+
+def _nvcc() -> dict:
+    path = shutil.which("nvcc")
+    if path is None:
+        return {"version": None, "reason": "nvcc is not on PATH"}
+    release = re.search(r"V(\d[\d.]*)", _output([path, "--version"]))
+    if release is None:
+        return {"version": None, "reason": f"{path} --version names no release"}
+    return {"version": release[1], "reason": None}
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _backend(distribution: str, module: str) -> dict:
+    if importlib.util.find_spec(module) is None:
+        return {"usable": False, "version": None, "reason": "not installed"}
+    version = _version(distribution) or "version unknown"
+    without_gpu = distribution in WORKS_WITHOUT_GPU or _interpreted(distribution)
+    if not torch.cuda.is_available() and not without_gpu:
+        return {"usable": False, "version": version, "reason": f"{version} needs a GPU"}
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken installation may raise anything
+        return {"usable": False, "version": version, "reason": _first_line(error)}
+    return {"usable": True, "version": version, "reason": None}
+
+
+def _interpreted(distribution: str) -> bool:
+    return distribution == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

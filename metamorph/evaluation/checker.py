@@ -1,0 +1,111 @@
+"""Reads a toy scene back from pixels, by rule: no learned part, so it can score drawings."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from metamorph.data.toy_scenes import (
+    COLOURS,
+    COUNT_PLACES,
+    IMAGE_SIZE,
+    PLACES,
+    SHAPES,
+    SIZES,
+    SUPERSAMPLING,
+    Scene,
+    draw_shape,
+)
+
+ATTRIBUTES = ("colour", "shape", "size", "place")
+CHANCE = {  # of guessing right
+    "colour": 1 / len(COLOURS),
+    "shape": 1 / len(SHAPES),
+    "size": 1 / len(SIZES),
+    "place": 1 / len(PLACES),
+}
+CONTRAST = 50.0  # least RGB distance from the ground of a pixel that is part of a shape
+LEAST_PIXELS = 30  # fewer shape pixels mean an empty picture
+PRESENT_FRACTION = 0.25  # of the square around a die's place that must be filled
+
+
+@dataclass(frozen=True)
+class Reading:
+    colour: str
+    shape: str
+    size: str
+    place: str
+    count: int
+
+
+@cache
+def _template(shape: str, size: str, x: float, y: float) -> np.ndarray:
+    """Mask [64, 64] of one shape centred at (x, y)."""
+    canvas = Image.new("L", (IMAGE_SIZE * SUPERSAMPLING,) * 2, 0)
+    half = SIZES[size] * SUPERSAMPLING
+    draw_shape(ImageDraw.Draw(canvas), shape, x * SUPERSAMPLING, y * SUPERSAMPLING, half, 255)
+    return np.asarray(canvas.reduce(SUPERSAMPLING)) > 127
+
+
+def _overlap(mask: np.ndarray, template: np.ndarray) -> float:
+    return np.count_nonzero(mask & template) / max(np.count_nonzero(mask | template), 1)
+
+
+def _best_fit(mask: np.ndarray) -> tuple[str, str]:
+    """Shape and size whose outline overlaps the mask most, centred on the mask's box."""
+    rows, columns = np.nonzero(mask)
+    x = round((columns.min() + columns.max() + 1) / 2 * 2) / 2
+    y = round((rows.min() + rows.max() + 1) / 2 * 2) / 2
+    return max(
+        ((shape, size) for shape in SHAPES for size in SIZES),
+        key=lambda fit: _overlap(mask, _template(*fit, x, y)),
+    )
+
+
+def _nearest(value: np.ndarray, table: dict[str, tuple]) -> str:
+    return min(table, key=lambda name: float(np.sum((value - np.array(table[name])) ** 2)))
+
+
+def read_scene(image: Image.Image) -> Reading | None:
+    """What a 64 x 64 picture shows; ``None`` if it shows nothing.
+
+    With several shapes the place is ``"center"``, and shape and size are those of the top left one.
+    """
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"image must be {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {image.size}")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)  # [64, 64, 3]
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
+    mask = distance > CONTRAST
+    if mask.any():  # the edge of a soft shape is where it is half as strong as inside
+        mask = distance > max(CONTRAST, 0.5 * np.quantile(distance[mask], 0.75))
+    if np.count_nonzero(mask) < LEAST_PIXELS:
+        return None
+    core = distance >= np.quantile(distance[mask], 0.5)  # without the mixed pixels of edges
+    colour = _nearest(np.median(pixels[core & mask], axis=0), COLOURS)
+
+    half = SIZES["small"]
+    windows = {
+        place: mask[y - half : y + half, x - half : x + half] for place, (x, y) in PLACES.items()
+    }
+    present = {place for place, window in windows.items() if window.mean() > PRESENT_FRACTION}
+    for count, places in COUNT_PLACES.items():
+        if present == set(places):
+            x, y = PLACES["top left"]
+            corner = np.zeros_like(mask)
+            corner[: y + half + 2, : x + half + 2] = mask[: y + half + 2, : x + half + 2]
+            return Reading(colour, *_best_fit(corner), "center", count)
+
+    rows, columns = np.nonzero(mask)
+    middle = np.array([(columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2])
+    return Reading(colour, *_best_fit(mask), _nearest(middle, PLACES), 1)
+
+
+def score(image: Image.Image, scene: Scene) -> dict[str, bool]:
+    """Per attribute: does the picture show what the scene says? An empty picture shows nothing."""
+    reading = read_scene(image)
+    return {
+        name: reading is not None and getattr(reading, name) == getattr(scene, name)
+        for name in (*ATTRIBUTES, "count")
+    }

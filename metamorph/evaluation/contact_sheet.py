@@ -1,0 +1,182 @@
+"""Captions, real pictures and drawn pictures side by side on one sheet."""
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+PICTURE_SIDE = 160  # pixels; 64 px pictures are enlarged 2.5 times
+PADDING = 18  # inside a cell
+GAP = 12  # between the two pictures, and between cells
+MARGIN = 24  # around the sheet
+CAPTION_SIZE, LABEL_SIZE = 17, 13  # font sizes, pixels
+CAPTION_LINE, LABEL_LINE = 22, 19  # line heights, pixels
+CELL_WIDTH = 2 * PICTURE_SIDE + GAP + 2 * PADDING
+MARK_SIDE = 13
+SUPERSAMPLING = 4  # of marks and rounded corners, which Pillow draws without smooth edges
+
+SHEET = "#f3f4f6"
+CELL = "#ffffff"
+BORDER = "#dfe2e7"
+INK = "#1d2430"
+MUTED = "#657083"
+RIGHT = "#157f4b"
+WRONG = "#c4342b"
+
+
+@dataclass(frozen=True)
+class SheetEntry:
+    caption: str
+    real: Image.Image
+    drawn: Image.Image | None  # None if the model drew nothing
+    right: dict[str, bool]  # attribute: was it drawn as the caption says?
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """An entry with its text laid out."""
+
+    entry: SheetEntry
+    caption: list[str]
+    mark_lines: list[list[tuple[str, int]]]  # lines of (attribute, x inside the cell)
+
+    @property
+    def height(self) -> int:
+        text = len(self.caption) * CAPTION_LINE + (1 + len(self.mark_lines)) * LABEL_LINE
+        return 2 * PADDING + text + PICTURE_SIDE + GAP + 4
+
+
+def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
+    """One cell an entry, row by row: caption, both pictures, and what was drawn right.
+
+    Raises ``ValueError`` for no entries or fewer than one column.
+    """
+    if not entries:
+        raise ValueError("entries must hold at least one entry, got none")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    columns = min(columns, len(entries))
+    caption_font = ImageFont.load_default(CAPTION_SIZE)
+    label_font = ImageFont.load_default(LABEL_SIZE)
+    cells = [_lay_out(entry, caption_font, label_font) for entry in entries]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new(
+        "RGB",
+        (
+            2 * MARGIN + columns * (CELL_WIDTH + GAP) - GAP,
+            2 * MARGIN + sum(heights) + GAP * (len(rows) - 1),
+        ),
+        SHEET,
+    )
+    y = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            x = MARGIN + column * (CELL_WIDTH + GAP)
+            _draw_cell(sheet, cell, x, y, height, caption_font, label_font)
+        y += height + GAP
+    return sheet
+
+
+def _lay_out(
+    entry: SheetEntry, caption_font: ImageFont.FreeTypeFont, label_font: ImageFont.FreeTypeFont
+) -> _Cell:
+    width = CELL_WIDTH - 2 * PADDING
+    mark_lines: list[list[tuple[str, int]]] = [[]]
+    x = 0
+    for name in entry.right:
+        needed = MARK_SIDE + 5 + round(label_font.getlength(name))
+        if mark_lines[-1] and x + needed > width:
+            mark_lines.append([])
+            x = 0
+        mark_lines[-1].append((name, PADDING + x))
+        x += needed + 16
+    return _Cell(entry, _wrap(entry.caption, caption_font, width), mark_lines)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of whole words; a word wider than the line is broken."""
+    lines = [""]
+    for word in text.split():
+        while font.getlength(word) > width:
+            fits = next(n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [line for line in lines if line] or [""]
+
+
+def _draw_cell(
+    sheet: Image.Image,
+    cell: _Cell,
+    x: int,
+    y: int,
+    height: int,
+    caption_font: ImageFont.FreeTypeFont,
+    label_font: ImageFont.FreeTypeFont,
+) -> None:
+    _paste_card(sheet, (x, y, x + CELL_WIDTH, y + height))
+    draw = ImageDraw.Draw(sheet)
+    top = y + PADDING
+    for line in cell.caption:
+        draw.text((x + PADDING, top), line, INK, caption_font)
+        top += CAPTION_LINE
+    # Pictures stand at the foot of the cell, so that they line up along a row of the sheet.
+    marks = len(cell.mark_lines) * LABEL_LINE
+    top = y + height - PADDING - marks - GAP - PICTURE_SIDE - LABEL_LINE
+    for number, (label, picture) in enumerate(
+        (("real", cell.entry.real), ("drawn", cell.entry.drawn))
+    ):
+        left = x + PADDING + number * (PICTURE_SIDE + GAP)
+        draw.text((left, top), label, MUTED, label_font)
+        _paste_picture(sheet, picture, left, top + LABEL_LINE, label_font)
+    top += LABEL_LINE + PICTURE_SIDE + GAP
+    for line in cell.mark_lines:
+        for name, left in line:
+            is_right = cell.entry.right[name]
+            _paste_mark(sheet, is_right, x + left, top + 2)
+            position = (x + left + MARK_SIDE + 5, top)
+            draw.text(position, name, MUTED if is_right else WRONG, label_font)
+        top += LABEL_LINE
+
+
+def _paste_card(sheet: Image.Image, box: tuple[int, int, int, int]) -> None:
+    width, height = (box[2] - box[0]) * SUPERSAMPLING, (box[3] - box[1]) * SUPERSAMPLING
+    card = Image.new("RGB", (width, height), SHEET)
+    ImageDraw.Draw(card).rounded_rectangle(
+        (0, 0, width - 1, height - 1), 10 * SUPERSAMPLING, CELL, BORDER, SUPERSAMPLING
+    )
+    sheet.paste(card.reduce(SUPERSAMPLING), box[:2])
+
+
+def _paste_picture(
+    sheet: Image.Image,
+    picture: Image.Image | None,
+    x: int,
+    y: int,
+    label_font: ImageFont.FreeTypeFont,
+) -> None:
+    draw = ImageDraw.Draw(sheet)
+    if picture is None:
+        middle = (x + PICTURE_SIDE / 2, y + PICTURE_SIDE / 2)
+        draw.text(middle, "nothing", MUTED, label_font, anchor="mm")
+    else:
+        enlarged = picture.convert("RGB").resize((PICTURE_SIDE,) * 2, Image.Resampling.LANCZOS)
+        sheet.paste(enlarged, (x, y))
+    draw.rectangle((x, y, x + PICTURE_SIDE - 1, y + PICTURE_SIDE - 1), outline=BORDER)
+
+
+def _paste_mark(sheet: Image.Image, is_right: bool, x: int, y: int) -> None:
+    """A tick or a cross: told apart by form, not by colour alone."""
+    side = MARK_SIDE * SUPERSAMPLING
+    mark = Image.new("RGB", (side, side), CELL)
+    draw = ImageDraw.Draw(mark)
+    tick = [[(0.1, 0.55), (0.4, 0.85), (0.92, 0.18)]]
+    cross = [[(0.16, 0.16), (0.84, 0.84)], [(0.16, 0.84), (0.84, 0.16)]]
+    for stroke in tick if is_right else cross:
+        points = [(u * side, v * side) for u, v in stroke]
+        draw.line(points, RIGHT if is_right else WRONG, 2 * SUPERSAMPLING, joint="curve")
+    sheet.paste(mark.reduce(SUPERSAMPLING), (x, y))

@@ -1,0 +1,135 @@
+"""How well a toy model answers and draws combinations that its training never showed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from metamorph.chat import Chat
+from metamorph.data.packing import pack_row
+from metamorph.data.toy_scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
+from metamorph.data.toy_tasks import QUESTIONS, Task, make_task
+from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.training.loss import TargetCounts
+from metamorph.training.trainer import row_losses
+
+SEED = 12345  # of the held-out tasks; training uses other ones
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Answer:
+    task: Task
+    text: str
+
+    @property
+    def right(self) -> bool:
+        return self.text == self.task.sample.turns[1].text
+
+
+@dataclass(frozen=True)
+class Drawing:
+    task: Task
+    features: Tensor | None  # [tokens, C]; None if the model drew nothing
+    picture: Image.Image | None
+    right: dict[str, bool]  # per attribute
+
+
+def held_out_tasks(kind: str, count: int, split: str = "held_out") -> list[Task]:
+    """Tasks of one kind; drawings are of single shapes, which all four attributes describe."""
+    tasks, index = [], 0
+    while len(tasks) < count:
+        task = make_task(SEED, index, split, {kind: 1.0})
+        if kind != "draw" or task.scene.count == 1:
+            tasks.append(task)
+        index += 1
+    return tasks
+
+
+def describe_split() -> str:
+    """What is held out, with examples, in words."""
+    single = [Scene(s, c, "large", p) for s in SHAPES for c in COLOURS for p in PLACES]
+    unseen = [f"{s.colour} {s.shape} at the {s.place}" for s in single if is_held_out(s)]
+    return (
+        f"{len(unseen)} of {len(single)} combinations of shape, colour and place, such as "
+        f"{', '.join(unseen[:4])}"
+    )
+
+
+def _prompts(tasks: list[Task]) -> list[tuple[str, tuple[Image.Image, ...]]]:
+    prompts = []
+    for task in tasks:
+        text = task.sample.turns[0].text
+        prompts.append((text, task.sample.images[: text.count("<image>")]))
+    return prompts
+
+
+def _batches(tasks: list[Task]) -> Iterator[list[Task]]:
+    starts = range(0, len(tasks), BATCH)
+    for start in tqdm(starts, desc=tasks[0].kind, mininterval=1):
+        yield tasks[start : start + BATCH]
+
+
+def answer_questions(chat: Chat, tasks: list[Task]) -> list[Answer]:
+    answers = []
+    for part in _batches(tasks):
+        replies = chat.reply(_prompts(part), max_new_tokens=32)
+        answers += [Answer(task, reply.text) for task, reply in zip(part, replies, strict=True)]
+    return answers
+
+
+def draw_scenes(chat: Chat, tasks: list[Task]) -> list[Drawing]:
+    drawings = []
+    for part in _batches(tasks):
+        replies = chat.reply(_prompts(part), max_new_tokens=64)
+        features = [reply.features[0] if reply.features else None for reply in replies]
+        pictures = iter(chat.draw([f for f in features if f is not None], seed=len(drawings)))
+        for task, feature in zip(part, features, strict=True):
+            picture = None if feature is None else next(pictures)
+            blank = dict.fromkeys(ATTRIBUTES, False)
+            right = blank if picture is None else score(picture, task.scene)
+            drawings.append(Drawing(task, feature, picture, {a: right[a] for a in ATTRIBUTES}))
+    return drawings
+
+
+def question_accuracy(answers: list[Answer]) -> tuple[float, dict[str, float]]:
+    """Share of exactly right answers, in all and per attribute."""
+    per_attribute = {}
+    for attribute in QUESTIONS:
+        asked = [a.right for a in answers if a.task.attribute == attribute]
+        per_attribute[attribute] = sum(asked) / len(asked)
+    return sum(a.right for a in answers) / len(answers), per_attribute
+
+
+def drawing_accuracy(drawings: list[Drawing]) -> tuple[float, dict[str, float]]:
+    """Mean over attributes, and each attribute's share of right drawings."""
+    attributes = {name: sum(d.right[name] for d in drawings) / len(drawings) for name in ATTRIBUTES}
+    return sum(attributes.values()) / len(attributes), attributes
+
+
+def checker_accuracy(tasks: list[Task]) -> float:
+    """Share of real pictures whose every attribute the pixel checker reads right."""
+    right = [all(score(task.sample.images[-1], task.scene).values()) for task in tasks]
+    return sum(right) / len(right)
+
+
+@torch.no_grad()
+def visual_cosines(
+    chat: Chat, tasks: list[Task], training_tasks: list[Task]
+) -> tuple[float, float]:
+    """Teacher-forced cosine on the drawings' targets, and that of predicting the mean token.
+
+    The mean is taken per token position over ``training_tasks``.
+    """
+    device = chat.model.projector.linear_1.weight.device
+    documents = [chat.encoder.encode(task.sample) for task in tasks]
+    row = pack_row(documents, sum(map(len, documents)), chat.model.config.pad_id)
+    losses, targets = row_losses(chat.model, row, TargetCounts.of([row]), device)
+    pictures = [task.sample.images[-1] for task in training_tasks]
+    known = chat.model.vision(chat.model.vision.preprocess(pictures).to(device))
+    mean = F.normalize(known.mean(0), dim=-1)  # [tokens, C]
+    return 1 - losses.visual.item(), (targets * mean).sum(-1).mean().item()

@@ -1,0 +1,203 @@
+"""Batched generation: prompts into a cache, then one token or one visual vector a step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metamorph.generation.cache import KeyValueCache
+from metamorph.generation.row import Generation, Mode, Row, Step
+from metamorph.generation.sampling import GREEDY, Sampling, sample
+from metamorph.model.unified import MetaMorph
+from metamorph_kernels import decode_attention, interval_attention, key_intervals
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt with its image slots already expanded.
+
+    Attributes:
+        token_ids: L ids; those at visual positions are ignored but must be valid (pad).
+        visual_positions: places of the features within the prompt, in their flattened order.
+        features: [images, tokens, C] unit vectors, or None without images.
+        bidirectional_spans: (start, end) of images that were trained to see themselves whole.
+    """
+
+    token_ids: Sequence[int]
+    visual_positions: Sequence[int] = ()
+    features: Tensor | None = None
+    bidirectional_spans: Sequence[tuple[int, int]] = ()
+
+
+@torch.no_grad()
+def generate(
+    model: MetaMorph,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    on_step: Callable[[list[Step]], None] | None = None,
+) -> list[Generation]:
+    """Answer every prompt with text and images; rows may be in different modes at any time.
+
+    After `<image_start>`, exactly `tokens_per_image` steps each record
+    normalize(vision_head(state)) and feed its projection back; text logits are not computed
+    there, and `<image_end>` is then forced (MetaMorph, arXiv 2412.14164, with its early-stop and
+    stuck-image faults closed). A text token and a visual vector each use one of `max_new_tokens`.
+
+    Args:
+        on_step: called after each step with what every unfinished row emitted.
+
+    Returns:
+        One Generation a prompt, in order; its features are fp32 on the model's device.
+
+    Raises:
+        ValueError: no budget, or a prompt whose parts do not fit together.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    for number, prompt in enumerate(prompts):
+        _check_prompt(model, number, prompt)
+    if not prompts:
+        return []
+    rows = [
+        Row(
+            model.config,
+            max_new_tokens,
+            len(prompt.token_ids),
+            opens_image=prompt.token_ids[-1] == model.config.image_start_id,
+        )
+        for prompt in prompts
+    ]
+    cache, states = prefill(model, prompts, max_new_tokens)
+    while True:
+        token_ids, image_rows, vectors, emitted = _advance(model, rows, states, sampling)
+        if on_step is not None and emitted:
+            on_step(emitted)
+        if all(row.mode is Mode.FINISHED for row in rows):
+            return [row.result() for row in rows]
+        device = states.device
+        embeddings = model.embed(
+            torch.tensor(token_ids, device=device),
+            vectors[:, None],
+            torch.tensor(image_rows, device=device, dtype=torch.int64),
+        )
+        states = decode(model, cache, embeddings)
+        for row in rows:
+            row.token_forwards += row.mode is not Mode.FINISHED
+
+
+def prefill(
+    model: MetaMorph, prompts: Sequence[Prompt], max_new_tokens: int
+) -> tuple[KeyValueCache, Tensor]:
+    """Run all prompts as the documents of one packed row and store their keys and values.
+
+    Returns the cache, with room for `max_new_tokens` more, and the last state of each, [B, H].
+    """
+    weight = model.language.model.embed_tokens.weight
+    device, dtype = weight.device, weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    capacity = max(lengths) + max_new_tokens
+    cache = KeyValueCache(model.config.language, len(prompts), capacity, device=device, dtype=dtype)
+    cache.lengths.copy_(torch.tensor(lengths))
+
+    token_ids, rows, slots, visual_positions, spans = [], [], [], [], []
+    for row, prompt in enumerate(prompts):
+        first = len(token_ids)
+        visual_positions += [first + position for position in prompt.visual_positions]
+        spans += [(first + start, first + end) for start, end in prompt.bidirectional_spans]
+        token_ids += prompt.token_ids
+        rows += [row] * lengths[row]
+        slots += range(lengths[row])
+    blocks = [prompt.features.to(device) for prompt in prompts if prompt.features is not None]
+    empty = torch.zeros(0, model.config.tokens_per_image, model.config.visual_width, device=device)
+    features = torch.cat([empty, *blocks])
+    token_ids, rows, slots, visual_positions = (
+        torch.tensor(values, device=device, dtype=torch.int64)
+        for values in (token_ids, rows, slots, visual_positions)
+    )
+    intervals = key_intervals(lengths, spans, device=device)
+
+    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer_index, rows, slots, k, v)
+        return interval_attention(q, k, v, intervals)
+
+    embeddings = model.embed(token_ids, features, visual_positions)
+    states = model.language(embeddings, slots, attention)  # [T, H]
+    last = torch.tensor(lengths, device=device).cumsum(0) - 1
+    return cache, states[last]
+
+
+def decode(model: MetaMorph, cache: KeyValueCache, embeddings: Tensor) -> Tensor:
+    """Feed one input vector a row, [B, H], behind what the cache holds; returns states [B, H]."""
+    rows = torch.arange(embeddings.shape[0], device=embeddings.device)
+    slots = cache.lengths.long()  # the new token's slot is also its position
+    lengths = cache.lengths + 1
+
+    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.write(layer_index, rows, slots, k, v)
+        return decode_attention(q, cache.keys[layer_index], cache.values[layer_index], lengths)
+
+    states = model.language(embeddings, slots, attention)
+    cache.advance()
+    return states
+
+
+def _advance(
+    model: MetaMorph, rows: list[Row], states: Tensor, sampling: Sampling
+) -> tuple[list[int], list[int], Tensor, list[Step]]:
+    """Let every unfinished row emit once.
+
+    Modes live on the host, so each head runs for its own rows only, and the chosen text ids are
+    the step's one transfer from the device; a step without text rows has none. Finished rows
+    ride along on padding: the batch keeps its shape.
+
+    Returns the next token id of each row, the rows fed with vectors, those vectors, the steps.
+    """
+    in_mode = {mode: [] for mode in Mode}
+    for index, row in enumerate(rows):
+        in_mode[row.mode].append(index)
+    text, image, closing = (in_mode[mode] for mode in (Mode.TEXT, Mode.IMAGE, Mode.CLOSING))
+    next_ids = [model.config.pad_id] * len(rows)
+    vectors = states.new_zeros(0, model.config.visual_width)
+    emitted = []
+    if text:
+        chosen = sample(model.language.head(states[text]), sampling).tolist()
+        for index, token_id in zip(text, chosen, strict=True):
+            if rows[index].accept_token(token_id):
+                next_ids[index] = token_id
+                emitted.append(Step(index, token_id, None))
+    if image:
+        vectors = model.predict_visual(states[image])  # [N, C]
+        for index, vector in zip(image, vectors.unbind(), strict=True):
+            emitted.append(Step(index, None, rows[index].accept_visual(vector)))
+    for index in closing:
+        next_ids[index] = rows[index].close_image()
+        emitted.append(Step(index, next_ids[index], None))
+    return next_ids, image, vectors, sorted(emitted, key=lambda step: step.row)
+
+
+def _check_prompt(model: MetaMorph, number: int, prompt: Prompt) -> None:
+    length = len(prompt.token_ids)
+    if length == 0:
+        raise ValueError(f"prompts[{number}].token_ids: expected at least one token, got none")
+    images = 0 if prompt.features is None else prompt.features.shape[0]
+    tokens, width = model.config.tokens_per_image, model.config.visual_width
+    if images and tuple(prompt.features.shape[1:]) != (tokens, width):
+        raise ValueError(
+            f"prompts[{number}].features: expected [images, {tokens}, {width}], "
+            f"got {list(prompt.features.shape)}"
+        )
+    if len(prompt.visual_positions) != images * tokens:
+        raise ValueError(
+            f"prompts[{number}].visual_positions: expected {images * tokens}, {tokens} an image, "
+            f"got {len(prompt.visual_positions)}"
+        )
+    outside = [position for position in prompt.visual_positions if not 0 <= position < length]
+    if outside:
+        raise ValueError(
+            f"prompts[{number}].visual_positions: {outside[0]} is outside its {length} tokens"
+        )

@@ -1,0 +1,81 @@
+"""Put a MetaMorph together from a Hugging Face Llama, a SigLIP encoder and a tokenizer."""
+
+from pathlib import Path
+
+from tokenizers import AddedToken
+
+from metamorph.errors import UserError
+from metamorph.model.language import Llama
+from metamorph.model.unified import MetaMorph, MetaMorphConfig
+from metamorph.model.vision import VisionEncoder
+from metamorph.model.weights import read_json, read_tokenizer
+
+IMAGE_START = "<image_start>"
+IMAGE_END = "<image_end>"
+END_TOKENS = ("<|end_of_text|>", "<|eot_id|>")  # an instruct Llama may end a turn with either
+
+
+def add_image_tokens(tokenizer) -> dict:
+    """Add the two image tokens to the tokenizer and look up all ids the model must know.
+
+    Returns `image_start_id`, `image_end_id`, `eos_ids` and `pad_id`: the fields of
+    MetaMorphConfig. A tokenizer without a padding token is given its end of text.
+    """
+    vocabulary = tokenizer.get_vocab()
+    added = [
+        AddedToken(text, special=True, normalized=False)
+        for text in (IMAGE_START, IMAGE_END)
+        if text not in vocabulary
+    ]
+    tokenizer.add_tokens(added, special_tokens=True)
+    ends = [text for text in END_TOKENS if text in vocabulary]
+    if tokenizer.eos_token is not None and tokenizer.eos_token not in ends:
+        ends.append(tokenizer.eos_token)
+    if not ends:
+        raise UserError("tokenizer: it names no end-of-text token, so generation could not stop")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = ends[0]
+    start_id, end_id, pad_id, *eos_ids = tokenizer.convert_tokens_to_ids(
+        [IMAGE_START, IMAGE_END, tokenizer.pad_token, *ends]
+    )
+    return {
+        "image_start_id": start_id,
+        "image_end_id": end_id,
+        "pad_id": pad_id,
+        "eos_ids": eos_ids,
+    }
+
+
+def assemble(
+    language_folder: str | Path, encoder_folder: str | Path, tokenizer=None, *, grid: int = 8
+):
+    """Build a MetaMorph on pretrained parts, with a fresh projector and vision head.
+
+    Args:
+        language_folder: Hugging Face Llama (config.json, safetensors, tokenizer files).
+        encoder_folder: Hugging Face SigLIP.
+        tokenizer: a transformers tokenizer, if not that of `language_folder`; it gains
+            `<image_start>` and `<image_end>`, whose rows start as the mean of the others.
+        grid: an image becomes grid x grid features.
+
+    Returns:
+        (model, tokenizer), the model in the dtype of the Llama's file.
+    """
+    language_folder = Path(language_folder)
+    if tokenizer is None:
+        tokenizer = read_tokenizer(language_folder)
+    before = set(tokenizer.get_vocab().values())
+    ids = add_image_tokens(tokenizer)
+    stop = read_json(language_folder / "config.json").get("eos_token_id")
+    stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    known = set(tokenizer.get_vocab().values())
+    ids["eos_ids"] = sorted({*ids["eos_ids"], *known.intersection(stops)})
+
+    language = Llama.from_pretrained(language_folder)
+    size = language.config.vocab_size
+    image_ids = (ids["image_start_id"], ids["image_end_id"])
+    language.add_tokens([i for i in image_ids if i not in before or i >= size])
+    vision = VisionEncoder.from_pretrained(encoder_folder, grid)
+    config = MetaMorphConfig(language=language.config, visual_width=vision.width, grid=grid, **ids)
+    model = MetaMorph(config, language, vision)
+    return model.to(language.output_weight.dtype), tokenizer

@@ -1,0 +1,210 @@
+"""A lean Llama decoder over packed rows, with Hugging Face names for parameters and settings.
+
+There is no batch dimension: documents lie end to end in one row of T tokens, and the caller's
+attention function decides who sees whom.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
+
+# attention(layer_index, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def inverse_frequencies(config: LanguageConfig, device: torch.device) -> Tensor:
+    """Rotary frequencies [D / 2] in fp32, with the Llama-3 scaling if the config asks for it.
+
+    Computed, not stored: a buffer would follow the module to bf16 and lose the low frequencies.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+    frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
+    if config.rope_scaling is None:
+        return frequencies
+    scaling = config.rope_scaling
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+def rotary_tables(
+    positions: Tensor, config: LanguageConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, 1, D / 2] of `positions` [T]; angles in fp32, results in `dtype`."""
+    frequencies = inverse_frequencies(config, positions.device)
+    angles = positions.to(torch.float32)[:, None, None] * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [T, heads, D], pairing element i with element i + D / 2."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Projections and rotary positions around the caller's attention function."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_width = config.num_attention_heads * config.head_dim
+        key_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
+    ) -> Tensor:
+        q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # [T, Hq, D]
+        k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # [T, Hkv, D]
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
+        return self.o_proj(attention(layer_index, q, k, v).flatten(1))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One decoder layer: the unit that training compiles, checkpoints and shards."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention, layer_index)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token table, blocks and final norm: the part Hugging Face calls `model`."""
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """Llama with the parameter names of `LlamaForCausalLM`.
+
+    With `tie_word_embeddings` there is no `lm_head`, as in a tied checkpoint: one parameter can
+    then neither drift apart nor be counted twice. Use `output_weight` for either kind.
+    """
+
+    def __init__(self, config: LanguageConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix [V, H] that turns states into logits."""
+        tied = self.config.tie_word_embeddings
+        return self.model.embed_tokens.weight if tied else self.lm_head.weight
+
+    def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """States after the final norm.
+
+        Args:
+            embeddings: [T, H] input vectors.
+            positions: [T] integer position of each token within its document.
+            attention: called once a layer as `attention(layer_index, q, k, v)` with rotated
+                q [T, Hq, D], k [T, Hkv, D] and v [T, Hkv, D]; returns [T, Hq, D].
+
+        Returns:
+            [T, H] in the dtype of `embeddings`.
+        """
+        cos, sin = rotary_tables(positions, self.config, embeddings.dtype)
+        states = embeddings
+        for layer_index, layer in enumerate(self.model.layers):
+            states = layer(states, cos, sin, attention, layer_index)
+        return self.model.norm(states)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [N, V] of states [N, H]."""
+        return F.linear(states, self.output_weight)
+
+    @torch.no_grad()
+    def add_tokens(self, token_ids: list[int]) -> None:
+        """Give new tokens the mean of all other rows, in the input and the output matrix.
+
+        Both matrices grow if an id lies beyond them; a row already there is overwritten.
+        Mean initialisation follows the released training (MetaMorph, arXiv 2412.14164).
+        """
+        if not token_ids:
+            return
+        old_size = self.config.vocab_size
+        new_size = max(old_size, max(token_ids) + 1)
+        others = torch.ones(old_size, dtype=torch.bool)
+        others[[token_id for token_id in token_ids if token_id < old_size]] = False
+        tables = [self.model.embed_tokens]
+        if not self.config.tie_word_embeddings:
+            tables.append(self.lm_head)
+        for table in tables:
+            old = table.weight
+            mean = old[others.to(old.device)].float().mean(dim=0).to(old.dtype)  # [H]
+            new = torch.cat((old, mean.expand(new_size - old_size, -1)))
+            new[token_ids] = mean
+            table.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+        self.model.embed_tokens.num_embeddings = new_size
+        if not self.config.tie_word_embeddings:
+            self.lm_head.out_features = new_size
+        self.config.vocab_size = new_size
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Llama":
+        """Load a Hugging Face Llama folder (config.json and safetensors), in the file's dtype.
+
+        Raises UserError if the architecture is another one or a tensor does not fit.
+        """
+        folder = Path(folder)
+        config = LanguageConfig.from_dict(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = read_tensors(folder)
+        # Old exporters stored the rotary table, and some the tied matrix twice.
+        redundant = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+        if config.tie_word_embeddings:
+            redundant.add("lm_head.weight")
+        kept = {name: tensor for name, tensor in tensors.items() if name not in redundant}
+        load_module(model, kept, folder)
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and safetensors that transformers' LlamaForCausalLM loads."""
+        write_tensors(Path(folder), self.state_dict())
+        write_json(Path(folder) / "config.json", self.config.to_dict())

@@ -1,0 +1,109 @@
+"""Settings of the language model, read from and written to a Hugging Face config.json."""
+
+from dataclasses import MISSING, asdict, dataclass, fields
+
+from metamorph.errors import UserError
+
+LLAMA3_SCALING_KEYS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
+@dataclass
+class LanguageConfig:
+    """Llama settings under their Hugging Face names; defaults are those of transformers.
+
+    `rope_scaling` is None or the Llama-3 dictionary: `rope_type` "llama3" with `factor`,
+    `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings`.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 2048
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith(("num_", "hidden", "inter", "vocab", "head")) and value < 1:
+                raise UserError(f"language.{field.name}: expected at least 1, got {value}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"language.num_key_value_heads: {self.num_key_value_heads} does not divide "
+                f"num_attention_heads, {self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(
+                f"language.head_dim: rotary positions need an even number, got {self.head_dim}"
+            )
+        if self.rope_scaling is not None:
+            self.rope_scaling = _llama3_scaling(self.rope_scaling)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "LanguageConfig":
+        """Read a Hugging Face Llama config, with the rotary settings flat or nested.
+
+        Keys that do not change the computation are ignored; UserError for a missing size or for
+        a setting this decoder does not implement (another activation, biases, other scalings).
+        """
+        supported = {
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
+        for key, expected in supported.items():
+            if data.get(key, expected) != expected:
+                raise UserError(
+                    f"language config: {key} is {data[key]!r}, but only {expected!r} is supported"
+                )
+        rope = dict(data.get("rope_parameters") or data.get("rope_scaling") or {})
+        theta = rope.pop("rope_theta", None) or data.get("rope_theta", cls.rope_theta)
+        if rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise UserError("language config: partial_rotary_factor other than 1 is not supported")
+        scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+        known = {field.name for field in fields(cls)} - {"rope_theta", "rope_scaling"}
+        values = {key: data[key] for key in known if key in data}
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise UserError(f"language config: the key {field.name!r} is missing")
+        return cls(**values, rope_theta=theta, rope_scaling=rope if scaled else None)
+
+    def to_dict(self) -> dict:
+        """The config.json of an equal LlamaForCausalLM.
+
+        The rotary settings stay flat, a form that both old and new transformers read.
+        """
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **asdict(self),
+        }
+
+
+def _llama3_scaling(scaling: dict) -> dict:
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind != "llama3":
+        raise UserError(f"language.rope_scaling: only 'llama3' is supported, got {kind!r}")
+    absent = [key for key in LLAMA3_SCALING_KEYS if key not in scaling]
+    if absent:
+        raise UserError(f"language.rope_scaling: the key {absent[0]!r} is missing")
+    return {"rope_type": "llama3"} | {key: scaling[key] for key in LLAMA3_SCALING_KEYS}

@@ -1,0 +1,207 @@
+"""MetaMorph: a Llama that reads and predicts visual features among its text tokens."""
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metamorph.errors import UserError
+from metamorph.model.language import Llama
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.vision import VisionEncoder
+from metamorph.model.weights import (
+    check_tensors,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_tokenizer,
+)
+from metamorph_kernels import Intervals, MLPGelu, interval_attention
+
+MODEL_TYPE = "metamorph"
+LANGUAGE_PREFIX = "language."
+LLAMA_PREFIXES = ("model.", "lm_head.")
+
+
+@dataclass
+class MetaMorphConfig:
+    """Everything about the unified model that its weights do not say.
+
+    `visual_width` is C; an image is grid x grid features. The hidden sizes of projector and
+    vision head default to the language model's. Token ids come from the tokenizer.
+    """
+
+    language: LanguageConfig
+    visual_width: int
+    grid: int
+    image_start_id: int
+    image_end_id: int
+    eos_ids: list[int]
+    pad_id: int
+    projector_hidden_size: int | None = None
+    vision_head_hidden_size: int | None = None
+
+    def __post_init__(self):
+        if self.projector_hidden_size is None:
+            self.projector_hidden_size = self.language.hidden_size
+        if self.vision_head_hidden_size is None:
+            self.vision_head_hidden_size = self.language.hidden_size
+        for name in ("visual_width", "grid", "projector_hidden_size", "vision_head_hidden_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.eos_ids:
+            raise UserError("eos_ids: expected at least one token id, got none")
+        for token_id in (self.image_start_id, self.image_end_id, self.pad_id, *self.eos_ids):
+            if not 0 <= token_id < self.language.vocab_size:
+                raise UserError(
+                    f"token id {token_id} is outside the vocabulary of {self.language.vocab_size}"
+                )
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.grid * self.grid
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "MetaMorphConfig":
+        """Read what `to_dict` wrote; UserError for another model, a missing or an unknown key."""
+        if data.get("model_type") != MODEL_TYPE:
+            raise UserError(
+                f"config.json: expected model_type {MODEL_TYPE!r}, got {data.get('model_type')!r}"
+            )
+        values = {key: value for key, value in data.items() if key != "model_type"}
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"config.json: unknown key {unknown[0]!r}")
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise UserError(f"config.json: the key {field.name!r} is missing")
+        return cls(**values | {"language": LanguageConfig.from_dict(values["language"])})
+
+    def to_dict(self) -> dict:
+        language = self.language.to_dict()
+        return {"model_type": MODEL_TYPE} | asdict(self) | {"language": language}
+
+
+class MetaMorph(nn.Module):
+    """Language model, projector (C to H) and vision head (H to C), and maybe the encoder.
+
+    Section 3 of MetaMorph (arXiv 2412.14164): features enter through the projector, and the
+    state at each token predicts the next text token or the next feature.
+    """
+
+    def __init__(
+        self,
+        config: MetaMorphConfig,
+        language: Llama | None = None,
+        vision: VisionEncoder | None = None,
+    ):
+        super().__init__()
+        if vision is not None:
+            given, expected = (vision.grid, vision.width), (config.grid, config.visual_width)
+            if given != expected:
+                raise UserError(f"encoder: grid and width are {given}, expected {expected}")
+        hidden, width = config.language.hidden_size, config.visual_width
+        self.config = config
+        self.language = Llama(config.language) if language is None else language
+        self.projector = MLPGelu(width, config.projector_hidden_size, hidden)
+        self.vision_head = MLPGelu(hidden, config.vision_head_hidden_size, width)
+        self.vision = vision
+
+    def embed(self, token_ids: Tensor, features: Tensor, visual_positions: Tensor) -> Tensor:
+        """Input vectors [T, H]: token rows, with projected features at the visual positions.
+
+        Args:
+            token_ids: [T] ids; those at visual positions are not used but must be valid (pad).
+            features: [images, tokens, C] unit vectors of any float dtype; zero images are fine.
+            visual_positions: [Nv] distinct places for the features, images x tokens of them, in
+                the order of `features`.
+
+        Raises ValueError if the numbers of features and positions differ.
+        """
+        flat = features.flatten(0, 1)  # [Nv, C]
+        if flat.shape[0] != visual_positions.shape[0]:
+            raise ValueError(
+                f"visual_positions: expected one for each of {flat.shape[0]} features, "
+                f"got {visual_positions.shape[0]}"
+            )
+        embeddings = self.language.model.embed_tokens(token_ids)  # [T, H]
+        projected = self.projector(flat.to(embeddings.dtype))  # [Nv, H]
+        return embeddings.index_copy(0, visual_positions, projected.to(embeddings.dtype))
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        intervals: Intervals,
+        features: Tensor,
+        visual_positions: Tensor,
+    ) -> Tensor:
+        """States [T, H] of one packed row.
+
+        Args:
+            token_ids, features, visual_positions: as in `embed`.
+            positions: [T], counting from 0 in each document.
+            intervals: who may see whom, from `metamorph_kernels.key_intervals`.
+        """
+
+        def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return interval_attention(q, k, v, intervals)
+
+        embeddings = self.embed(token_ids, features, visual_positions)
+        return self.language(embeddings, positions, attention)
+
+    def predict_visual(self, states: Tensor) -> Tensor:
+        """Unit vectors [N, C], fp32, that the states [N, H] predict for the next position."""
+        return F.normalize(self.vision_head(states).float(), dim=-1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> "MetaMorph":
+        """Load a folder that `save_pretrained` wrote, with its encoder if it has one.
+
+        Weights keep the file's dtype unless `dtype` is given. UserError if anything does not fit.
+        """
+        folder = Path(folder)
+        config = MetaMorphConfig.from_dict(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = read_tensors(folder)
+        expected = {_file_name(name): tensor for name, tensor in model.state_dict().items()}
+        check_tensors(expected, tensors, folder)
+        model.load_state_dict({_name(key): value for key, value in tensors.items()}, assign=True)
+        if (folder / "encoder").exists():
+            model.vision = VisionEncoder.from_pretrained(folder / "encoder", config.grid)
+        return model.to(device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path, tokenizer=None) -> None:
+        """Write the unified folder: weights, config.json, tokenizer files and encoder/.
+
+        The Llama keeps its Hugging Face names, so that other tools find it.
+        """
+        folder = Path(folder)
+        tensors = {
+            _file_name(name): tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith("vision.")
+        }
+        write_tensors(folder, tensors)
+        if self.vision is not None:
+            self.vision.save_pretrained(folder / "encoder")
+        if tokenizer is not None:
+            write_tokenizer(folder, tokenizer)
+        write_json(folder / "config.json", self.config.to_dict())
+
+
+def _file_name(name: str) -> str:
+    return name.removeprefix(LANGUAGE_PREFIX)
+
+
+def _name(file_name: str) -> str:
+    return LANGUAGE_PREFIX + file_name if file_name.startswith(LLAMA_PREFIXES) else file_name

@@ -1,0 +1,152 @@
+"""The frozen SigLIP encoder: pictures in, a small grid of unit vectors out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from metamorph.errors import UserError
+from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
+from metamorph_kernels import pool_normalize
+
+TOWER_PREFIX = "vision_model."
+DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
+
+
+class VisionEncoder(nn.Module):
+    """SigLIP tokens before its post-layernorm, pooled to grid x grid and L2-normalised.
+
+    Section 3 of MetaMorph (arXiv 2412.14164). Parameters start frozen; `requires_grad_(True)`
+    thaws them. Post-layernorm and pooling head are kept for saving but never run.
+    """
+
+    def __init__(
+        self,
+        config: SiglipVisionConfig,
+        grid: int,
+        mean: tuple[float, ...] = DEFAULT_MEAN,
+        std: tuple[float, ...] = DEFAULT_STD,
+    ):
+        super().__init__()
+        side = config.image_size // config.patch_size
+        if not 1 <= grid <= side:
+            raise UserError(f"grid: expected 1 to {side}, the encoder's own grid, got {grid}")
+        self.config = config
+        self.grid = grid
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        model = SiglipVisionModel(config)
+        # Older releases of transformers wrap the tower once more.
+        self.tower = getattr(model, "vision_model", model)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def width(self) -> int:
+        """C, the width of a visual feature."""
+        return self.config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        """S, the side in pixels of the square that `forward` takes."""
+        return self.config.image_size
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.grid * self.grid
+
+    def preprocess(self, images: list[Image.Image]) -> Tensor:
+        """Turn pictures of any size and mode into pixel values [B, 3, S, S], fp32, on the CPU.
+
+        Each is squashed to the square (bicubic, as SigLIP's own processor), scaled to 0..1 and
+        normalised by the encoder's mean and standard deviation.
+        """
+        size = (self.image_size, self.image_size)
+        pixels = torch.empty(len(images), *size, 3)
+        for slot, image in zip(pixels, images, strict=True):
+            squashed = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+            slot.copy_(torch.from_numpy(np.array(squashed)))
+        pixels = (pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """SigLIP's hidden_states[-1], [B, patches, C], of pixel values [B, 3, S, S]."""
+        weight = self.tower.embeddings.patch_embedding.weight
+        embeddings = self.tower.embeddings(pixel_values.to(weight.device))
+        return self.tower.encoder(inputs_embeds=embeddings).last_hidden_state
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Visual features [B, grid * grid, C], unit length, of pixel values [B, 3, S, S]."""
+        if len(pixel_values) == 0:  # a row of text alone; SigLIP's attention cannot reshape it
+            weight = self.tower.embeddings.patch_embedding.weight
+            return weight.new_zeros(0, self.tokens_per_image, self.width)
+        return pool_normalize(self.encode(pixel_values), self.grid)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, grid: int) -> "VisionEncoder":
+        """Load a SiglipVisionModel folder, or the vision half of a SiglipModel folder.
+
+        Without a preprocessor_config.json, mean and standard deviation are 0.5. Raises UserError
+        if the folder holds another model or its files do not fit together.
+        """
+        folder = Path(folder)
+        data = read_json(folder / "config.json")
+        if data.get("model_type") not in ("siglip", "siglip_vision_model"):
+            raise UserError(
+                f"{folder / 'config.json'}: expected a SigLIP model, got {data.get('model_type')!r}"
+            )
+        config = SiglipVisionConfig(**data.get("vision_config", data))
+        mean, std = _read_normalisation(folder / "preprocessor_config.json", config.image_size)
+        with torch.device("meta"):
+            encoder = cls(config, grid, mean, std)
+        tensors = read_tensors(folder)
+        if any(name.startswith(TOWER_PREFIX) for name in tensors):
+            tensors = {
+                name.removeprefix(TOWER_PREFIX): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(TOWER_PREFIX)
+            }
+        # Old exporters stored the position numbers, which no trained weight depends on.
+        tensors.pop("embeddings.position_ids", None)
+        load_module(encoder.tower, tensors, folder)
+        embeddings = encoder.tower.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+        return encoder
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the config, weights and preprocessor config of a SiglipVisionModel."""
+        folder = Path(folder)
+        tensors = self.tower.state_dict()
+        write_tensors(folder, {TOWER_PREFIX + name: tensor for name, tensor in tensors.items()})
+        size = {"height": self.image_size, "width": self.image_size}
+        preprocessor = {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": size,
+            "resample": int(Image.Resampling.BICUBIC),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        write_json(folder / "preprocessor_config.json", preprocessor)
+        config = self.config.to_dict() | {"architectures": ["SiglipVisionModel"]}
+        write_json(folder / "config.json", config)
+
+
+def _read_normalisation(path: Path, image_size: int) -> tuple[list[float], list[float]]:
+    if not path.exists():
+        return list(DEFAULT_MEAN), list(DEFAULT_STD)
+    data = read_json(path)
+    size = data.get("size", {"height": image_size, "width": image_size})
+    if size != {"height": image_size, "width": image_size}:
+        raise UserError(f"{path}: size is {size}, but the encoder takes {image_size} pixels")
+    resample = data.get("resample", Image.Resampling.BICUBIC)
+    if resample != Image.Resampling.BICUBIC:
+        raise UserError(f"{path}: only bicubic resampling (3) is supported, got {resample}")
+    return data.get("image_mean", list(DEFAULT_MEAN)), data.get("image_std", list(DEFAULT_STD))

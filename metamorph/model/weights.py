@@ -1,0 +1,168 @@
+"""Folders of JSON, safetensors and tokenizer files: atomic writes, checked reads."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from metamorph.errors import UserError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` if the body succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Read one JSON object. Raises UserError if it is absent, unreadable or not an object."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def write_json(path: Path, data: Mapping) -> None:
+    """Write `data` as indented JSON, atomically."""
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read every tensor of a folder: one `model.safetensors`, or shards named by its index.
+
+    Returns names to CPU tensors in the dtype of the file. Raises UserError if a file is
+    absent or damaged; pickled checkpoints are refused.
+    """
+    folder = Path(folder)
+    index_path = folder / INDEX_FILE
+    if not index_path.exists():
+        return _read_file(folder / SINGLE_FILE)
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index_path}: expected the key 'weight_map' to map tensors to files")
+    tensors = {}
+    for file in sorted(set(weight_map.values())):
+        tensors.update(_read_file(folder / file))
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"{index_path}: its shards do not hold the tensor {absent[0]!r}")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file (weights are read from safetensors only)")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged safetensors file: {error}") from None
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write tensors in the Hugging Face layout: one file, or shards of at most `shard_bytes`.
+
+    Each file appears whole or not at all, and the index, which readers trust first, after its
+    shards. Files of an earlier layout are removed at the end.
+    """
+    folder = Path(folder)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor.detach().to("cpu").contiguous()
+        filled += size
+    stale = set(folder.glob("model*.safetensors")) | {folder / INDEX_FILE}
+    count = len(shards)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        with atomic_path(folder / file) as temporary:
+            save_file(shard, temporary, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        stale.discard(folder / file)
+    if count > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX_FILE, index)
+        stale.discard(folder / INDEX_FILE)
+    # The index goes first: without it, a reader falls back to the single file just written.
+    for path in sorted(stale, key=lambda path: path.name != INDEX_FILE):
+        path.unlink(missing_ok=True)
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Raise UserError unless `found` has exactly the names and shapes of `expected`."""
+    for name, tensor in expected.items():
+        if name not in found:
+            raise UserError(f"{_where(folder)}: the tensor {name!r} is missing")
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{_where(folder)}: the tensor {name!r} has shape {tuple(found[name].shape)}, "
+                f"but the configuration needs {tuple(tensor.shape)}"
+            )
+    unexpected = sorted(found.keys() - expected.keys())
+    if unexpected:
+        raise UserError(
+            f"{_where(folder)}: the tensor {unexpected[0]!r} of shape "
+            f"{tuple(found[unexpected[0]].shape)} belongs to no part of the model"
+        )
+
+
+def _where(folder: Path) -> Path:
+    index_path = Path(folder) / INDEX_FILE
+    return index_path if index_path.exists() else Path(folder) / SINGLE_FILE
+
+
+def load_module(module: torch.nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Check `tensors` against `module` (which may be on the meta device) and assign them."""
+    check_tensors(module.state_dict(), tensors, folder)
+    module.load_state_dict(tensors, assign=True)
+
+
+def write_tokenizer(folder: Path, tokenizer) -> None:
+    """Write a transformers tokenizer, each of its files atomically."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer.") as staging:
+        tokenizer.save_pretrained(staging)
+        for path in Path(staging).iterdir():
+            os.replace(path, folder / path.name)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file (a model folder needs its tokenizer)")
+    return PreTrainedTokenizerFast.from_pretrained(folder)

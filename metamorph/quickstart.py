@@ -1,0 +1,180 @@
+"""The whole job at toy size, in front of the user: train, answer, draw, report."""
+
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import metamorph
+from metamorph.chat import Chat
+from metamorph.config import load_config
+from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.decoder.training import train_decoder
+from metamorph.errors import UserError
+from metamorph.evaluation import held_out
+from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.report import AnsweredQuestion, write_report
+from metamorph.model.language import Llama
+from metamorph.model.language_config import LanguageConfig
+from metamorph.training.trainer import train
+
+ROOT = Path(metamorph.__file__).parent.parent
+ASSETS = Path(metamorph.__file__).parent / "assets"
+STAGES = ("language", "align", "instruct", "decoder")
+QUESTIONS, DRAWINGS, SHOWN = 300, 200, 24
+MARKER = "quickstart"  # a file that says that a folder may be replaced by the next quickstart
+
+
+def build_start(folder: Path, seed: int) -> None:
+    """A random small Llama and the toy tokenizer, in Hugging Face's layout."""
+    tokenizer = build_toy_tokenizer()
+    torch.manual_seed(seed)
+    language = Llama(
+        LanguageConfig(
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=4096,
+            rope_theta=10000.0,
+        )
+    )
+    nn.init.normal_(language.model.embed_tokens.weight, std=0.04)  # the scale of projected features
+    language.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def claim_folder(folder: Path) -> None:
+    """Makes the run folder; replaces only what an earlier quickstart wrote."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise UserError(f"--output: {folder} holds something else, expected a new folder")
+        print(f"replacing the earlier quickstart in {folder}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def stage_config(stage: str, folder: Path):
+    """The stage's YAML with its folders below ``folder``."""
+    path = ROOT / "configs" / "toy" / f"{stage}.yaml"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the quickstart from a clone of the project")
+    overrides = {"output": str(folder / "stages" / stage)}
+    if stage == "language":
+        overrides["model.language"] = str(folder / "start")
+    if stage in ("language", "decoder"):
+        overrides["model.vision"] = str(ASSETS / "encoder")
+    if stage == "decoder":
+        overrides["decoder.base"] = str(ASSETS / "decoder_base")
+    if stage in ("align", "instruct"):
+        before = {"align": "language", "instruct": "align"}[stage]
+        overrides["model.folder"] = str(folder / "stages" / before / "model")
+    return load_config(path, overrides)
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "metamorph": version("metamorph"),
+        **{name: version(name) for name in packages},
+    }
+
+
+def evaluate(chat: Chat) -> tuple[dict, list, list]:
+    """Scores on the held-out split, with the answers and drawings behind them."""
+    answers = held_out.answer_questions(chat, held_out.held_out_tasks("question", QUESTIONS))
+    drawing_tasks = held_out.held_out_tasks("draw", DRAWINGS)
+    drawings = held_out.draw_scenes(chat, drawing_tasks)
+    questions_right, by_attribute = held_out.question_accuracy(answers)
+    drawings_right, attributes = held_out.drawing_accuracy(drawings)
+    cosine, baseline = held_out.visual_cosines(
+        chat, drawing_tasks, held_out.held_out_tasks("draw", 500, "train")
+    )
+    report = {
+        "question_accuracy": questions_right,
+        "question_accuracy_by_attribute": by_attribute,
+        "drawing_accuracy": drawings_right,
+        "attributes": attributes,
+        "checker_accuracy": held_out.checker_accuracy(drawing_tasks),
+        "visual_cosine": cosine,
+        "mean_baseline_cosine": baseline,
+        "questions": len(answers),
+        "drawings": len(drawings),
+        "held_out": held_out.describe_split(),
+    }
+    return report, answers, drawings
+
+
+def quickstart(output: Path, seed: int = 0) -> dict:
+    """Trains all stages, evaluates, and writes the model and the report below ``output``."""
+    started = time.perf_counter()
+    claim_folder(output)
+    print("1/6 start: a random small language model and its tokenizer")
+    build_start(output / "start", seed)
+    seconds = {}
+    for number, stage in enumerate(STAGES, start=2):
+        config = stage_config(stage, output)
+        config.seed = seed
+        print(f"{number}/6 {stage}: {config.training.steps} steps")
+        stage_started = time.perf_counter()
+        result = train_decoder(config) if stage == "decoder" else train(config)
+        seconds[stage] = time.perf_counter() - stage_started
+        if stage == "instruct":
+            shutil.copytree(result, output / "model")
+        if stage == "decoder":
+            shutil.copytree(result, output / "model" / "decoder")
+
+    print("6/6 evaluation: held-out questions and captions")
+    stage_started = time.perf_counter()
+    report, answers, drawings = evaluate(Chat.from_pretrained(output / "model"))
+    seconds["evaluation"] = time.perf_counter() - stage_started
+    sheet = contact_sheet(
+        [
+            SheetEntry(d.task.sample.turns[0].text, d.task.sample.images[-1], d.picture, d.right)
+            for d in drawings[:SHOWN]
+        ]
+    )
+    sheet.save(output / "samples.png")
+    report |= {
+        "seconds": time.perf_counter() - started,
+        "seconds_by_stage": seconds,
+        "versions": versions(),
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    shown = [
+        AnsweredQuestion(
+            a.task.sample.images[0],
+            a.task.sample.turns[0].text.removeprefix("<image>"),
+            a.text,
+            a.task.sample.turns[1].text,
+        )
+        for a in answers[:SHOWN]
+    ]
+    stages = {stage: output / "stages" / stage for stage in STAGES}
+    write_report(output, report, stages, shown, output / "samples.png")
+    return report
+
+
+def summary(report: dict, output: Path) -> str:
+    """What the command prints last."""
+    attributes = ", ".join(f"{name} {value:.0%}" for name, value in report["attributes"].items())
+    return (
+        f"held-out questions answered right: {report['question_accuracy']:.1%}\n"
+        f"held-out captions drawn right:     {report['drawing_accuracy']:.1%} ({attributes})\n"
+        f"visual cosine {report['visual_cosine']:.3f}, predicting the mean gives "
+        f"{report['mean_baseline_cosine']:.3f}\n"
+        f"finished in {report['seconds']:.0f} s\n"
+        f"  model     {output / 'model'}\n"
+        f"  pictures  {output / 'samples.png'}\n"
+        f"  report    {output / 'report.html'}"
+    )

@@ -1,0 +1,1 @@
+"""Training: one loop for the language, align and instruct stages."""

@@ -1,0 +1,49 @@
+"""What a training step reports: losses, the visual baseline, speed, packing."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class MeanBaseline:
+    """Cosine reached by always predicting the mean feature of each token position.
+
+    A visual cosine means nothing beside this number: it is what a model gets that ignores its
+    prompt. The means run over all targets seen so far; each batch is scored before it is added.
+    """
+
+    def __init__(self, tokens_per_image: int, width: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(tokens_per_image, width, device=device)
+
+    def update(self, targets: Tensor) -> Tensor:
+        """Adds [images, tokens, C] unit vectors; returns the baseline's mean cosine on them."""
+        mean = F.normalize(self.total, dim=-1)
+        cosine = (targets.float() * mean).sum(-1).mean()
+        self.total += targets.float().sum(0)
+        return cosine
+
+
+class Meter:
+    """Tokens a second and packing efficiency since the last reading."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.started = time.perf_counter()
+        self.used = self.slots = 0
+
+    def add(self, used: int, slots: int) -> None:
+        self.used += used
+        self.slots += slots
+
+    def read(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        values = {
+            "tokens_per_second": self.used / seconds,
+            "packing_efficiency": self.used / max(self.slots, 1),
+        }
+        self.reset()
+        return values

@@ -1,0 +1,19 @@
+import pytest
+
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.model.assemble import add_image_tokens
+
+TOKENS_PER_IMAGE = 4
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    tokenizer = build_toy_tokenizer()
+    add_image_tokens(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer) -> ChatEncoder:
+    return ChatEncoder(tokenizer, TOKENS_PER_IMAGE)

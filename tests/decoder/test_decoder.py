@@ -1,0 +1,148 @@
+"""The diffusion decoder: adapter, training, sampling, and diffusers' folder layout."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from metamorph.data.toy_tasks import make_task
+from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.training import DecoderTrainer, PictureStream, train_decoder
+from metamorph.errors import Stopped, UserError
+from metamorph.training.run_folder import read_metrics
+
+
+def test_adapter_pads_conditions_with_zeros():
+    adapter = FeatureAdapter(6, 10, 8, condition_length=7)
+    conditions = adapter(torch.randn(2, 4, 6))
+    assert conditions.shape == (2, 7, 8)
+    assert conditions[:, 4:].abs().max() == 0 and conditions[:, :4].abs().min() > 0
+    assert FeatureAdapter(6, 10, 8)(torch.randn(2, 4, 6)).shape == (2, 4, 8)
+
+
+def pictures(count: int) -> list:
+    return [make_task(0, i, "train", {"draw": 1.0}).sample.images[0] for i in range(count)]
+
+
+def test_dropped_conditions_are_zero_and_their_pictures_are_not_encoded(config, monkeypatch):
+    trainer = DecoderTrainer(config)
+    encoded = []
+    preprocess = trainer.vision.preprocess
+    monkeypatch.setattr(
+        trainer.vision, "preprocess", lambda images: encoded.extend(images) or preprocess(images)
+    )
+    kept = torch.tensor([True, False, True, False])
+    four = pictures(4)
+    conditions = trainer.conditions(four, kept)
+    assert [image for image in four if image in encoded] == [four[0], four[2]]
+    assert conditions.shape == (4, 4, 12)
+    assert (conditions.abs().amax((1, 2)) > 0).tolist() == kept.tolist()
+    alone = trainer.conditions([four[2]], torch.tensor([True]))
+    torch.testing.assert_close(conditions[2:3], alone)
+    assert trainer.conditions(four, torch.zeros(4, dtype=torch.bool)).abs().max() == 0
+
+
+def test_the_loss_is_the_error_of_the_predicted_noise(config, monkeypatch):
+    trainer = DecoderTrainer(config)
+
+    class Perfect:
+        def __init__(self, sample):
+            self.sample = sample
+
+    def knows_the_noise(noisy, timesteps, conditions):
+        alphas = trainer.noise_scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return Perfect((noisy - alphas.sqrt() * clean) / (1 - alphas).sqrt())
+
+    sampled = trainer.latents
+
+    def remember(images, generator):
+        nonlocal clean
+        clean = sampled(images, generator)
+        return clean
+
+    clean = None
+    monkeypatch.setattr(trainer, "latents", remember)
+    monkeypatch.setattr(trainer.unet, "forward", knows_the_noise)
+    loss = trainer(pictures(4), torch.Generator().manual_seed(0))
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_training_moves_unet_and_adapter_and_writes_a_diffusers_folder(config):
+    folder = train_decoder(config)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {
+        "unet", "vae", "scheduler", "adapter",
+    }  # fmt: skip
+    base = Path(config.decoder.base)
+    # Other tools open the parts without our code.
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    assert unet.config.cross_attention_dim == 12
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(folder / "scheduler")
+    assert scheduler.config.algorithm_type == "dpmsolver++"
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(base / "unet" / name), load_file(folder / "unet" / name)
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    before, after = load_file(base / "vae" / name), load_file(folder / "vae" / name)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [line["step"] for line in read_metrics(Path(config.output))] == list(range(1, 7))
+
+
+def test_sampling_is_repeatable_and_follows_its_condition(config):
+    decoder = VisualDecoder.from_pretrained(train_decoder(config), low_cpu_mem_usage=False)
+    decoder.set_progress_bar_config(disable=True)
+    features = torch.nn.functional.normalize(torch.randn(2, 4, 24), dim=-1)
+
+    def draw(values, **options):
+        generator = torch.Generator().manual_seed(5)
+        return [image.tobytes() for image in decoder(values, generator=generator, **options)]
+
+    assert draw(features) == draw(features)
+    assert decoder(features)[0].size == (64, 64)
+    assert draw(features) != draw(-features)
+    assert draw(features, guidance_scale=1) != draw(features, guidance_scale=6)
+    # With a guidance of 0 only the empty condition speaks.
+    assert draw(features, guidance_scale=0) == draw(-features, guidance_scale=0)
+    with pytest.raises(ValueError, match="24"):
+        decoder(features[..., :5])
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch):
+    def trained(folder):
+        return [
+            load_file(path)
+            for path in sorted(folder.rglob("*.safetensors"))
+            if path.parent.name in ("unet", "adapter")
+        ]
+
+    whole = trained(train_decoder(replace(config, output=str(tmp_path / "whole"))))
+    take, calls = PictureStream.take, []
+
+    def stop_in_fourth_step(self, count):
+        calls.append(count)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureStream, "take", stop_in_fourth_step)
+        with pytest.raises(Stopped, match="step 4 of 6"):
+            train_decoder(config)
+    resumed = trained(train_decoder(replace(config, resume=True)))
+    assert len(whole) == len(resumed) == 2
+    for one, other in zip(whole, resumed, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_missing_parts_are_named(config):
+    with pytest.raises(UserError, match="decoder.base"):
+        DecoderTrainer(replace(config, decoder=replace(config.decoder, base="nowhere")))
+    with pytest.raises(UserError, match="model.vision"):
+        DecoderTrainer(replace(config, model=replace(config.model, vision="")))

@@ -1,0 +1,221 @@
+"""The report page and the contact sheet show what was measured, and need nothing beside them."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from metamorph.data.toy_scenes import Scene, caption, render
+from metamorph.evaluation.checker import ATTRIBUTES, CHANCE
+from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.report import (
+    FIRST_QUESTIONS,
+    AnsweredQuestion,
+    duration,
+    percent,
+    write_report,
+)
+
+SCENE = Scene("square", "yellow", "large", "top left")
+REPORT = {
+    "question_accuracy": 0.9567,
+    "question_accuracy_by_attribute": {"colour": 0.9312, "count": 0.8765},
+    "drawing_accuracy": 0.8123,
+    "attributes": {"colour": 0.9713, "shape": 0.5432, "size": 0.8321, "place": 0.9021},
+    "checker_accuracy": 0.9987,
+    "visual_cosine": 0.91342,
+    "mean_baseline_cosine": 0.78119,
+    "seconds": 492.3,
+    "seconds_by_stage": {"instruct": 231.0, "drawing": 33.0},
+    "versions": {"torch": "2.13.0+cpu", "python": "3.11.9"},
+    "held_out": "purple circle, yellow square",
+    "questions": 321,
+    "drawings": 123,
+}
+
+
+class Page(HTMLParser):
+    """The text, the elements and the addresses of a page."""
+
+    ADDRESSES = {"src", "href", "xlink:href", "action", "data", "poster", "srcset"}
+    VOID = {"meta", "img", "br", "link", "input"}
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.texts, self.elements, self.addresses, self.open, self.ids = [], [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.addresses += [v for name, v in attributes if name in self.ADDRESSES]
+        self.ids += [v for name, v in attributes if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def write_metrics(folder, lines):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def stages(tmp_path):
+    language = [{"step": s, "text_loss": 3 / s, "visual_cosine": None} for s in (5, 10, 20)]
+    instruct = [
+        {"step": s, "text_loss": 2 / s, "visual_cosine": 0.5, "mean_baseline_cosine": 0.4}
+        for s in (10, 450)
+    ]
+    decoder = [{"step": 400, "noise_error": 0.2}]
+    return {
+        "language": write_metrics(tmp_path / "language", language),
+        "instruct": write_metrics(tmp_path / "instruct", instruct),
+        "decoder": write_metrics(tmp_path / "decoder", decoder),
+    }
+
+
+def entry(text: str = "") -> SheetEntry:
+    right = dict.fromkeys(ATTRIBUTES, True) | {"shape": False}
+    return SheetEntry(text or caption(SCENE), render(SCENE), render(SCENE), right)
+
+
+def make_page(tmp_path, stages, answers, report=REPORT) -> tuple[str, Page]:
+    sheet_path = tmp_path / "samples.png"
+    contact_sheet([entry()]).save(sheet_path)
+    path = write_report(tmp_path, report, stages, answers, sheet_path)
+    assert path == tmp_path / "report.html"
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.open == []  # every element is closed
+    return html, page
+
+
+def answered(answer: str, expected: str = "yellow") -> AnsweredQuestion:
+    return AnsweredQuestion(render(SCENE), "What colour is the shape?", answer, expected)
+
+
+def test_shows_the_measured_figures(tmp_path, stages):
+    _, page = make_page(tmp_path, stages, [answered("yellow")])
+    figures = ["95.7%", "93.1%", "87.6%", "81.2%", "97.1%", "54.3%", "83.2%", "90.2%", "99.9%"]
+    figures += ["0.913", "0.781", "8 min 12 s", "3 min 51 s", "33 s", "321", "123"]
+    figures += ["2.13.0+cpu", "3.11.9", "purple circle, yellow square", "450 steps"]
+    figures += [f"chance {percent(CHANCE[name])}" for name in ATTRIBUTES]
+    for figure in figures:
+        assert figure in page.text, figure
+
+
+def test_figures_are_not_constants(tmp_path, stages):
+    first, _ = make_page(tmp_path, stages, [])
+    second, page = make_page(tmp_path, stages, [], REPORT | {"question_accuracy": 0.1234})
+    assert "95.7%" in first and "95.7%" not in second
+    assert "12.3%" in page.text
+
+
+def test_draws_what_each_stage_measured(tmp_path, stages):
+    _, page = make_page(tmp_path, stages, [])
+    assert page.elements.count("svg") == 4  # two text losses, one cosine, one noise error
+    assert "always predicting the mean" in page.text
+    assert page.text.count("Text loss (nats)") == 2
+    assert page.text.count("Noise prediction error") == 1
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_needs_nothing_from_outside(tmp_path, stages):
+    html, page = make_page(tmp_path, stages, [answered("yellow")])
+    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+    assert not re.search(r"https?:|//[a-z]|@import|<script", without_pictures)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_escapes_all_text(tmp_path, stages):
+    attack = '<script>alert("x")</script>'
+    report = REPORT | {"held_out": attack, "versions": {attack: attack}}
+    report |= {"question_accuracy_by_attribute": {attack: 0.5}}
+    answers = [AnsweredQuestion(render(SCENE), attack, attack, attack)]
+    html, page = make_page(tmp_path, stages, answers, report)
+    assert "script" not in page.elements
+    assert attack not in html
+    assert page.text.count(attack) == 7
+
+
+def test_marks_right_and_wrong_answers(tmp_path, stages):
+    _, page = make_page(tmp_path, stages, [answered("yellow"), answered("Yellow"), answered("")])
+    assert (page.text.count("✓"), page.text.count("✗")) == (1, 2)
+    assert "(nothing)" in page.text
+
+
+def test_folds_long_tables_without_losing_rows(tmp_path, stages):
+    answers = [answered(f"answer-{i}") for i in range(FIRST_QUESTIONS + 5)]
+    _, page = make_page(tmp_path, stages, answers)
+    assert "Show 5 more" in page.text
+    assert len(re.findall(r"answer-\d+", page.text)) == len(answers)
+
+
+def test_page_is_the_same_twice(tmp_path, stages):
+    answers = [answered("yellow")]
+    assert make_page(tmp_path, stages, answers)[0] == make_page(tmp_path, stages, answers)[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (600, "10 min 0 s")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_sheet_grows_with_entries():
+    sizes = [contact_sheet([entry()] * count, columns=3).size for count in (1, 2, 3, 4, 7)]
+    widths, heights = zip(*sizes, strict=True)
+    assert widths[0] < widths[1] < widths[2] == widths[3] == widths[4]
+    assert heights[0] == heights[1] == heights[2] < heights[3] < heights[4]
+
+
+def test_sheet_wraps_long_captions_and_words():
+    short = contact_sheet([entry()])
+    long = contact_sheet([entry("many words " * 20 + "x" * 300)])
+    assert long.width == short.width and long.height > short.height
+
+
+def test_sheet_shows_both_pictures_and_marks():
+    plain = Image.new("RGB", (64, 64), "white")
+    red = Image.new("RGB", (64, 64), (255, 0, 0))
+    blue = Image.new("RGB", (64, 64), (0, 0, 255))
+
+    def pixels(sheet: Image.Image, colour) -> int:
+        return dict((c, n) for n, c in sheet.getcolors(1 << 20)).get(colour, 0)
+
+    sheet = contact_sheet([SheetEntry("a", red, blue, {"shape": True})])
+    assert pixels(sheet, (255, 0, 0)) == pixels(sheet, (0, 0, 255)) > 150**2
+    right = contact_sheet([SheetEntry("a", plain, plain, {"shape": True})])
+    wrong = contact_sheet([SheetEntry("a", plain, plain, {"shape": False})])
+    assert right.size == wrong.size and right.tobytes() != wrong.tobytes()
+
+
+def test_sheet_takes_a_missing_drawing():
+    missing = SheetEntry(caption(SCENE), render(SCENE), None, dict.fromkeys(ATTRIBUTES, False))
+    assert contact_sheet([missing]).size == contact_sheet([entry()]).size
+
+
+@pytest.mark.parametrize(("entries", "columns"), [([], 3), ([entry()], 0)])
+def test_sheet_refuses_nothing_to_show(entries, columns):
+    with pytest.raises(ValueError, match="at least"):
+        contact_sheet(entries, columns)

@@ -1,0 +1,78 @@
+"""Choosing text tokens."""
+
+import pytest
+import torch
+
+from metamorph.errors import UserError
+from metamorph.generation import GREEDY, Sampling
+from metamorph.generation.sampling import sample
+
+PROBABILITIES = torch.tensor([0.05, 0.4, 0.25, 0.2, 0.1])
+
+
+def frequencies(draws: int = 20_000, **settings) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(generator=generator, **settings)
+    ids = sample(PROBABILITIES.log().expand(draws, -1), sampling)
+    assert ids.dtype == torch.int64
+    return ids.bincount(minlength=5) / draws
+
+
+def test_greedy_takes_the_best():
+    logits = torch.randn(7, 11)
+    assert torch.equal(sample(logits, GREEDY), logits.argmax(-1))
+    assert torch.equal(sample(logits, Sampling(top_k=3, top_p=0.5)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_temperature_sharpens_or_flattens(temperature):
+    expected = PROBABILITIES ** (1 / temperature)
+    expected = expected / expected.sum()
+    torch.testing.assert_close(frequencies(temperature=temperature), expected, atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 3}, [1, 2, 3]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.01}, [1]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 2]),
+        ({"top_p": 0.8}, [1, 2, 3]),
+        ({"top_p": 1.0}, [0, 1, 2, 3, 4]),
+        ({"top_k": 2, "top_p": 0.7}, [1, 2]),  # the cut to two comes first: 0.4 is then 0.62
+        ({"top_k": 2, "top_p": 0.6}, [1]),
+    ],
+)
+def test_cuts_keep_the_best_and_their_proportions(settings, kept):
+    expected = torch.zeros(5)
+    expected[kept] = PROBABILITIES[kept] / PROBABILITIES[kept].sum()
+    measured = frequencies(temperature=1.0, **settings)
+    torch.testing.assert_close(measured, expected, atol=0.015, rtol=0)
+    assert (measured[expected == 0] == 0).all()
+
+
+def test_rows_are_drawn_independently():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([[0.0, -torch.inf, 0.0], [-torch.inf, 0.0, -torch.inf]]).repeat(500, 1)
+    ids = sample(logits, Sampling(temperature=1.0, generator=generator)).view(500, 2)
+    assert set(ids[:, 0].tolist()) == {0, 2} and set(ids[:, 1].tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: expected 0 or more, got -1.0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1.0}, "generator: a temperature above 0 needs"),
+        ({"top_k": 0}, "top_k: expected at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p: expected more than 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p"),
+    ],
+)
+def test_senseless_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**settings)

@@ -1,0 +1,50 @@
+"""Results with their gradients, errors beside plain bfloat16, and a record of what ran."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def value_and_gradients(function, *tensors, seed=0):
+    """The result, then its gradients for the floating tensors under a fixed random cotangent."""
+    leaves = [
+        tensor.detach().clone().requires_grad_() if tensor.is_floating_point() else tensor
+        for tensor in tensors
+    ]
+    result = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    cotangent = torch.randn(result.shape, generator=generator, dtype=torch.float64)
+    result.backward(cotangent.to(result.dtype))
+    return [result.detach()] + [leaf.grad for leaf in leaves if leaf.is_floating_point()]
+
+
+def assert_as_good_as_plain(function, plain, *tensors):
+    """In bfloat16 `function` errs at most twice as much as `plain`, both against float64."""
+    half = [tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors]
+    exact = [tensor.double() if tensor.is_floating_point() else tensor for tensor in half]
+    truth = value_and_gradients(plain, *exact)
+    errors = [
+        [
+            None if value is None else (value.double() - true).abs().max().item()
+            for value, true in zip(value_and_gradients(candidate, *half), truth, strict=True)
+        ]
+        for candidate in (function, plain)
+    ]
+    for ours, theirs in zip(*errors, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or ours <= 2 * theirs + 1e-6, errors
+
+
+class Record(TorchDispatchMode):
+    """The most elements of any tensor made, and the number of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.products = 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        self.products += function is torch.ops.aten.mm.default
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result

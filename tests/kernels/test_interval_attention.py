@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparisons import Record, assert_as_good_as_plain, value_and_gradients
+from hypothesis import given, settings
+from packed_rows import brute_force_mask, packed_rows
+
+from metamorph_kernels import attention, interval_attention, key_intervals, reference
+
+
+def rows(tokens, query_heads=4, key_heads=2, head_dim=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(tokens, heads, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+        for heads in (query_heads, key_heads, key_heads)
+    ]
+
+
+def plain(q, k, v, mask, scale=None):
+    """One dense masked call in the dtype of the inputs."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (tensor.repeat_interleave(group, 1) for tensor in (k, v))
+    q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale).transpose(0, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(packed_rows())
+def test_equals_brute_force_forward_and_backward(row):
+    lengths, spans = row
+    intervals = key_intervals(lengths, spans)
+    mask = brute_force_mask(lengths, spans)
+    tensors = rows(sum(lengths))
+    ours = value_and_gradients(lambda q, k, v: interval_attention(q, k, v, intervals), *tensors)
+    oracle = value_and_gradients(
+        lambda q, k, v: reference.interval_attention(q, k, v, intervals), *tensors
+    )
+    dense = value_and_gradients(lambda q, k, v: plain(q, k, v, mask), *tensors)
+    torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("query_heads", "key_heads", "head_dim", "scale"),
+    [(1, 1, 1, None), (6, 6, 5, 0.3), (6, 2, 8, None), (6, 3, 7, 1.7), (5, 1, 16, None)],
+)
+def test_heads_and_scales(query_heads, key_heads, head_dim, scale):
+    lengths, spans = [1, 6, 13, 6], [(2, 5), (8, 12), (14, 20)]
+    intervals = key_intervals(lengths, spans)
+    tensors = rows(26, query_heads, key_heads, head_dim)
+    ours, oracle = (
+        value_and_gradients(lambda q, k, v, f=f: f(q, k, v, intervals, scale=scale), *tensors)
+        for f in (interval_attention, reference.interval_attention)
+    )
+    torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-11)
+
+
+def test_gradcheck():
+    intervals = key_intervals([2, 5, 2], [(3, 6)])
+    tensors = [tensor.requires_grad_() for tensor in rows(9)]
+    torch.autograd.gradcheck(lambda q, k, v: interval_attention(q, k, v, intervals), tensors)
+
+
+def test_documents_longer_than_a_batch(monkeypatch):
+    monkeypatch.setattr(attention, "LONGEST_BATCHED_DOCUMENT", 4)
+    lengths, spans = [4, 6, 4, 6, 6], [(5, 9), (14, 18)]
+    intervals = key_intervals(lengths, spans)
+    tensors = rows(26)
+    ours = interval_attention(*tensors, intervals)
+    torch.testing.assert_close(ours, plain(*tensors, brute_force_mask(lengths, spans)))
+
+    lengths = [60] * 10
+    spans = [(60 * index, 60 * index + 30) for index in range(10)]
+    with Record() as record:
+        interval_attention(*rows(600, 2, 1, 4), key_intervals(lengths, spans))
+    assert record.elements <= 600 * 2 * 4  # the queries; ten masks would be 36,000
+
+
+def test_nothing_crosses_documents_or_comes_back_in_time():
+    lengths, spans = [4, 5, 4], [(5, 7)]
+    intervals = key_intervals(lengths, spans)
+    q, k, v = rows(13)
+    before = interval_attention(q, k, v, intervals)
+    k[4:9], v[4:9] = math.nan, math.nan
+    after = interval_attention(q, k, v, intervals)
+    assert torch.equal(after[:4], before[:4]) and torch.equal(after[9:], before[9:])
+    q, k, v = rows(13)
+    k[7], v[7] = math.inf, math.nan  # the token after the span
+    after = interval_attention(q, k, v, intervals)
+    assert torch.allclose(after[:4], before[:4]) and torch.allclose(after[9:], before[9:])
+    k, v = rows(13)[1:]
+    k[7], v[7] = 50.0, -50.0
+    after = interval_attention(q, k, v, intervals)
+    assert torch.allclose(after[4:7], before[4:7]) and not torch.allclose(after[7], before[7])
+
+
+def test_never_builds_a_mask_of_the_whole_row():
+    lengths = [20] * 30
+    spans = [(20 * index + 2, 20 * index + 9) for index in range(0, 30, 3)]
+    tensors = [tensor.requires_grad_() for tensor in rows(600, 2, 1, 4, torch.float32)]
+    with Record() as record:
+        interval_attention(*tensors, key_intervals(lengths, spans)).sum().backward()
+    assert record.elements <= 20 * 600
+
+
+def test_bfloat16_is_as_good_as_dense_bfloat16():
+    lengths, spans = [5, 40, 19, 40], [(6, 30), (46, 60)]
+    intervals, mask = key_intervals(lengths, spans), brute_force_mask(lengths, spans)
+    assert_as_good_as_plain(
+        lambda q, k, v: interval_attention(q, k, v, intervals),
+        lambda q, k, v: plain(q, k, v, mask),
+        *rows(104, 6, 2, 16),
+    )
+
+
+def test_compiled_equals_eager():
+    compiled = torch.compile(interval_attention, fullgraph=True, backend="aot_eager")
+    tensors = rows(11, dtype=torch.float32)
+    for lengths, spans in (([3, 5, 3], [(4, 6)]), ([11], [])):
+        intervals = key_intervals(lengths, spans)
+        eager, traced = (
+            value_and_gradients(lambda q, k, v, f=f, i=intervals: f(q, k, v, i), *tensors)
+            for f in (interval_attention, compiled)
+        )
+        torch.testing.assert_close(eager, traced, rtol=0, atol=0)
+
+
+def test_follows_autocast():
+    q, k, v = rows(5, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = interval_attention(q, k.bfloat16(), v, key_intervals([5]))
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": torch.ones(5, 4)}, r"q: .*\[T, Hq, D\].*got \[5, 4\]"),
+        ({"k": torch.ones(4, 2, 3)}, r"k: .*\[5, any, 3\], got \[4, 2, 3\]"),
+        ({"v": torch.ones(5, 1, 3)}, r"v: .*\[5, 2, 3\], got \[5, 1, 3\]"),
+        ({"q": torch.ones(5, 3, 3)}, "q: .*multiple of the 2 key heads, got 3"),
+        ({"k": torch.ones(5, 2, 3).double()}, "k: expected torch.float32.*got torch.float64"),
+        ({"q": torch.ones(5, 4, 3, dtype=torch.int64)}, "q: expected float64.*got torch.int64"),
+        ({"v": torch.ones(5, 2, 3, device="meta")}, "v: expected device cpu.*got meta"),
+        ({"q": [1.0]}, "q: expected a tensor, got list"),
+        ({"intervals": key_intervals([4])}, r"intervals: expected shape \[T\] = \[5\], got \[4\]"),
+        ({"intervals": key_intervals([5], device="meta")}, "intervals: .*device cpu, got meta"),
+        ({"intervals": None}, "intervals: expected Intervals, got NoneType"),
+        ({"impl": "triton"}, "impl: interval_attention takes 'auto', 'torch', got 'triton'"),
+    ],
+)
+def test_refuses(change, words):
+    q, k, v = rows(5, dtype=torch.float32)
+    arguments = {"q": q, "k": k, "v": v, "intervals": key_intervals([5])} | change
+    with pytest.raises(ValueError, match=words):
+        interval_attention(**arguments)

@@ -1,0 +1,174 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from comparisons import Record, assert_as_good_as_plain, value_and_gradients
+
+from metamorph_kernels import LinearCrossEntropy, cross_entropy, linear_cross_entropy, reference
+
+LABELS = torch.tensor([1, 10, -100, 3, 0, -100, 5])
+
+
+def inputs(rows=7, width=5, vocabulary=11, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((rows, width), (vocabulary, width))
+    ]
+
+
+@pytest.fixture(params=[1, 22, 33, 2**26], ids=lambda logits: f"{logits}-at-once")
+def logits_at_once(request, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_equals_reference_and_gradcheck(logits_at_once, reduction):
+    ours, oracle, torch_own = (
+        value_and_gradients(lambda x, w, f=f: f(x, w), *inputs())
+        for f in (
+            lambda x, w: linear_cross_entropy(x, w, LABELS, reduction=reduction),
+            lambda x, w: reference.linear_cross_entropy(x, w, LABELS, reduction=reduction),
+            lambda x, w: F.cross_entropy(x @ w.t(), LABELS, reduction=reduction),
+        )
+    )
+    torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours, torch_own, rtol=1e-10, atol=1e-12)
+    if logits_at_once == 22:
+        torch.autograd.gradcheck(
+            lambda x, w: linear_cross_entropy(x, w, LABELS, reduction=reduction),
+            [tensor.requires_grad_() for tensor in inputs()],
+        )
+
+
+def test_large_logits_stay_exact():
+    x, weight = inputs()
+    ours, oracle = (
+        value_and_gradients(lambda x, w, f=f: f(x, w, LABELS), 300 * x, weight)
+        for f in (linear_cross_entropy, reference.linear_cross_entropy)
+    )
+    torch.testing.assert_close(ours, oracle)
+
+
+def test_logits_are_never_whole(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 4 * 100)
+    x, weight = (tensor.requires_grad_() for tensor in inputs(64, 6, 100))
+    with Record() as record:
+        linear_cross_entropy(x, weight, torch.arange(64)).backward()
+    assert record.elements <= 100 * 6  # the weight is larger than the 4 x 100 logits of a chunk
+
+
+@pytest.mark.parametrize(("wants_x", "wants_weight"), [(True, False), (False, True), (True, True)])
+def test_multiplies_only_for_gradients_that_are_wanted(wants_x, wants_weight):
+    x, weight = inputs()
+    x.requires_grad_(wants_x)
+    weight.requires_grad_(wants_weight)
+    with Record() as record:
+        linear_cross_entropy(x, weight, LABELS).backward()
+    assert record.products == 2 + wants_x + wants_weight
+    assert (x.grad is not None) == wants_x and (weight.grad is not None) == wants_weight
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("rows", [0, 7])
+def test_nothing_to_count_gives_zero_and_gradients_of_zeros(rows, reduction):
+    x, weight = (tensor.requires_grad_() for tensor in inputs(rows))
+    labels = torch.full((rows,), -100)
+    loss = linear_cross_entropy(x, weight, labels, reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(x.grad, torch.zeros_like(x))
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+def test_ignored_rows_have_no_part():
+    x, weight = inputs()
+    losses, x_gradient, _ = value_and_gradients(
+        lambda x, w: linear_cross_entropy(x, w, LABELS, reduction="none"), x, weight
+    )
+    assert losses[[2, 5]].eq(0).all() and x_gradient[[2, 5]].eq(0).all()
+    kept = LABELS != -100
+    mean = linear_cross_entropy(x, weight, LABELS)
+    torch.testing.assert_close(mean, F.cross_entropy(x[kept] @ weight.t(), LABELS[kept]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_float32_losses_and_its_own_gradients(dtype):
+    loss, *gradients = value_and_gradients(
+        lambda x, w: linear_cross_entropy(x, w, LABELS), *inputs(dtype=dtype)
+    )
+    assert loss.dtype == torch.float32 and {grad.dtype for grad in gradients} == {dtype}
+
+
+def test_weight_gradient_adds_up_in_float32(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 3)  # one row at a time
+    x = torch.ones(600, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(3, 1, dtype=torch.bfloat16, requires_grad=True)
+    linear_cross_entropy(x, weight, torch.zeros(600).long(), reduction="sum").backward()
+    expected = torch.tensor([[-400], [200], [200]]).bfloat16()
+    assert torch.equal(weight.grad, expected)  # in bfloat16 the sum would stall near 128
+
+
+def test_bfloat16_is_as_good_as_plain_bfloat16(logits_at_once):
+    x, weight = inputs(60, 32, 80)
+    labels = torch.arange(60)
+    assert_as_good_as_plain(
+        lambda x, w: linear_cross_entropy(x, w, labels, reduction="none"),
+        lambda x, w: F.cross_entropy((x @ w.t()).float(), labels, reduction="none"),
+        x,
+        0.3 * weight,
+    )
+
+
+def test_compiled_equals_eager_also_under_autocast(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    tensors = inputs(dtype=torch.float32)
+    for on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            eager, traced = (
+                value_and_gradients(lambda x, w, f=f: f(x, w, LABELS), *tensors)
+                for f in (linear_cross_entropy, compiled)
+            )
+        torch.testing.assert_close(eager, traced, rtol=0, atol=0)
+        assert all(value.dtype == torch.float32 for value in eager)
+
+
+def test_autocast_keeps_logits_in_float32():
+    x, weight = inputs(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, LABELS)
+    rounded = (tensor.bfloat16().double() for tensor in (x, weight))
+    expected = reference.linear_cross_entropy(*rounded, LABELS)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_module():
+    module = LinearCrossEntropy(5, 11, reduction="sum", dtype=torch.float64)
+    assert list(module.state_dict()) == ["weight"]
+    x, _ = inputs()
+    expected = reference.linear_cross_entropy(x, module.weight, LABELS, reduction="sum")
+    torch.testing.assert_close(module(x, LABELS), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": torch.ones(7)}, r"x: .*\[N, H\].*got \[7\]"),
+        ({"weight": torch.ones(11, 4)}, r"weight: .*\[any, 5\], got \[11, 4\]"),
+        ({"weight": torch.ones(0, 5)}, r"weight: expected at least one class, got \[0, 5\]"),
+        ({"weight": torch.ones(11, 5).half()}, "weight: .*got torch.float16"),
+        ({"weight": torch.ones(11, 5, device="meta")}, "weight: expected device cpu.*got meta"),
+        ({"labels": LABELS.int()}, "labels: expected torch.int64, got torch.int32"),
+        ({"labels": LABELS[:6]}, r"labels: .*\[7\], got \[6\]"),
+        ({"labels": LABELS.to("meta")}, "labels: expected device cpu, got meta"),
+        ({"labels": LABELS.where(LABELS != 3, 11)}, "labels: expected 0 to 10 or -100, got 11"),
+        ({"labels": LABELS.where(LABELS != 3, -1)}, "labels: expected 0 to 10 or -100, got -1"),
+        ({"reduction": "max"}, "reduction: .*got 'max'"),
+        ({"impl": "triton"}, "impl: linear_cross_entropy takes 'auto', 'torch', got 'triton'"),
+    ],
+)
+def test_refuses(change, words):
+    x, weight = inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match=words):
+        linear_cross_entropy(**({"x": x, "weight": weight, "labels": LABELS} | change))

@@ -1,0 +1,133 @@
+"""Reading and writing folders of weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from metamorph.errors import UserError
+from metamorph.model.weights import (
+    atomic_path,
+    check_tensors,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+
+
+def example() -> dict[str, torch.Tensor]:
+    return {f"part.{i}": torch.randn(i + 1, 4) for i in range(5)}
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def test_one_file_round_trips(tmp_path):
+    tensors = example()
+    write_tensors(tmp_path, tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert same(read_tensors(tmp_path), tensors)
+
+
+def test_shards_round_trip_and_respect_the_limit(tmp_path):
+    tensors = example()
+    write_tensors(tmp_path, tensors, shard_bytes=100)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert shards == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert shards[0] == "model-00001-of-00003.safetensors"
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in tensors.values())
+    assert same(read_tensors(tmp_path), tensors)
+
+
+@pytest.mark.parametrize(("first", "second"), [(100, 10_000), (10_000, 100), (40, 100)])
+def test_a_second_write_leaves_nothing_of_the_first(tmp_path, first, second):
+    write_tensors(tmp_path, example(), shard_bytes=first)
+    tensors = example()
+    write_tensors(tmp_path, tensors, shard_bytes=second)
+    write_tensors(tmp_path / "fresh", tensors, shard_bytes=second)
+    names = {path.name for path in tmp_path.iterdir()} - {"fresh"}
+    assert names == {path.name for path in (tmp_path / "fresh").iterdir()}
+    assert same(read_tensors(tmp_path), tensors)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "config.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        Path(temporary).write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_broken_json_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json: .*JSON"):
+        read_json(tmp_path / "config.json")
+
+
+def test_absent_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="config.json: no such file"):
+        read_json(tmp_path / "config.json")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="model.safetensors: no such file .*safetensors only"):
+        read_tensors(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write_tensors(tmp_path, example())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="model.safetensors: damaged"):
+        read_tensors(tmp_path)
+
+
+def test_damaged_indices_are_named(tmp_path):
+    write_tensors(tmp_path, example(), shard_bytes=100)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["ghost"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="do not hold the tensor 'ghost'"):
+        read_tensors(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="'weight_map'"):
+        read_tensors(tmp_path)
+    path.write_text(json.dumps({"weight_map": {"a": "model-00009-of-00009.safetensors"}}))
+    with pytest.raises(UserError, match="model-00009-of-00009.safetensors: no such file"):
+        read_tensors(tmp_path)
+
+
+def test_differences_between_file_and_model_are_named(tmp_path):
+    tensors = example()
+    check_tensors(tensors, tensors, tmp_path)
+    without = {name: tensor for name, tensor in tensors.items() if name != "part.3"}
+    with pytest.raises(UserError, match="'part.3' is missing"):
+        check_tensors(tensors, without, tmp_path)
+    with pytest.raises(UserError, match=r"'part.3' of shape \(4, 4\) belongs to no part"):
+        check_tensors(without, tensors, tmp_path)
+    with pytest.raises(UserError, match=r"'part.3' has shape \(2, 2\).*needs \(4, 4\)"):
+        check_tensors(tensors, tensors | {"part.3": torch.zeros(2, 2)}, tmp_path)
+
+
+def test_views_of_one_storage_can_be_written(tmp_path):
+    """safetensors refuses shared storage; a slice of a bigger tensor must still be saved."""
+    big = torch.randn(4, 4)
+    write_tensors(tmp_path, {"half": big[:2], "column": big[:, 1]})
+    assert same(read_tensors(tmp_path), {"half": big[:2], "column": big[:, 1]})
+
+
+def test_reading_does_not_tie_tensors_to_the_file(tmp_path):
+    write_tensors(tmp_path, {"a": torch.zeros(3)})
+    read_tensors(tmp_path)["a"].add_(1)
+    assert torch.equal(read_tensors(tmp_path)["a"], torch.zeros(3))
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert torch.equal(read_tensors(tmp_path)["a"], torch.ones(3))

@@ -1,0 +1,137 @@
+"""The encoder beside transformers' SigLIP, from either kind of folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import (
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from metamorph.errors import UserError
+from metamorph.model import VisionEncoder
+
+SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+VISION = SIZES | {"num_attention_heads": 3, "image_size": 56, "patch_size": 8}
+TEXT = SIZES | {"num_attention_heads": 3, "vocab_size": 11, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def official_vision() -> SiglipVisionModel:
+    torch.manual_seed(0)
+    model = SiglipVisionModel(SiglipVisionConfig(**VISION)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    return model
+
+
+def pictures() -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 41, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    small = picture.resize((9, 30))
+    return [picture, small.convert("L"), small.convert("RGBA"), small.convert("P")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    official_vision().save_pretrained(tmp_path / "siglip")
+    return tmp_path / "siglip"
+
+
+def expected_features(model, pixel_values, grid):
+    with torch.no_grad():
+        last = model(pixel_values, output_hidden_states=True).hidden_states[-1]
+    square = last.unflatten(1, (7, 7)).permute(0, 3, 1, 2)
+    pooled = F.interpolate(square, size=(grid, grid), mode="bilinear", align_corners=False)
+    return F.normalize(pooled.flatten(2).transpose(1, 2), dim=-1)
+
+
+def test_features_equal_transformers(folder):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    pixel_values = torch.randn(2, 3, 56, 56)
+    features = encoder(pixel_values)
+    assert features.shape == (2, 9, 24) == (2, encoder.tokens_per_image, encoder.width)
+    assert not features.requires_grad
+    expected = expected_features(official_vision(), pixel_values, 3)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    normed = official_vision()(pixel_values).last_hidden_state
+    assert (encoder.encode(pixel_values) - normed).abs().max() > 0.1  # not after post-layernorm
+
+
+def test_a_whole_siglip_folder_gives_its_vision_half(tmp_path):
+    vision, text = SiglipVisionConfig(**VISION), SiglipTextConfig(**TEXT)
+    whole = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    whole.save_pretrained(tmp_path)
+    encoder = VisionEncoder.from_pretrained(tmp_path, grid=4)
+    pixel_values = torch.randn(1, 3, 56, 56)
+    expected = expected_features(whole.vision_model, pixel_values, 4)
+    torch.testing.assert_close(encoder(pixel_values), expected, atol=1e-5, rtol=0)
+
+
+def test_saved_folder_loads_here_and_in_transformers(folder, tmp_path):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder.mean, encoder.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    encoder.save_pretrained(tmp_path / "saved")
+    again = VisionEncoder.from_pretrained(tmp_path / "saved", grid=3)
+    pixel_values = again.preprocess(pictures())
+    assert torch.equal(pixel_values, encoder.preprocess(pictures()))
+    assert torch.equal(again(pixel_values), encoder(pixel_values))
+    official, report = SiglipVisionModel.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    expected = expected_features(official.eval(), pixel_values, 3)
+    torch.testing.assert_close(again(pixel_values), expected, atol=1e-5, rtol=0)
+
+
+def test_preprocessing_equals_transformers(folder, tmp_path):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder.mean = (0.4, 0.5, 0.6)
+    encoder.save_pretrained(tmp_path / "saved")
+    processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
+    expected = processor(pictures(), return_tensors="pt").pixel_values
+    torch.testing.assert_close(encoder.preprocess(pictures()), expected, atol=1e-6, rtol=0)
+
+
+def test_no_pictures_give_no_features(folder):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    pixel_values = encoder.preprocess([])
+    assert pixel_values.shape == (0, 3, 56, 56)
+    assert encoder(pixel_values).shape == (0, 9, 24)
+
+
+def test_frozen_until_thawed(folder):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    encoder.requires_grad_(True)
+    encoder(torch.randn(1, 3, 56, 56)).square().sum().backward()
+    assert encoder.tower.embeddings.patch_embedding.weight.grad is not None
+    assert encoder.tower.post_layernorm.weight.grad is None  # never run
+
+
+def test_what_does_not_fit_is_refused(folder):
+    with pytest.raises(UserError, match="grid: expected 1 to 7.*got 8"):
+        VisionEncoder.from_pretrained(folder, grid=8)
+    preprocessor = folder / "preprocessor_config.json"
+    preprocessor.write_text(json.dumps({"size": {"height": 64, "width": 64}}))
+    with pytest.raises(UserError, match="preprocessor_config.json: size is .*takes 56"):
+        VisionEncoder.from_pretrained(folder, grid=3)
+    preprocessor.write_text(json.dumps({"resample": 2}))
+    with pytest.raises(UserError, match="only bicubic"):
+        VisionEncoder.from_pretrained(folder, grid=3)
+    preprocessor.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(UserError, match=r"fc1.weight' has shape \(32, 24\).*needs \(40, 24\)"):
+        VisionEncoder.from_pretrained(folder, grid=3)
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
+    with pytest.raises(UserError, match="expected a SigLIP model, got 'clip'"):
+        VisionEncoder.from_pretrained(folder, grid=3)

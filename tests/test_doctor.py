@@ -1,0 +1,120 @@
+"""The doctor tells the truth about what is here, and why the rest is not usable."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import metamorph_kernels
+from metamorph import doctor
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def install(monkeypatch, tmp_path, name: str, code: str) -> None:
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_report_is_plain_and_complete():
+    values = doctor.report()
+    assert json.loads(json.dumps(values)) == values
+    assert values["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert values["cpu"]["cores"] >= 1
+    assert set(values["backends"]) == set(doctor.BACKENDS)
+    assert values["ops"] == metamorph_kernels.probe()
+    assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
+    for backend in values["backends"].values():
+        assert backend["usable"] == (backend["reason"] is None)
+
+
+def test_main_prints_every_backend_and_op(capsys):
+    assert doctor.main() == 0
+    printed = capsys.readouterr().out
+    for name in (*doctor.BACKENDS, *metamorph_kernels.probe(), "nvcc", "python"):
+        assert f"  {name} " in printed
+
+
+def test_a_missing_gpu_has_a_reason(without_gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in doctor.report()["gpu"]["reason"]
+
+    def fail():
+        raise RuntimeError("no driver\nand more")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert doctor.report()["gpu"]["reason"] == "RuntimeError: no driver"
+
+
+def test_gpus_are_listed(with_gpu, monkeypatch):
+    class Properties:
+        name, total_memory, major, minor = "Some GPU", 80 * 2**30, 9, 0
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    monkeypatch.setattr(doctor, "BACKENDS", {})
+    monkeypatch.setattr(doctor, "_output", lambda command: "580.1\n580.1\n")
+    values = doctor.report()
+    assert values["gpu"]["devices"] == [
+        {"name": "Some GPU", "memory": "80.0 GiB", "capability": "9.0", "driver": "580.1"}
+    ]
+    line = r"Some GPU +memory 80\.0 GiB, capability 9\.0, driver 580\.1\n"
+    assert re.search(line, doctor.format_report(values))
+    assert values["gpu"]["devices"][0]["name"] == "Some GPU"
+
+
+def backend_of(monkeypatch, module: str) -> dict:
+    monkeypatch.setattr(doctor, "BACKENDS", {"some-backend": module})
+    return doctor.report()["backends"]["some-backend"]
+
+
+def test_backend_that_is_not_installed(monkeypatch):
+    backend = backend_of(monkeypatch, "surely_not_installed")
+    assert backend == {"usable": False, "version": None, "reason": "not installed"}
+
+
+def test_broken_backend_gives_its_own_reason(monkeypatch, tmp_path, with_gpu):
+    install(monkeypatch, tmp_path, "broken_backend", "raise OSError('undefined symbol: x\\ny')")
+    monkeypatch.setattr(doctor, "_gpu", lambda: {"devices": [], "reason": "pretended"})
+    backend = backend_of(monkeypatch, "broken_backend")
+    assert (backend["usable"], backend["reason"]) == (False, "OSError: undefined symbol: x")
+
+
+def test_working_backend_is_usable_only_with_a_gpu(monkeypatch, tmp_path, without_gpu):
+    install(monkeypatch, tmp_path, "working_backend", "")
+    backend = backend_of(monkeypatch, "working_backend")
+    assert not backend["usable"] and "needs a GPU" in backend["reason"]
+    monkeypatch.setattr(doctor, "WORKS_WITHOUT_GPU", ("some-backend",))
+    assert backend_of(monkeypatch, "working_backend")["usable"]
+
+
+def test_triton_is_usable_without_gpu_in_its_interpreter(monkeypatch, without_gpu):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not doctor.report()["backends"]["triton"]["usable"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert doctor.report()["backends"]["triton"]["usable"]
+
+
+def test_nvcc_absent_and_present(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor.report()["nvcc"] == {"version": None, "reason": "nvcc is not on PATH"}
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/opt/nvcc")
+    monkeypatch.setattr(doctor, "_output", lambda command: "release 13.0, V13.0.88\n")
+    assert doctor.report()["nvcc"] == {"version": "13.0.88", "reason": None}
+    monkeypatch.setattr(doctor, "_output", lambda command: "")
+    assert doctor.report()["nvcc"]["reason"] == "/opt/nvcc --version names no release"
+
+
+def test_a_command_that_cannot_run_has_no_output():
+    assert doctor._output(["surely-not-a-command"]) == ""

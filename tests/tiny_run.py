@@ -1,0 +1,50 @@
+"""The smallest real starting point of a run: Hugging Face folders and a config that uses them."""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from metamorph.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from metamorph.data.toy_tokenizer import build_toy_tokenizer
+
+GRID = 2
+ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
+
+
+def write_language(folder: Path) -> Path:
+    """A random Llama of 2 layers with the toy tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = build_toy_tokenizer()
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_vision(folder: Path) -> Path:
+    """A random SigLIP vision tower of one layer for 64 px pictures."""
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        image_size=64, patch_size=16,
+    )  # fmt: skip
+    SiglipVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConfig:
+    """A run of a few steps below ``folder``, from ``folder/llama`` and ``folder/siglip``."""
+    return RunConfig(
+        stage=stage,
+        output=str(folder / stage),
+        model=ModelConfig(language=str(folder / "llama"), vision=str(folder / "siglip"), grid=GRID),
+        data=DataConfig(source="toy_scenes", kinds=ALL_KINDS, row_length=256),
+        training=TrainingConfig(
+            steps=steps, learning_rate=1e-2, log_every=1, checkpoint_every=3, **training
+        ),
+        device="cpu",
+    )
