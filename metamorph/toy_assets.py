@@ -49,6 +49,7 @@ VOCABULARY = {
 }
 TOKEN_WORDS = ("shape", "colour", "size")  # of each token that sees a shape
 WORD_SCALE = 10.0
+PICTURES = 8192
 SEED = 0
 
 
@@ -165,7 +166,7 @@ def build_encoder(folder: Path, steps: int) -> None:
     )  # fmt: skip
     encoder = VisionEncoder(config, GRID).requires_grad_(True)
     probes = Probes(config.hidden_size)
-    scenes, zoomed, pictures = scene_pictures(8192)
+    scenes, zoomed, pictures = scene_pictures(PICTURES)
     pixels, truth = encoder.preprocess(pictures), labels(scenes)
     # A close-up no longer tells size, place or count.
     truth[torch.tensor(zoomed), 2:] = -100
@@ -206,7 +207,7 @@ def build_vae(folder: Path, steps: int) -> AutoencoderKL:
         block_out_channels=(8, 16, 32, 64), layers_per_block=1, latent_channels=4,
         norm_num_groups=4, sample_size=IMAGE_SIZE, mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    _, _, pictures = scene_pictures(8192)
+    _, _, pictures = scene_pictures(PICTURES)
     pixels = to_pixels(pictures)
 
     def loss_of(rows: Tensor) -> Tensor:
@@ -262,7 +263,7 @@ def build_unet(folder: Path, vae: AutoencoderKL, steps: int) -> None:
     print(f"unet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f}M parameters")
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     words = Words(96)
-    scenes, zoomed, pictures = scene_pictures(8192)
+    scenes, zoomed, pictures = scene_pictures(PICTURES)
     keep = [i for i, close_up in enumerate(zoomed) if not close_up]
     latents = encode_latents(vae, to_pixels([pictures[i] for i in keep]))
     latents = latents * vae.config.scaling_factor

@@ -128,7 +128,7 @@ KINDS = {
     "text": text,
 }
 DEFAULT_WEIGHTS = {
-    "question": 0.38, "draw": 0.36, "describe": 0.05, "edit": 0.07, "motion": 0.08, "zoom": 0.06,
+    "question": 0.40, "draw": 0.42, "describe": 0.04, "edit": 0.05, "motion": 0.05, "zoom": 0.04,
 }  # fmt: skip
 
 

@@ -71,6 +71,12 @@ def test_bfloat16_is_as_good_as_plain_bfloat16():
     assert_as_good_as_plain(lambda t: pool_normalize(t, 4), plain, features(2, 9, 32))
 
 
+def test_arithmetic_on_bfloat16_rounds_once_at_the_end():
+    tokens = features(2, 9, 32).bfloat16()
+    exact = reference.pool_normalize(tokens.double(), 4)
+    torch.testing.assert_close(pool_normalize(tokens, 4).double(), exact, rtol=2**-8, atol=1e-7)
+
+
 def test_compiled_equals_eager():
     compiled = torch.compile(pool_normalize, fullgraph=True, backend="aot_eager")
     eager, traced = (
