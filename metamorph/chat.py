@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metamorph.data.conversation import IMAGE_PLACEHOLDER, USER, ChatEncoder, Sample, Turn
+from metamorph.data.conversation import USER, ChatEncoder, Sample, Turn
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import UserError
 from metamorph.generation.engine import Prompt, generate
@@ -15,6 +15,7 @@ from metamorph.generation.row import Generation, ImageSegment
 from metamorph.generation.sampling import GREEDY, Sampling
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
+from metamorph.tokens import IMAGE_PLACEHOLDER
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,14 @@ class Chat:
         model = MetaMorph.from_pretrained(folder, device)
         tokenizer = read_tokenizer(folder)
         decoder = None
-        if (folder / "decoder").is_dir():
-            decoder = VisualDecoder.from_pretrained(folder / "decoder", low_cpu_mem_usage=False)
+        if (folder / "decoder").exists():
+            decoder = VisualDecoder.from_folder(folder / "decoder")
+            given, expected = decoder.adapter.config.feature_width, model.config.visual_width
+            if given != expected:
+                raise UserError(
+                    f"{folder / 'decoder'}: it draws from features of width {given}, but the "
+                    f"model predicts width {expected}"
+                )
             decoder = decoder.to(device)
             decoder.set_progress_bar_config(disable=True)
         return cls(model, tokenizer, decoder)
@@ -80,10 +87,21 @@ class Chat:
         max_new_tokens: int = 256,
         sampling: Sampling = GREEDY,
     ) -> list[Reply]:
-        """Answers (text, images) pairs as one batch."""
+        """Answers (text, images) pairs as one batch.
+
+        Raises ``UserError`` if a prompt and its answer could exceed the model's positions.
+        """
+        encoded = [self.prompt(*prompt) for prompt in prompts]
+        limit = self.model.config.language.max_position_embeddings
+        for prompt in encoded:
+            if len(prompt.token_ids) + max_new_tokens > limit:
+                raise UserError(
+                    f"prompt: its {len(prompt.token_ids)} tokens and max_new_tokens "
+                    f"{max_new_tokens} exceed the model's max_position_embeddings {limit}"
+                )
         generations = generate(
             self.model,
-            [self.prompt(*prompt) for prompt in prompts],
+            encoded,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
         )

@@ -4,7 +4,10 @@ Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
 """
 
 import argparse
+import math
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from metamorph.config import add_config_arguments, load_config, overrides_from_namespace
@@ -12,6 +15,7 @@ from metamorph.errors import Stopped, UserError
 
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
 MAX_PIXELS = 50_000_000  # of a picture in a prompt
+MAX_SEED = 2**32 - 1
 
 QUICKSTART_HELP = """\
 Trains a small MetaMorph on the CPU in minutes, from a random language model: it learns to answer
@@ -41,6 +45,34 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
   metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings"""
 
 
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least ``least`` and, if given, at most ``most``."""
+    limits = f"at least {least}" if most is None else f"from {least} to {most}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            message = f"expected a whole number, {limits}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return convert
+
+
+def not_negative(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 0, got {text!r}")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamorph",
@@ -58,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     quick = add("quickstart", "train and try a small model on this machine", QUICKSTART_HELP)
     quick.add_argument("--output", type=Path, default=Path("runs/quickstart"), metavar="FOLDER")
-    quick.add_argument("--seed", type=int, default=0, metavar="INT")
+    quick.add_argument("--seed", type=whole(0, MAX_SEED), default=0, metavar="INT")
 
     train = add("train", "run one training stage", TRAIN_HELP)
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
@@ -78,28 +110,41 @@ def build_parser() -> argparse.ArgumentParser:
         "--save-to", type=Path, default=Path("."), metavar="FOLDER",
         help="where pictures of the answer go (default: here)",
     )  # fmt: skip
-    ask.add_argument("--max-new-tokens", type=int, default=256, metavar="INT")
     ask.add_argument(
-        "--temperature", type=float, default=0.0, metavar="FLOAT",
+        "--max-new-tokens", type=whole(1), default=256, metavar="INT",
+        help="longest answer, a picture's tokens included (default: %(default)s)",
+    )  # fmt: skip
+    ask.add_argument(
+        "--temperature", type=not_negative, default=0.0, metavar="FLOAT",
         help="of text; 0 always takes the likeliest token (default)",
     )  # fmt: skip
-    ask.add_argument("--seed", type=int, default=0, metavar="INT", help="of text and drawing noise")
     ask.add_argument(
-        "--guidance", type=float, metavar="FLOAT", help="guidance scale (default: the decoder's)"
-    )
+        "--seed", type=whole(0, MAX_SEED), default=0, metavar="INT",
+        help="of text and drawing noise (default: %(default)s)",
+    )  # fmt: skip
     ask.add_argument(
-        "--drawing-steps", type=int, metavar="INT", help="denoising steps (default: the decoder's)"
-    )
+        "--guidance", type=not_negative, metavar="FLOAT",
+        help="guidance scale (default: the decoder's)",
+    )  # fmt: skip
+    ask.add_argument(
+        "--drawing-steps", type=whole(1), metavar="INT",
+        help="denoising steps (default: the decoder's)",
+    )  # fmt: skip
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     add("doctor", "show versions, devices and usable backends", "Shows what this machine can use.")
     return parser
 
 
-def run_quickstart(arguments: argparse.Namespace) -> None:
-    from metamorph.quickstart import quickstart, summary
+def run_quickstart(arguments: argparse.Namespace) -> int:
+    from metamorph.quickstart import missed_bars, quickstart, summary
 
-    print(summary(quickstart(arguments.output, arguments.seed), arguments.output))
+    report = quickstart(arguments.output, arguments.seed)
+    print(summary(report, arguments.output))
+    missed = missed_bars(report)
+    for line in missed:
+        print(f"metamorph: the model did not learn enough: {line}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
@@ -124,6 +169,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     from metamorph.generation.sampling import Sampling
     from metamorph.training.run_folder import resolve_device
 
+    make_writable(arguments.save_to)  # not after minutes of work
     try:
         images = tuple(open_image(path, MAX_PIXELS) for path in arguments.image)
     except SampleError as error:
@@ -137,23 +183,42 @@ def run_generate(arguments: argparse.Namespace) -> None:
     reply = chat.reply(
         [(arguments.prompt, images)], max_new_tokens=arguments.max_new_tokens, sampling=sampling
     )[0]
-    pictures = chat.draw(
-        reply.features,
-        seed=arguments.seed,
-        guidance_scale=arguments.guidance,
-        sampling_steps=arguments.drawing_steps,
-    )
+    can_draw = chat.decoder is not None
+    pictures = []
+    if can_draw:
+        pictures = chat.draw(
+            reply.features,
+            seed=arguments.seed,
+            guidance_scale=arguments.guidance,
+            sampling_steps=arguments.drawing_steps,
+        )
     unsaved = iter(pictures)
-    arguments.save_to.mkdir(parents=True, exist_ok=True)
     for segment in reply.segments:
         if isinstance(segment, str):
             print(segment)
-        else:
+        elif can_draw:
             path = free_name(arguments.save_to)
             next(unsaved).save(path)
             print(f"[picture: {path}]")
     if reply.finish_reason == "length":
         print("metamorph: the answer was cut, see --max-new-tokens", file=sys.stderr)
+    if reply.features and not can_draw:
+        raise UserError(
+            f"the pictures of the answer ({len(reply.features)}) could not be drawn: "
+            f"{arguments.model} has no decoder/"
+        )
+
+
+def make_writable(folder: Path) -> None:
+    """Makes the folder for pictures, if need be. ``UserError`` if files cannot be written to it."""
+    if folder.is_file():
+        raise UserError(f"--save-to: {folder} is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--save-to: cannot write to {folder}: {error.strerror}") from error
 
 
 def free_name(folder: Path) -> Path:
@@ -171,14 +236,16 @@ def run_doctor() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb. Returns 0, 2 after printing what a user can mend, or 130 if stopped."""
+    """Runs a verb. Returns 0; 2 after one line on what a user can mend; 130 if stopped; 1 after a
+    quickstart whose model scored too low.
+    """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown and arguments.verb != "train":
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         if arguments.verb == "quickstart":
-            run_quickstart(arguments)
+            return run_quickstart(arguments)
         elif arguments.verb == "train":
             run_train(arguments, unknown)
         elif arguments.verb == "generate":
@@ -188,7 +255,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"metamorph: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder of someone else
+        where = "" if error.filename is None else f"{error.filename}: "
+        message = where + (error.strerror or str(error))
+        print(f"metamorph: {' '.join(message.split())}", file=sys.stderr)
+        return 2
     except Stopped as error:
-        print(f"metamorph: {error}; go on with --resume true", file=sys.stderr)
+        print(f"metamorph: {error}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("metamorph: interrupted", file=sys.stderr)
         return STOPPED
     return 0

@@ -8,7 +8,7 @@ A run file is YAML with the nesting of `RunConfig`; every key may be overridden 
     namespace, unknown = parser.parse_known_args(arguments)
     config = load_config(namespace.config, overrides_from_namespace(namespace, unknown))
 
-    metamorph train configs/toy_align.yaml --training.steps 200 --data.kinds '{caption: 1.0}'
+    metamorph train configs/toy/align.yaml --training.steps 200 --data.kinds '{question: 1.0}'
 
 What a key means, which values it takes and within which limits stands once, beside its default.
 Whatever does not fit raises `UserError` naming the file, the key, what it got and what it needs.
@@ -37,7 +37,7 @@ KINDS = {  # type: its name in --help, and in words
     int: ("INT", "a whole number"),
     float: ("FLOAT", "a number"),
     bool: ("BOOL", "true or false"),
-    NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {caption: 1.0}"),
+    NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
 }
 SHARE = {"minimum": 0, "maximum": 1}
 LIMITS = {  # limit: in words, and what holds between a value and it
@@ -72,7 +72,9 @@ class DataConfig:
 
     source: str = option("kind of source", "jsonl", choices=("toy_scenes", "jsonl"))
     path: str = option("JSONL file of conversations (jsonl)", "")
-    image_root: str = option("folder that image paths start from (jsonl)", "")
+    image_root: str = option(
+        "folder that image paths start from, empty for the folder of the JSONL file (jsonl)", ""
+    )
     kinds: NUMBERS = option("weight of each sample kind (toy_scenes)", {}, minimum=0)
     samples: int = option("samples in an epoch, 0 for endless (toy_scenes)", 0, minimum=0)
     row_length: int = option("tokens in a packed row", 4096, minimum=2)
@@ -118,7 +120,7 @@ class RunConfig:
 
     stage: str = option("what to train", choices=STAGES)
     output: str = option("run folder to write", filled=True)
-    seed: int = option("seed of weights, data order and noise", 0, minimum=0)
+    seed: int = option("seed of weights, data order and noise", 0, minimum=0, maximum=2**32 - 1)
     resume: bool = option("go on from the newest checkpoint in the run folder", False)
     overwrite: bool = option("replace a run folder that exists", False)
     device: str = option("auto, cpu, cuda or cuda:N", "auto", filled=True)

@@ -17,6 +17,7 @@ from metamorph.data.toy_tokenizer import build_toy_tokenizer
 from metamorph.decoder.training import train_decoder
 from metamorph.errors import UserError
 from metamorph.evaluation import held_out
+from metamorph.evaluation.checker import CHANCE
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
 from metamorph.evaluation.report import AnsweredQuestion, write_report
 from metamorph.model.language import Llama
@@ -26,7 +27,9 @@ from metamorph.training.trainer import train
 ROOT = Path(metamorph.__file__).parent.parent
 ASSETS = Path(metamorph.__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
-QUESTIONS, DRAWINGS, SHOWN = 300, 200, 24
+QUESTIONS, DRAWINGS, SHOWN = 300, 150, 12
+BARS = {"question_accuracy": 0.90, "drawing_accuracy": 0.75, "checker_accuracy": 0.99}
+ABOVE_CHANCE = 0.25  # of each drawn attribute
 MARKER = "quickstart"  # a file that says that a folder may be replaced by the next quickstart
 
 
@@ -54,6 +57,8 @@ def build_start(folder: Path, seed: int) -> None:
 
 def claim_folder(folder: Path) -> None:
     """Makes the run folder; replaces only what an earlier quickstart wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output: {folder} is a file, expected a folder")
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
             raise UserError(f"--output: {folder} holds something else, expected a new folder")
@@ -68,7 +73,7 @@ def stage_config(stage: str, folder: Path):
     path = ROOT / "configs" / "toy" / f"{stage}.yaml"
     if not path.exists():
         raise UserError(f"{path} does not exist; run the quickstart from a clone of the project")
-    overrides = {"output": str(folder / "stages" / stage)}
+    overrides = {"output": str(folder / "stages" / stage), "device": "cpu"}
     if stage == "language":
         overrides["model.language"] = str(folder / "start")
     if stage in ("language", "decoder"):
@@ -163,6 +168,19 @@ def quickstart(output: Path, seed: int = 0) -> dict:
     stages = {stage: output / "stages" / stage for stage in STAGES}
     write_report(output, report, stages, shown, output / "samples.png")
     return report
+
+
+def missed_bars(report: dict) -> list[str]:
+    """What the run should have reached and did not, in words; empty for a good run."""
+    missed = [
+        f"{name} is {report[name]:.3f}, expected at least {bar}"
+        for name, bar in BARS.items()
+        if report[name] < bar
+    ]
+    for name, value in report["attributes"].items():
+        if value < CHANCE[name] + ABOVE_CHANCE:
+            missed.append(f"drawn {name} is {value:.3f}, expected {ABOVE_CHANCE} above chance")
+    return missed
 
 
 def summary(report: dict, output: Path) -> str:

@@ -21,6 +21,15 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:  # 2020-13-45, !!bool maybe
+            kind = node.tag.rpartition(":")[2]
+            shown = repr(node.value[:80]) if isinstance(node, yaml.ScalarNode) else "it"
+            problem = f"{shown} is not a valid {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; whatever keeps it from being read is a `UserError`."""
@@ -30,6 +39,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the file is not UTF-8 text") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -41,6 +52,6 @@ def parse_text(text: str) -> Any:
     """Text from the command line as YAML reads it; what YAML cannot read stays text."""
     try:
         parsed = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
     return text if parsed is None else parsed

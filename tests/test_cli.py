@@ -4,11 +4,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from metamorph import cli
+from metamorph.chat import Chat, Reply
 from metamorph.cli import main
 from metamorph.config import RunConfig, iter_fields
+from metamorph.errors import Stopped
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -118,3 +122,105 @@ def test_doctor_prints_versions_and_reasons(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "torch" in text and "flash" in text and "interval_attention" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--max-new-tokens", "0"], "--max-new-tokens: expected a whole number, at least 1"),
+        (["--max-new-tokens", "many"], "got 'many'"),
+        (["--max-new-tokens", "1.5"], "got '1.5'"),
+        (["--drawing-steps", "0"], "--drawing-steps: expected a whole number, at least 1"),
+        (["--guidance", "-1"], "--guidance: expected a number, at least 0"),
+        (["--guidance", "nan"], "got 'nan'"),
+        (["--guidance", "inf"], "got 'inf'"),
+        (["--temperature", "-0.1"], "--temperature: expected a number, at least 0"),
+        (["--temperature", "inf"], "got 'inf'"),
+        (["--seed", "-1"], "--seed: expected a whole number, from 0 to 4294967295, got '-1'"),
+        (["--seed", "4294967296"], "got '4294967296'"),
+    ],
+)
+def test_options_have_limits(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "hello", *arguments])
+    assert stop.value.code == 2 and expected in capsys.readouterr().err
+    if arguments[0] == "--seed":
+        with pytest.raises(SystemExit) as stop:
+            main(["quickstart", *arguments])
+        assert stop.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_the_last_values_within_the_limits_are_taken():
+    arguments = cli.build_parser().parse_args(
+        ["generate", "hi", "--seed", "4294967295", "--guidance", "0", "--drawing-steps", "1"]
+        + ["--max-new-tokens", "1", "--temperature", "0"]
+    )
+    assert (arguments.seed, arguments.guidance, arguments.temperature) == (2**32 - 1, 0, 0)
+    assert (arguments.drawing_steps, arguments.max_new_tokens) == (1, 1)
+
+
+def test_the_folder_for_pictures_is_made_first(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    options = ("--model", tmp_path / "no-model", "--save-to")
+    assert "is a file" in fails(capsys, "generate", "hi", *options, tmp_path / "file")
+    assert "--save-to" in fails(capsys, "generate", "hi", *options, tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert "no-model" in fails(capsys, "generate", "hi", *options, tmp_path / "a" / "b")
+    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "b"]
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(capsys, tmp_path, monkeypatch):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refused)
+    error = fails(capsys, "generate", "hi", "--save-to", tmp_path)
+    assert "--save-to" in error and str(tmp_path) in error and "Permission denied" in error
+
+
+class Answering:
+    """Stands in for a chat: its answer holds a picture between two texts."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+
+    def reply(self, prompts, **options):
+        return [Reply(("before", torch.zeros(4, 3), "after"), "stop")]
+
+    def draw(self, features, **options):
+        return [Image.new("RGB", (8, 8)) for _ in features]
+
+
+@pytest.mark.parametrize("decoder", [None, object()])
+def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(Chat, "from_pretrained", lambda folder, device: Answering(decoder))
+    command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
+    code = main([*command, "--device", "cpu"])
+    shown = capsys.readouterr()
+    path = tmp_path / "picture-1.png"
+    if decoder is None:
+        assert code == 2 and shown.out == "before\nafter\n" and not path.exists()
+        assert shown.err.count("\n") == 1 and "some/model has no decoder/" in shown.err
+    else:
+        assert code == 0 and shown.out == f"before\n[picture: {path}]\nafter\n"
+        assert Image.open(path).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), 2, "/a/b: No space left on device"),
+        (PermissionError(13, "Permission denied"), 2, "Permission denied"),
+        (OSError("no such thing\nin two lines"), 2, "no such thing in two lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Stopped("stopped after step 3 of 6"), 130, "stopped after step 3 of 6"),
+    ],
+)
+def test_what_stops_a_verb_is_one_line(error, code, expected, capsys, monkeypatch):
+    def raises():
+        raise error
+
+    monkeypatch.setattr(cli, "run_doctor", raises)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().err == f"metamorph: {expected}\n"

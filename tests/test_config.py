@@ -150,6 +150,14 @@ def test_required_keys_may_come_from_overrides(write):
         ("data: {max_pixels: 1, max_pixels: 2}", ["line 3", "'max_pixels' stands twice"]),
         ("data: {max_pixels: [}", ["line 3", "not valid YAML"]),
         ("? [a]\n: b", ["line 3", "not valid YAML"]),
+        ("seed: 2020-13-45", ["line 3", "not valid YAML", "'2020-13-45' is not a valid timestamp"]),
+        ("data: {samples: [2020-13-45]}", ["line 3", "'2020-13-45' is not a valid timestamp"]),
+        ("resume: !!bool maybe", ["line 3", "'maybe' is not a valid bool"]),
+        ("seed: !!timestamp today", ["line 3", "'today' is not a valid timestamp"]),
+        ("seed: " + "9" * 5000, ["line 3", "999' is not a valid int"]),
+        ("seed: " + "[" * 5000, ["nested too deeply"]),
+        (f"seed: {2**32}", ["'seed'", "at least 0, at most 4294967295"]),
+        ("data: {kinds: 1}", ["such as {question: 1.0}"]),
     ],
 )
 def test_what_does_not_fit_is_refused_by_file_and_key(write, text, expected):
@@ -192,6 +200,9 @@ def test_unreadable_files(tmp_path):
         ("training.steps", "many", "override: key 'training.steps' got 'many'; it needs a whole"),
         ("training.steps", "", "override: key 'training.steps' got ''"),
         ("training.steps", "[", "override: key 'training.steps' got '['"),
+        ("seed", "2020-13-45", "override: key 'seed' got '2020-13-45'; it needs a whole number"),
+        ("seed", "[" * 5000, "override: key 'seed' got '[[["),
+        ("seed", str(2**32), "override: key 'seed' got 4294967296; it needs a whole number"),
         ("training.steps", -1, "got -1; it needs a whole number, at least 1"),
     ],
 )

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-IMAGE_PLACEHOLDER = "<image>"
-IMAGE_START = "<image_start>"
-IMAGE_END = "<image_end>"
-BEGIN_OF_TEXT = "<|begin_of_text|>"
-END_OF_TEXT = "<|end_of_text|>"
-START_HEADER = "<|start_header_id|>"
-END_HEADER = "<|end_header_id|>"
-END_OF_TURN = "<|eot_id|>"
+from metamorph.errors import UserError
+from metamorph.tokens import (
+    BEGIN_OF_TEXT,
+    END_HEADER,
+    END_OF_TURN,
+    IMAGE_END,
+    IMAGE_PLACEHOLDER,
+    IMAGE_START,
+    START_HEADER,
+)
 
 USER, ASSISTANT = "user", "assistant"
 ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
@@ -84,7 +86,8 @@ class ChatEncoder:
     """Turns conversations into token ids with a fixed number of visual tokens an image.
 
     ``tokenizer`` is a transformers tokenizer that knows the Llama-3 chat tokens and
-    ``<image_start>`` / ``<image_end>``; ids are looked up, never assumed.
+    ``<image_start>`` / ``<image_end>``; ids are looked up, never assumed. ``UserError`` if it
+    lacks one.
     """
 
     def __init__(self, tokenizer, tokens_per_image: int):
@@ -98,7 +101,10 @@ class ChatEncoder:
             if name not in vocabulary
         ]
         if missing:
-            raise ValueError(f"tokenizer lacks the special tokens {missing}")
+            raise UserError(
+                f"tokenizer: it lacks the special tokens {', '.join(missing)}; expected one with "
+                f"Llama-3's chat tokens, {IMAGE_START} and {IMAGE_END}"
+            )
         self.begin_of_text = vocabulary[BEGIN_OF_TEXT]
         self.end_of_turn = vocabulary[END_OF_TURN]
         self.image_start = vocabulary[IMAGE_START]

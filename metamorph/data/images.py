@@ -8,15 +8,31 @@ from PIL import Image, UnidentifiedImageError
 from metamorph.data.conversation import SampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+LONGEST_SHOWN = 200
 
 
 def resolve_inside(root: Path, name: str) -> Path:
     """``root / name``, which must stay inside ``root`` once links are followed."""
-    root = root.resolve()
-    path = (root / name).resolve()
+    try:
+        root = root.resolve()
+        path = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links in a circle
+        message = f"image path {shorten(name)!r} cannot be followed: {reason(error)}"
+        raise SampleError("missing image", message) from error
     if not path.is_relative_to(root):
-        raise SampleError("image outside its root", f"image path {name!r} leaves its root {root}")
+        message = f"image path {shorten(name)!r} leaves its root {root}"
+        raise SampleError("image outside its root", message)
     return path
+
+
+def shorten(text: str) -> str:
+    """Text for a message: names in bad data may be of any length."""
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the path that an ``OSError`` repeats."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def open_image(path: Path, max_pixels: int) -> Image.Image:
@@ -25,7 +41,12 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
     Raises ``SampleError`` for a file that is missing, larger than ``max_pixels`` or not a whole
     JPEG, PNG or WebP picture.
     """
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError) as error:
+        message = f"image {shorten(str(path))} cannot be looked up: {reason(error)}"
+        raise SampleError("missing image", message) from error
+    if not exists:
         raise SampleError("missing image", f"image {path} does not exist")
     try:
         with warnings.catch_warnings():

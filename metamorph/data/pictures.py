@@ -16,25 +16,36 @@ class PictureStream:
         self.source = source
         self.next_index = 0
         self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # cause: message of its first sample
+        self.last_samples: list[str] = []  # ids behind the last ``take``
 
     def take(self, count: int) -> list[Image.Image]:
         """The next ``count`` pictures; what is left of the last sample is dropped."""
         pictures: list[Image.Image] = []
+        self.last_samples = []
         tried = 0
         while len(pictures) < count:
             if not pictures and tried >= len(self.source):
-                raise UserError(f"data: no picture in a whole epoch; skipped: {dict(self.skipped)}")
+                raise UserError(f"data: no picture in a whole epoch; skipped: {self.examples}")
             try:
-                pictures += self.source.sample(self.next_index).images
+                sample = self.source.sample(self.next_index)
+                pictures += sample.images
+                self.last_samples.append(sample.id)
             except SampleError as error:
                 self.skipped[error.cause] += 1
+                self.examples.setdefault(error.cause, str(error))
             self.next_index += 1
             tried += 1
         return pictures[:count]
 
     def state_dict(self) -> dict:
-        return {"next_index": self.next_index, "skipped": dict(self.skipped)}
+        return {
+            "next_index": self.next_index,
+            "skipped": dict(self.skipped),
+            "examples": self.examples,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.next_index = state["next_index"]
         self.skipped = Counter(state["skipped"])
+        self.examples = dict(state["examples"])

@@ -5,6 +5,7 @@ number.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import torch
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ROLES, Sample, SampleError, Turn
-from metamorph.data.images import open_image, resolve_inside
+from metamorph.data.images import open_image, resolve_inside, shorten
 from metamorph.data.toy_tasks import DEFAULT_WEIGHTS, KINDS, make_task
 from metamorph.errors import UserError
 
@@ -35,6 +36,8 @@ class ToyScenes:
         unknown = sorted(set(weights) - set(KINDS))
         if unknown:
             raise UserError(f"data.kinds: unknown {unknown}, expected some of {sorted(KINDS)}")
+        if weights and not 0 < sum(weights.values()) < math.inf:
+            raise UserError(f"data.kinds: {weights} holds no kind with a weight above 0")
         self.seed = seed
         self.weights = weights or DEFAULT_WEIGHTS
         self.samples = samples or self.EPOCH
@@ -91,12 +94,9 @@ class JsonLines:
         where = f"{self.path}:{number}"
         try:
             record = json.loads(line)
-            names = record.get("image", [])
-            names = [names] if isinstance(names, str) else names
-            turns = tuple(
-                Turn(ROLES[turn["from"]], turn["value"]) for turn in record["conversations"]
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = _image_names(record.get("image"))
+            turns = tuple(_turn(turn) for turn in record["conversations"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             message = f"{where}: {type(error).__name__}: {error}"
             raise SampleError("malformed line", message) from error
         try:
@@ -108,10 +108,28 @@ class JsonLines:
         return Sample(str(record.get("id", where)), turns, images)
 
 
+def _image_names(value: object) -> list[str]:
+    """The names under ``image``: none, one or a list."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"image: expected a name or a list of names, got {shorten(repr(value))}")
+    return names
+
+
+def _turn(turn: dict) -> Turn:
+    text = turn["value"]
+    if not isinstance(text, str):
+        raise ValueError(f"value: expected text, got {shorten(repr(text))}")
+    text.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here
+    return Turn(ROLES[turn["from"]], text)
+
+
 def open_source(config: DataConfig, seed: int) -> Source:
-    """The source that a run's ``data`` section names."""
+    """The source that a run's ``data`` section names. Raises ``UserError`` if it cannot be used."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
-    return JsonLines(
-        Path(config.path), Path(config.image_root), config.max_pixels, seed, config.shuffle
-    )
+    if not config.path:
+        raise UserError("data.path: it is empty, expected a JSONL file")
+    path = Path(config.path)
+    image_root = Path(config.image_root) if config.image_root else path.parent
+    return JsonLines(path, image_root, config.max_pixels, seed, config.shuffle)

@@ -4,17 +4,16 @@ tokens. Any text can be encoded; words of the toy world are single tokens."""
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from metamorph.data.conversation import (
-    ASSISTANT,
+from metamorph.data.conversation import ASSISTANT, USER
+from metamorph.data.toy_tasks import KINDS, make_task
+from metamorph.tokens import (
     BEGIN_OF_TEXT,
     END_HEADER,
     END_OF_TEXT,
     END_OF_TURN,
     IMAGE_PLACEHOLDER,
     START_HEADER,
-    USER,
 )
-from metamorph.data.toy_tasks import KINDS, make_task
 
 VOCABULARY_SIZE = 448
 CORPUS_SAMPLES = 3000

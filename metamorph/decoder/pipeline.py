@@ -1,18 +1,35 @@
 """The diffusion decoder: visual features in, pictures out, in diffusers' folder layout."""
 
+import math
+from pathlib import Path
+
 import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    ModelMixin,
     UNet2DConditionModel,
 )
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.errors import UserError
+from metamorph.model.weights import read_json
+
+COMPONENTS = {  # as model_index.json names them; no other class is ever loaded
+    "vae": ["diffusers", "AutoencoderKL"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "adapter": ["metamorph.decoder.adapter", "FeatureAdapter"],
+}
+DAMAGE = (  # what diffusers raises for files that are missing, broken or do not fit together
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
+)  # fmt: skip
 
 
 class VisualDecoder(DiffusionPipeline):
@@ -37,6 +54,29 @@ class VisualDecoder(DiffusionPipeline):
             vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1)
         )
 
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "VisualDecoder":
+        """Load what `save_pretrained` wrote, from safetensors and of the expected classes alone.
+
+        Raises ``UserError`` naming the folder if it is missing, broken or another pipeline.
+        """
+        folder = Path(folder)
+        index = _read_index(folder / "model_index.json")
+        try:
+            return cls(
+                _load_module(AutoencoderKL, folder / "vae"),
+                _load_module(UNet2DConditionModel, folder / "unet"),
+                DPMSolverMultistepScheduler.from_pretrained(
+                    folder / "scheduler", local_files_only=True
+                ),
+                _load_module(FeatureAdapter, folder / "adapter"),
+                index["guidance_scale"],
+                index["sampling_steps"],
+            )
+        except DAMAGE as error:
+            message = " ".join(str(error).split())
+            raise UserError(f"{folder}: cannot load the decoder: {message}") from error
+
     @torch.no_grad()
     def __call__(
         self,
@@ -50,13 +90,15 @@ class VisualDecoder(DiffusionPipeline):
 
         ``guidance_scale`` 1 turns guidance off. ``generator`` (on the CPU, so that a seed gives
         the same noise on any device) makes the drawing repeatable. Raises ``ValueError`` for
-        features of another width.
+        features of another width and for less than one step.
         """
         width = self.adapter.config.feature_width
         if features.ndim != 3 or features.shape[-1] != width:
             raise ValueError(f"features must be [B, tokens, {width}], got {tuple(features.shape)}")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        steps = sampling_steps or self.config.sampling_steps
+        steps = self.config.sampling_steps if sampling_steps is None else sampling_steps
+        if steps < 1:
+            raise ValueError(f"sampling_steps: expected at least 1, got {steps}")
         device, dtype = self.unet.device, self.unet.dtype
         condition = self.adapter(features.to(device, dtype))
         guided = scale != 1
@@ -78,6 +120,33 @@ class VisualDecoder(DiffusionPipeline):
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
         pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return self.image_processor.postprocess(pixels.float(), output_type="pil")
+
+
+def _load_module(module_class: type[ModelMixin], folder: Path) -> ModelMixin:
+    # Without `low_cpu_mem_usage=False` diffusers asks for a package that nothing else needs.
+    module, info = module_class.from_pretrained(
+        folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True,
+        torch_dtype=torch.float32, output_loading_info=True,
+    )  # fmt: skip
+    if info["missing_keys"]:  # diffusers would go on with random weights
+        raise ValueError(f"{folder.name} lacks the tensor {info['missing_keys'][0]!r}")
+    return module
+
+
+def _read_index(path: Path) -> dict:
+    """model_index.json. ``UserError`` unless it is that of a ``VisualDecoder``."""
+    index = read_json(path)
+    if index.get("_class_name") != VisualDecoder.__name__:
+        found = index.get("_class_name")
+        raise UserError(f"{path}: expected the pipeline {VisualDecoder.__name__}, got {found!r}")
+    for name, expected in COMPONENTS.items():
+        if index.get(name) != expected:
+            raise UserError(f"{path}: {name} is {index.get(name)!r}, expected {expected}")
+    for name, kinds, least in (("guidance_scale", (int, float), 0), ("sampling_steps", (int,), 1)):
+        value = index.get(name)
+        if type(value) not in kinds or not least <= value < math.inf:
+            raise UserError(f"{path}: {name} is {value!r}, expected a number of at least {least}")
+    return index
 
 
 def dpm_solver(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler:

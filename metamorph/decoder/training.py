@@ -12,23 +12,30 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from metamorph.config import RunConfig
+from metamorph.config import ModelConfig, RunConfig
 from metamorph.data.pictures import PictureStream
 from metamorph.data.sources import open_source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
-from metamorph.errors import Stopped, UserError
+from metamorph.errors import UserError
+from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
-from metamorph.training.checkpoint import load_checkpoint, save_checkpoint
-from metamorph.training.run_folder import (
-    MetricsFile,
-    StopSignal,
-    prepare_run_folder,
-    resolve_device,
-)
-from metamorph.training.schedule import learning_rate
+from metamorph.model.weights import read_json
+from metamorph.training.loop import run_steps
+from metamorph.training.run_folder import find_checkpoint, resolve_device
+from metamorph.training.telemetry import Meter
+
+
+def open_encoder(start: ModelConfig) -> VisionEncoder:
+    """The frozen encoder: ``model.vision``, or that of ``model.folder`` with the folder's grid."""
+    if start.folder:
+        folder = Path(start.folder)
+        grid = MetaMorphConfig.from_dict(read_json(folder / "config.json")).grid
+        return VisionEncoder.from_pretrained(folder / "encoder", grid)
+    if start.vision:
+        return VisionEncoder.from_pretrained(start.vision, start.grid)
+    raise UserError("model: give model.vision (a SigLIP folder) or model.folder")
 
 
 class DecoderTrainer(nn.Module):
@@ -36,20 +43,28 @@ class DecoderTrainer(nn.Module):
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        base, start = Path(config.decoder.base), config.model
-        if not (base / "unet").is_dir():
-            raise UserError(f"decoder.base: {base} is not a diffusers folder with unet/ and vae/")
-        if not (start.vision or start.folder):
-            raise UserError("model: give model.vision (a SigLIP folder) or model.folder")
-        encoder_folder = start.vision or Path(start.folder) / "encoder"
+        base = Path(config.decoder.base)
+        for part in ("unet", "vae", "scheduler"):
+            if not (base / part).is_dir():
+                raise UserError(f"decoder.base: {base} has no {part}/, expected a diffusers folder")
+        self.vision = open_encoder(config.model)
+        options = {
+            "torch_dtype": torch.float32,
+            "use_safetensors": True,
+            "low_cpu_mem_usage": False,  # else diffusers asks for a package nothing else needs
+        }
+        try:
+            self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **options)
+            self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", **options)
+            self.noise_scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+        except (OSError, ValueError) as error:
+            raise UserError(f"decoder.base: {base} cannot be read: {error}") from error
+        prediction = self.noise_scheduler.config.prediction_type
+        if prediction != "epsilon":
+            raise UserError(f"decoder.base: {base} predicts {prediction!r}, expected 'epsilon'")
+        self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.unet.train().to(memory_format=torch.channels_last)  # convolutions run faster so
         torch.manual_seed(config.seed)  # the adapter starts from scratch
-        self.vision = VisionEncoder.from_pretrained(encoder_folder, start.grid)
-        # Without `low_cpu_mem_usage=False` diffusers asks for a package that nothing else needs.
-        options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **options)
-        self.vae.requires_grad_(False)
-        self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", **options).train()
-        self.noise_scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
         self.adapter = FeatureAdapter(
             self.vision.width,
             config.decoder.adapter_hidden,
@@ -87,74 +102,66 @@ class DecoderTrainer(nn.Module):
         return F.mse_loss(predicted.float(), noise)
 
 
+class DecoderStage:
+    """Trainer, pictures and optimizer of the decoder stage, for ``run_steps``.
+
+    All randomness of a step comes from (seed, step).
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.module = DecoderTrainer(config).to(resolve_device(config.device))
+        training = config.training
+        self.optimizer = torch.optim.AdamW(
+            [*self.module.unet.parameters(), *self.module.adapter.parameters()],
+            lr=training.learning_rate,
+            betas=(training.beta1, training.beta2),
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        self.stream = PictureStream(open_source(config.data, config.seed))
+        self.meter = Meter()
+
+    def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        pictures = self.stream.take(self.config.decoder.batch_size)
+        bf16 = self.config.training.precision == "bf16"
+        with torch.autocast(self.module.unet.device.type, torch.bfloat16, enabled=bf16):
+            loss = self.module(pictures, generator)
+        loss.backward()
+        self.meter.add(len(pictures))
+        return {"noise_error": loss.detach()}
+
+    def read_meters(self) -> dict[str, float]:
+        return {"images_per_second": self.meter.read()}
+
+    def describe(self, values: dict) -> str:
+        return f"noise error {values['noise_error']:.3f}, {values['images_per_second']:.0f} img/s"
+
+    def last_samples(self) -> list[str]:
+        return self.stream.last_samples
+
+    def skipped(self) -> dict[str, tuple[int, str]]:
+        return {c: (n, self.stream.examples[c]) for c, n in self.stream.skipped.items()}
+
+    def state_dict(self) -> dict:
+        return {"stream": self.stream.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stream.load_state_dict(state["stream"])
+
+
 def train_decoder(config: RunConfig) -> Path:
     """Runs the decoder stage and returns ``output/decoder``, in diffusers' layout.
 
-    All randomness of a step comes from (seed, step), so an interrupted and resumed run equals an
-    uninterrupted one. Raises ``UserError`` for what a user can mend.
+    Raises ``UserError`` for what a user can mend, ``Stopped`` if interrupted.
     """
-    device = resolve_device(config.device)
-    folder, checkpoint = prepare_run_folder(config)
-    trainer = DecoderTrainer(config).to(device)
-    training = config.training
-    trained = [*trainer.unet.parameters(), *trainer.adapter.parameters()]
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-    stream = PictureStream(open_source(config.data, config.seed))
-    first_step = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, trainer, optimizer)
-        first_step = state["step"]
-        stream.load_state_dict(state["stream"])
-
-    metrics = MetricsFile(folder, first_step)
-    bar = tqdm(range(training.steps), initial=first_step, desc="decoder", mininterval=1)
-    losses = []
-
-    def save(step: int) -> None:
-        state = {"stream": stream.state_dict()}
-        save_checkpoint(folder, step, trainer, optimizer, state, training.keep_checkpoints)
-
-    with StopSignal() as stop:
-        for step in range(first_step, training.steps):
-            rate = learning_rate(step, training)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            pictures = stream.take(config.decoder.batch_size)
-            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                loss = trainer(pictures, generator)
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, training.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
-            bar.update()
-
-            done = step + 1
-            if done % training.log_every == 0 or done == training.steps:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                if not mean < float("inf"):
-                    raise UserError(f"step {done}: the loss is not finite; lower the learning rate")
-                metrics.write(step=done, noise_error=mean, learning_rate=rate)
-                bar.set_postfix_str(f"noise error {mean:.3f}", refresh=False)
-            if done % training.checkpoint_every == 0 and done < training.steps:
-                save(done)
-            if stop.requested and done < training.steps:
-                save(done)
-                bar.close()
-                raise Stopped(f"stopped after step {done} of {training.steps}")
-    bar.close()
-    for cause, count in stream.skipped.items():
-        print(f"skipped {count} samples: {cause}")
+    find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
+    stage = DecoderStage(config)
+    folder = run_steps(config, stage)
+    parts = stage.module.to(memory_format=torch.contiguous_format)  # as safetensors wants it
     pipeline = VisualDecoder(
-        trainer.vae, trainer.unet, dpm_solver(trainer.noise_scheduler), trainer.adapter,
+        parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,
         config.decoder.guidance_scale, config.decoder.sampling_steps,
     )  # fmt: skip
     pipeline.save_pretrained(folder / "decoder")

@@ -14,6 +14,7 @@ from metamorph.data.packing import pack_row
 from metamorph.data.toy_scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
 from metamorph.data.toy_tasks import QUESTIONS, Task, make_task
 from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.tokens import IMAGE_PLACEHOLDER
 from metamorph.training.loss import TargetCounts
 from metamorph.training.trainer import row_losses
 
@@ -64,7 +65,7 @@ def _prompts(tasks: list[Task]) -> list[tuple[str, tuple[Image.Image, ...]]]:
     prompts = []
     for task in tasks:
         text = task.sample.turns[0].text
-        prompts.append((text, task.sample.images[: text.count("<image>")]))
+        prompts.append((text, task.sample.images[: text.count(IMAGE_PLACEHOLDER)]))
     return prompts
 
 

@@ -9,10 +9,9 @@ from metamorph.model.language import Llama
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.tokens import END_OF_TEXT, END_OF_TURN, IMAGE_END, IMAGE_START
 
-IMAGE_START = "<image_start>"
-IMAGE_END = "<image_end>"
-END_TOKENS = ("<|end_of_text|>", "<|eot_id|>")  # an instruct Llama may end a turn with either
+END_TOKENS = (END_OF_TEXT, END_OF_TURN)  # an instruct Llama may end a turn with either
 
 
 def add_image_tokens(tokenizer) -> dict:

@@ -1,6 +1,9 @@
 """Settings of the language model, read from and written to a Hugging Face config.json."""
 
+import math
 from dataclasses import MISSING, asdict, dataclass, fields
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from metamorph.errors import UserError
 
@@ -34,10 +37,11 @@ class LanguageConfig:
     max_position_embeddings: int = 2048
 
     def __post_init__(self):
+        check_types(self, "language.")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.startswith(("num_", "hidden", "inter", "vocab", "head")) and value < 1:
@@ -61,6 +65,8 @@ class LanguageConfig:
         Keys that do not change the computation are ignored; UserError for a missing size or for
         a setting this decoder does not implement (another activation, biases, other scalings).
         """
+        if not isinstance(data, dict):
+            raise UserError(f"language config: expected a JSON object, got {data!r}")
         supported = {
             "model_type": "llama",
             "hidden_act": "silu",
@@ -72,7 +78,10 @@ class LanguageConfig:
                 raise UserError(
                     f"language config: {key} is {data[key]!r}, but only {expected!r} is supported"
                 )
-        rope = dict(data.get("rope_parameters") or data.get("rope_scaling") or {})
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"language config: rope_parameters is {rope!r}, expected an object")
+        rope = dict(rope)
         theta = rope.pop("rope_theta", None) or data.get("rope_theta", cls.rope_theta)
         if rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0)) != 1.0:
             raise UserError("language config: partial_rotary_factor other than 1 is not supported")
@@ -106,4 +115,29 @@ def _llama3_scaling(scaling: dict) -> dict:
     absent = [key for key in LLAMA3_SCALING_KEYS if key not in scaling]
     if absent:
         raise UserError(f"language.rope_scaling: the key {absent[0]!r} is missing")
+    for key in LLAMA3_SCALING_KEYS:
+        if not _fits(scaling[key], float) or scaling[key] <= 0:
+            raise UserError(
+                f"language.rope_scaling: {key} needs a number above 0, got {scaling[key]!r}"
+            )
     return {"rope_type": "llama3"} | {key: scaling[key] for key in LLAMA3_SCALING_KEYS}
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raise UserError for a field of a dataclass, read from JSON, that is not of its type."""
+    for name, kind in get_type_hints(type(config)).items():
+        if not _fits(getattr(config, name), kind):
+            needed = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise UserError(f"{prefix}{name}: expected {needed}, got {getattr(config, name)!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, choice) for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and abs(value) < math.inf  # nor nan
+    return isinstance(value, kind)

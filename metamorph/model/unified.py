@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metamorph.errors import UserError
 from metamorph.model.language import Llama
-from metamorph.model.language_config import LanguageConfig
+from metamorph.model.language_config import LanguageConfig, check_types
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
     check_tensors,
@@ -19,7 +19,7 @@ from metamorph.model.weights import (
     write_tensors,
     write_tokenizer,
 )
-from metamorph_kernels import Intervals, MLPGelu, interval_attention
+from metamorph_kernels import Intervals, MLPGelu, interval_attention, linear_cosine_loss
 
 MODEL_TYPE = "metamorph"
 LANGUAGE_PREFIX = "language."
@@ -49,6 +49,7 @@ class MetaMorphConfig:
             self.projector_hidden_size = self.language.hidden_size
         if self.vision_head_hidden_size is None:
             self.vision_head_hidden_size = self.language.hidden_size
+        check_types(self)
         for name in ("visual_width", "grid", "projector_hidden_size", "vision_head_hidden_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -66,7 +67,10 @@ class MetaMorphConfig:
 
     @classmethod
     def from_dict(cls, data: dict) -> "MetaMorphConfig":
-        """Read what `to_dict` wrote; UserError for another model, a missing or an unknown key."""
+        """Read what `to_dict` wrote.
+
+        UserError for another model, a missing or an unknown key, or a value of a wrong type.
+        """
         if data.get("model_type") != MODEL_TYPE:
             raise UserError(
                 f"config.json: expected model_type {MODEL_TYPE!r}, got {data.get('model_type')!r}"
@@ -156,6 +160,16 @@ class MetaMorph(nn.Module):
     def predict_visual(self, states: Tensor) -> Tensor:
         """Unit vectors [N, C], fp32, that the states [N, H] predict for the next position."""
         return F.normalize(self.vision_head(states).float(), dim=-1)
+
+    def visual_loss(self, states: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+        """1 - cosine between what states [N, H] predict and targets [N, C], summed over N.
+
+        The same vision head as in `predict_visual`, but its last layer is fused with the loss.
+        Targets get no gradient; zero rows give 0. `reduction` is that of `linear_cosine_loss`.
+        """
+        first, last = self.vision_head.linear_1, self.vision_head.linear_2
+        hidden = F.gelu(first(states))  # [N, F], the exact (erf) GELU
+        return linear_cosine_loss(hidden, last.weight, last.bias, targets, reduction=reduction)
 
     @classmethod
     def from_pretrained(

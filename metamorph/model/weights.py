@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from metamorph.errors import UserError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")  # a bare name: a shard lies beside its index
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def read_json(path: Path) -> dict:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
@@ -64,6 +66,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index_path}: expected the key 'weight_map' to map tensors to files")
+    for file in weight_map.values():
+        if not isinstance(file, str) or not SHARD_NAME.fullmatch(file):
+            raise UserError(
+                f"{index_path}: weight_map names {file!r}, expected the name of a .safetensors "
+                f"file in the same folder"
+            )
     tensors = {}
     for file in sorted(set(weight_map.values())):
         tensors.update(_read_file(folder / file))
@@ -106,7 +114,10 @@ def write_tensors(
     for number, shard in enumerate(shards, start=1):
         file = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         with atomic_path(folder / file) as temporary:
-            save_file(shard, temporary, metadata={"format": "pt"})
+            try:
+                save_file(shard, temporary, metadata={"format": "pt"})
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(f"{folder / file}: cannot write the file: {error}") from error
         weight_map.update(dict.fromkeys(shard, file))
         stale.discard(folder / file)
     if count > 1:
@@ -165,4 +176,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file (a model folder needs its tokenizer)")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        message = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable as a tokenizer: {message}") from error

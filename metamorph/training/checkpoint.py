@@ -6,10 +6,12 @@ A checkpoint is written under a temporary name and renamed when complete, so any
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,12 +20,18 @@ from metamorph.errors import UserError
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step below ``folder/checkpoints``."""
-    found = sorted((folder / "checkpoints").glob("step-[0-9]*"))
+    found = _by_step(folder / "checkpoints")
     return found[-1] if found else None
 
 
+def _by_step(parent: Path) -> list[Path]:
+    found = parent.glob("step-[0-9]*")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def _trained_tensors(module: nn.Module) -> dict:
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    named = module.named_parameters()
+    return {name: p.detach().contiguous() for name, p in named if p.requires_grad}
 
 
 def _fsync(path: Path) -> None:
@@ -54,16 +62,24 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _fsync(parent)
-    for old in sorted(parent.glob("step-[0-9]*"))[:-keep]:
+    for old in _by_step(parent)[:-keep]:
         shutil.rmtree(old)
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Restores parameters and optimizer in place and returns the saved ``state`` with ``step``.
 
-    Raises ``UserError`` if the checkpoint belongs to a model of another shape or another stage.
+    Raises ``UserError`` if the checkpoint is damaged, or belongs to a model of another shape or
+    another stage; parameters and optimizer are then as before.
     """
-    saved = load_file(path / "model.safetensors")
+    try:
+        saved = load_file(path / "model.safetensors")
+        moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {path} is damaged ({error}); remove it to go on from the one before"
+        ) from error
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     differing = sorted(saved.keys() ^ parameters.keys())
     if differing:
@@ -80,7 +96,5 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-    optimizer.load_state_dict(
-        torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    )
-    return json.loads((path / "state.json").read_text())
+    optimizer.load_state_dict(moments)
+    return state

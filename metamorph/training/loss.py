@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metamorph.data.packing import PackedRow
 from metamorph.model.unified import MetaMorph
-from metamorph_kernels import linear_cosine_loss, linear_cross_entropy
+from metamorph_kernels import linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,6 @@ def vpit_losses(
         text_labels,
         reduction="sum",
     )
-    head = model.vision_head
-    hidden = F.gelu(head.linear_1(states.index_select(0, visual_rows)))
-    visual_sum = linear_cosine_loss(
-        hidden,
-        head.linear_2.weight,
-        head.linear_2.bias,
-        features.flatten(0, 1).index_select(0, visual_targets),
-        reduction="sum",
-    )
+    targets = features.flatten(0, 1).index_select(0, visual_targets)
+    visual_sum = model.visual_loss(states.index_select(0, visual_rows), targets)
     return Losses(text_sum / max(counts.text, 1), visual_sum / max(counts.visual, 1))

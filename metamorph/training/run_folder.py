@@ -1,11 +1,12 @@
-"""The folder of a run: resolved config, metrics, checkpoints, and the way a run starts and stops.
+"""The folder of a run, and how a run claims it, writes to it and is stopped.
 
 config.yaml     the resolved configuration
 metrics.jsonl   one line per ``log_every`` steps
 checkpoints/    step-NNNNNN
-model/          the result
+model/          the result (``decoder/`` for the decoder stage)
 """
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -13,36 +14,86 @@ from pathlib import Path
 
 import torch
 
-from metamorph.config import RunConfig, save_config
+from metamorph.config import RunConfig, load_config, save_config
 from metamorph.errors import UserError
 from metamorph.training.checkpoint import latest_checkpoint
 
+# What may differ between the two parts of a resumed run without changing its result.
+FREE_ON_RESUME = ("resume", "overwrite", "output", "device")
+FREE_TRAINING_ON_RESUME = ("checkpoint_every", "keep_checkpoints")
 
-def prepare_run_folder(config: RunConfig) -> tuple[Path, Path | None]:
-    """Creates the run folder; returns it with the checkpoint to resume from, if any.
 
-    Raises ``UserError`` if the folder holds something and neither ``resume`` nor ``overwrite``
-    was asked for: nothing that exists is lost by accident.
+def find_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint to go on from, or ``None`` for a new run. Changes nothing on disk.
+
+    Raises ``UserError`` if the folder may not be used: it exists and neither ``resume`` nor
+    ``overwrite`` was asked for, it is no run folder, or it belongs to another configuration.
     """
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {folder} is a file, expected a folder")
-    checkpoint = latest_checkpoint(folder) if config.resume else None
-    if config.resume and checkpoint is None:
-        raise UserError(f"resume: {folder} has no checkpoint to go on from")
-    if not config.resume and folder.exists() and any(folder.iterdir()):
+    if config.resume:
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f"resume: {folder} has no checkpoint to go on from")
+        _check_same_run(config, load_config(folder / "config.yaml"))
+        return checkpoint
+    if folder.exists() and any(folder.iterdir()):
         if not config.overwrite:
             raise UserError(
-                f"output: run folder {folder} exists; add --resume true to go on from its last "
-                f"checkpoint, or --overwrite true to replace it"
+                f"output: run folder {folder} exists; add --resume to go on from its last "
+                f"checkpoint, or --overwrite to replace it"
             )
-        is_run = (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists()
-        if not is_run:
-            raise UserError(f"overwrite: {folder} does not look like a run folder, not removing it")
+        _check_replaceable(config, folder)
+    return None
+
+
+def _check_same_run(config: RunConfig, saved: RunConfig) -> None:
+    now, before = dataclasses.asdict(config), dataclasses.asdict(saved)
+    for section in ("model", "data", "training", "decoder"):
+        now |= {f"{section}.{key}": value for key, value in now.pop(section).items()}
+        before |= {f"{section}.{key}": value for key, value in before.pop(section).items()}
+    free = {*FREE_ON_RESUME, *(f"training.{key}" for key in FREE_TRAINING_ON_RESUME)}
+    for key, value in now.items():
+        if key not in free and value != before[key]:
+            raise UserError(
+                f"resume: {key} is {value!r} now and was {before[key]!r} when {config.output} "
+                f"began; a resumed run must be the same run"
+            )
+
+
+def _check_replaceable(config: RunConfig, folder: Path) -> None:
+    resolved = folder.resolve()
+    if Path.cwd().is_relative_to(resolved):
+        raise UserError(f"overwrite: {folder} holds the working directory, not removing it")
+    try:
+        load_config(folder / "config.yaml")
+    except UserError:
+        raise UserError(
+            f"overwrite: {folder} does not look like a run folder, not removing it"
+        ) from None
+    inputs = {
+        "model.folder": config.model.folder,
+        "model.language": config.model.language,
+        "model.vision": config.model.vision,
+        "data.path": config.data.path,
+        "data.image_root": config.data.image_root,
+        "decoder.base": config.decoder.base,
+    }
+    for key, name in inputs.items():
+        if name and Path(name).resolve().is_relative_to(resolved):
+            raise UserError(f"overwrite: {folder} holds {key} ({name}), not removing it")
+
+
+def claim_run_folder(config: RunConfig) -> Path:
+    """Creates, keeps or replaces the folder as ``find_checkpoint`` allowed; writes its config."""
+    folder = Path(config.output)
+    if config.overwrite and not config.resume and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
-    return folder, checkpoint
+    # A config that is run again must not replace or resume anything unasked.
+    save_config(dataclasses.replace(config, resume=False, overwrite=False), folder / "config.yaml")
+    return folder
 
 
 class MetricsFile:
@@ -50,8 +101,10 @@ class MetricsFile:
 
     def __init__(self, folder: Path, resumed_step: int):
         self.path = folder / "metrics.jsonl"
-        kept = [m for m in read_metrics(folder) if m["step"] <= resumed_step]
-        self.path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        kept = [line for line in read_metrics(folder) if line["step"] <= resumed_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.path)
 
     def write(self, **values) -> None:
         with self.path.open("a") as file:
@@ -59,9 +112,11 @@ class MetricsFile:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All lines of a run's ``metrics.jsonl``."""
+    """All lines of a run's ``metrics.jsonl``; a last line cut short by a crash is left out."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().split("\n") if path.exists() else [""]
+    whole = lines[:-1]  # what follows the last line break is empty, or was cut
+    return [json.loads(line) for line in whole]
 
 
 class StopSignal:
@@ -87,13 +142,16 @@ class StopSignal:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU. Raises ``UserError`` for an absent device."""
+    """``auto`` is the first CUDA device, or the CPU. Raises ``UserError`` for any other device
+    than those, and for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: {name!r} is not a device (auto, cpu, cuda or cuda:N)") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {name!r} was asked for, but CUDA is not available")
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {name!r} is none of auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {name!r} was asked for, but CUDA is not available there")
     return device

@@ -1,4 +1,4 @@
-"""What a training step reports: losses, the visual baseline, speed, packing."""
+"""What a training step reports beside its losses: the visual baseline and speed."""
 
 import time
 
@@ -26,24 +26,19 @@ class MeanBaseline:
 
 
 class Meter:
-    """Tokens a second and packing efficiency since the last reading."""
+    """Tokens a second since the last reading."""
 
     def __init__(self):
         self.reset()
 
     def reset(self) -> None:
         self.started = time.perf_counter()
-        self.used = self.slots = 0
+        self.tokens = 0
 
-    def add(self, used: int, slots: int) -> None:
-        self.used += used
-        self.slots += slots
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
 
-    def read(self) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        values = {
-            "tokens_per_second": self.used / seconds,
-            "packing_efficiency": self.used / max(self.slots, 1),
-        }
+    def read(self) -> float:
+        speed = self.tokens / max(time.perf_counter() - self.started, 1e-9)
         self.reset()
-        return values
+        return speed

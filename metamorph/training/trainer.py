@@ -1,4 +1,4 @@
-"""One loop for three stages: language (text only), align and instruct.
+"""The stages that train the language model: language (text only), align and instruct.
 
 Align trains the projector and the two image token rows; instruct trains everything but the
 encoder (paper section 3; learning rates in appendix A).
@@ -8,31 +8,28 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from metamorph.config import RunConfig
-from metamorph.data.conversation import ChatEncoder
+from metamorph.data.conversation import ChatEncoder, SampleError
 from metamorph.data.packing import PackedRow, RowStream
 from metamorph.data.sources import open_source
-from metamorph.errors import Stopped, UserError
+from metamorph.errors import UserError
 from metamorph.model.assemble import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
-from metamorph.training.checkpoint import load_checkpoint, save_checkpoint
+from metamorph.training.loop import run_steps
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
-from metamorph.training.run_folder import (
-    MetricsFile,
-    StopSignal,
-    prepare_run_folder,
-    resolve_device,
-)
-from metamorph.training.schedule import learning_rate
+from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import MeanBaseline, Meter
 from metamorph_kernels import key_intervals
 
 
 def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
-    """The model and tokenizer that a run starts from. Raises ``UserError`` if it names none."""
+    """The model and tokenizer that a run starts from, in fp32: ``precision`` says what the
+    arithmetic is, the weights that the optimizer moves are always whole.
+
+    Raises ``UserError`` if the config names no start.
+    """
     start = config.model
     if start.folder:
         model = MetaMorph.from_pretrained(start.folder)
@@ -44,7 +41,7 @@ def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
         raise UserError("model: give either model.folder, or model.language and model.vision")
     if model.vision is None:
         raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
-    return model, tokenizer
+    return model.float(), tokenizer
 
 
 def choose_trained(model: MetaMorph, stage: str) -> None:
@@ -111,102 +108,87 @@ def row_losses(
     return losses, features.flatten(0, 1)[targets].unflatten(0, (-1, tokens))
 
 
+class LanguageStage:
+    """Model, data and optimizer of one of the three stages, for ``run_steps``."""
+
+    def __init__(self, config: RunConfig):
+        self.config, self.device = config, resolve_device(config.device)
+        model, self.tokenizer = open_model(config)
+        choose_trained(model, config.stage)
+        self.module = model.to(self.device)
+        self.optimizer = make_optimizer(model, config)
+        encoder = ChatEncoder(self.tokenizer, model.config.tokens_per_image)
+        source = open_source(config.data, config.seed)
+        self.stream = RowStream(source, encoder, config.data.row_length, model.config.pad_id)
+        self.baseline = MeanBaseline(
+            model.config.tokens_per_image, model.config.visual_width, self.device
+        )
+        self.meter = Meter()
+        self.rows: list[PackedRow] = []
+
+    def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
+        training = self.config.training
+        self.rows = [next(self.stream) for _ in range(training.rows_per_step)]
+        counts = TargetCounts.of(self.rows)
+        text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
+        for row in self.rows:
+            bf16 = training.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                losses, targets = row_losses(self.module, row, counts, self.device)
+                total = losses.text + training.visual_coefficient * losses.visual
+            total.backward()
+            text_loss = text_loss + losses.text.detach()
+            visual_loss = visual_loss + losses.visual.detach()
+            if len(targets):
+                share = len(row.visual_rows) / counts.visual
+                baseline = baseline + share * self.baseline.update(targets)
+            self.meter.add(row.used)
+        used = sum(row.used for row in self.rows)
+        values = {
+            "text_loss": text_loss,
+            "packing_efficiency": used / (len(self.rows) * self.config.data.row_length),
+        }
+        if counts.visual:
+            values |= {"visual_cosine": 1 - visual_loss, "mean_baseline_cosine": baseline}
+        return values
+
+    def read_meters(self) -> dict[str, float]:
+        return {"tokens_per_second": self.meter.read()}
+
+    def describe(self, values: dict) -> str:
+        parts = [f"text {values['text_loss']:.3f}"]
+        if "visual_cosine" in values:
+            parts.append(f"cosine {values['visual_cosine']:.3f}")
+            parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
+        parts.append(f"{values['tokens_per_second']:.0f} tok/s")
+        parts.append(f"packed {values['packing_efficiency']:.0%}")
+        return ", ".join(parts)
+
+    def last_samples(self) -> list[str]:
+        return [sample for row in self.rows for sample in row.sample_ids]
+
+    def skipped(self) -> dict[str, tuple[int, str]]:
+        return {c: (n, self.stream.examples[c]) for c, n in self.stream.skipped.items()}
+
+    def state_dict(self) -> dict:
+        return {"stream": self.stream.state_dict(), "baseline": self.baseline.total.tolist()}
+
+    def load_state_dict(self, state: dict) -> None:
+        try:
+            self.stream.load_state_dict(state["stream"])
+        except SampleError as error:
+            raise UserError(f"resume: the data changed since the checkpoint: {error}") from error
+        self.baseline.total = torch.tensor(state["baseline"], device=self.device)
+
+
 def train(config: RunConfig) -> Path:
     """Runs a stage and returns the folder of the trained model, ``output/model``.
 
-    Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. An interrupted run that is
-    resumed equals an uninterrupted one bit for bit on a CPU. Raises ``UserError`` for what a user
-    can mend.
+    Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. Raises ``UserError`` for
+    what a user can mend, ``Stopped`` if interrupted.
     """
-    device = resolve_device(config.device)
-    folder, checkpoint = prepare_run_folder(config)
-    model, tokenizer = open_model(config)
-    choose_trained(model, config.stage)
-    model.to(device)
-    optimizer = make_optimizer(model, config)
-    encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
-    stream = RowStream(
-        open_source(config.data, config.seed), encoder, config.data.row_length, model.config.pad_id
-    )
-    baseline = MeanBaseline(model.config.tokens_per_image, model.config.visual_width, device)
-    first_step = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, model, optimizer)
-        first_step = state["step"]
-        stream.load_state_dict(state["stream"])
-        baseline.total = torch.tensor(state["baseline"], device=device)
-
-    training = config.training
-    metrics, meter = MetricsFile(folder, first_step), Meter()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    bar = tqdm(range(training.steps), initial=first_step, desc=config.stage, mininterval=1)
-
-    def save(step: int) -> None:
-        state = {"stream": stream.state_dict(), "baseline": baseline.total.tolist()}
-        save_checkpoint(folder, step, model, optimizer, state, training.keep_checkpoints)
-
-    with StopSignal() as stop:
-        for step in range(first_step, training.steps):
-            rate = learning_rate(step, training)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            rows = [next(stream) for _ in range(training.rows_per_step)]
-            counts = TargetCounts.of(rows)
-            text_loss = visual_loss = baseline_sum = torch.zeros((), device=device)
-            for row in rows:
-                bf16 = training.precision == "bf16"
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    losses, targets = row_losses(model, row, counts, device)
-                    total = losses.text + training.visual_coefficient * losses.visual
-                total.backward()
-                text_loss = text_loss + losses.text.detach()
-                visual_loss = visual_loss + losses.visual.detach()
-                if len(targets):
-                    share = len(row.visual_rows) / counts.visual
-                    baseline_sum = baseline_sum + share * baseline.update(targets)
-                meter.add(row.used, config.data.row_length)
-            norm = nn.utils.clip_grad_norm_(trained, training.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            bar.update()
-
-            done = step + 1
-            if done % training.log_every == 0 or done == training.steps:
-                values = {
-                    "text_loss": text_loss.item(),
-                    "visual_cosine": 1 - visual_loss.item() if counts.visual else None,
-                    "mean_baseline_cosine": baseline_sum.item() if counts.visual else None,
-                    "gradient_norm": norm.item(),
-                    "learning_rate": rate,
-                    **meter.read(),
-                }
-                if not all(v is None or abs(v) < float("inf") for v in values.values()):
-                    raise UserError(
-                        f"step {done}: a loss or gradient is not finite ({values}); samples "
-                        f"{[s for row in rows for s in row.sample_ids][:8]}. Look at these samples "
-                        f"or lower the learning rate; the last checkpoint is untouched"
-                    )
-                metrics.write(step=done, **values, skipped=dict(stream.skipped))
-                bar.set_postfix_str(describe(values), refresh=False)
-            if done % training.checkpoint_every == 0 and done < training.steps:
-                save(done)
-            if stop.requested and done < training.steps:
-                save(done)
-                bar.close()
-                raise Stopped(f"stopped after step {done} of {training.steps}")
-    bar.close()
-    for cause, count in stream.skipped.items():
-        print(f"skipped {count} samples: {cause} (first: {stream.examples[cause]})")
-    model.save_pretrained(folder / "model", tokenizer)
+    find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
+    stage = LanguageStage(config)
+    folder = run_steps(config, stage)
+    stage.module.save_pretrained(folder / "model", stage.tokenizer)
     return folder / "model"
-
-
-def describe(values: dict) -> str:
-    """The numbers of a step as one short line for the progress bar."""
-    parts = [f"text {values['text_loss']:.3f}"]
-    if values["visual_cosine"] is not None:
-        parts.append(f"cosine {values['visual_cosine']:.3f}")
-        parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
-    parts.append(f"{values['tokens_per_second']:.0f} tok/s")
-    parts.append(f"packed {values['packing_efficiency']:.0%}")
-    return ", ".join(parts)

@@ -2,6 +2,8 @@
 
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from metamorph.data.conversation import (
     ASSISTANT,
@@ -12,6 +14,8 @@ from metamorph.data.conversation import (
     Turn,
 )
 from metamorph.data.toy_tasks import KINDS, make_task
+from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.errors import UserError
 
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -85,8 +89,10 @@ def test_malformed_conversations_are_named(encoder, broken, cause):
     assert caught.value.cause == cause
 
 
-def test_a_tokenizer_without_image_tokens_is_refused():
-    from metamorph.data.toy_tokenizer import build_toy_tokenizer
-
-    with pytest.raises(ValueError, match="image_start"):
+def test_a_tokenizer_without_our_special_tokens_is_refused():
+    with pytest.raises(UserError, match="lacks .* <image_start>, <image_end>; .*Llama-3") as caught:
         ChatEncoder(build_toy_tokenizer(), 4)
+    assert "eot_id" not in str(caught.value)  # that one it has
+    foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    with pytest.raises(UserError, match=r"<\|begin_of_text\|>.*<\|eot_id\|>"):
+        ChatEncoder(foreign, 4)

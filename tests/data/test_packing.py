@@ -19,7 +19,7 @@ def toy_stream(encoder, row_length=400) -> RowStream:
     return RowStream(ToyScenes(0, ALL_KINDS, 0), encoder, row_length, PAD)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=6), st.integers(0, 40))
 def test_targets_are_what_the_next_position_holds(encoder, indices, padding):
     documents = [encoder.encode(make_task(0, i, "train", ALL_KINDS).sample) for i in indices]
@@ -114,3 +114,7 @@ def test_documents_that_do_not_fit_are_refused(encoder):
     document = encoder.encode(make_task(0, 0).sample)
     with pytest.raises(ValueError, match="do not fit"):
         pack_row([document], len(document) - 1, PAD)
+
+
+def test_property_tests_repeat_themselves():
+    assert settings.default.derandomize and settings.default.deadline is None

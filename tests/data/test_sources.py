@@ -84,10 +84,33 @@ def test_blank_lines_are_no_samples_and_lines_are_named(folder):
         {"conversations": [{"from": "alien", "value": "hi"}]},
         {"conversations": [{"from": "human"}]},
         {"conversations": "hello"},
+        {"conversations": [{"from": "human", "value": None}]},
+        {"conversations": [{"from": "human", "value": 3}]},
+        {"conversations": [{"from": "human", "value": "\ud800"}]},
+        {"image": 5, "conversations": conversation("q", "a")},
+        {"image": False, "conversations": conversation("q", "a")},
+        {"image": ["a.png", None], "conversations": conversation("q", "a")},
+        {"image": {"a.png": 1}, "conversations": conversation("q", "a")},
+        "[" * 100_000,
+        "9" * 10_000,
     ],
+    ids=lambda record: str(record)[:40],
 )
 def test_malformed_records(folder, record):
     assert cause_of(write(folder, record))[0] == "malformed line"
+
+
+def test_a_null_image_is_no_image(folder):
+    source = write(folder, {"image": None, "conversations": conversation("q", "a")})
+    assert source.sample(0).images == ()
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "a" * 5000, "a/" * 5000, "\ud800.png", "", "circle"])
+def test_names_that_no_file_can_have(folder, name):
+    (folder / "images" / "circle").symlink_to(folder / "images" / "circle")
+    cause, message = cause_of(write(folder, picture_record(name)))
+    assert cause == "missing image" and "data.jsonl:1" in message
+    assert len(message) < 1000
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png"])
@@ -146,3 +169,19 @@ def test_open_source_follows_the_config(folder):
     assert toy.sample(1).id == toy.sample(6).id  # epochs repeat
     with pytest.raises(UserError, match="unknown.*paint"):
         open_source(DataConfig(source="toy_scenes", kinds={"paint": 1.0}), seed=0)
+
+
+@pytest.mark.parametrize("weights", [{"draw": 0.0}, {"draw": 0.0, "text": 0.0}, {"draw": 1e999}])
+def test_some_kind_must_have_a_weight(weights):
+    with pytest.raises(UserError, match="data.kinds"):
+        ToyScenes(0, weights, 0)
+
+
+def test_empty_paths_never_mean_the_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder / "images")
+    with pytest.raises(UserError, match="data.path: it is empty"):
+        open_source(DataConfig(), seed=0)
+    write(folder, picture_record("images/a.png"), picture_record("a.png"))
+    source = open_source(DataConfig(path=str(folder / "data.jsonl"), shuffle=False), seed=0)
+    assert source.sample(0).images[0].size == (20, 10)
+    assert cause_of(source, 1)[0] == "missing image"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
+from metamorph.config import ModelConfig
 from metamorph.data.toy_tasks import make_task
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.training import DecoderTrainer, PictureStream, train_decoder
 from metamorph.errors import Stopped, UserError
+from metamorph.model.assemble import assemble
 from metamorph.training.run_folder import read_metrics
+from tests.tiny_run import write_language
 
 
 def test_adapter_pads_conditions_with_zeros():
@@ -96,7 +100,7 @@ def test_training_moves_unet_and_adapter_and_writes_a_diffusers_folder(config):
 
 
 def test_sampling_is_repeatable_and_follows_its_condition(config):
-    decoder = VisualDecoder.from_pretrained(train_decoder(config), low_cpu_mem_usage=False)
+    decoder = VisualDecoder.from_folder(train_decoder(config))
     decoder.set_progress_bar_config(disable=True)
     features = torch.nn.functional.normalize(torch.randn(2, 4, 24), dim=-1)
 
@@ -146,3 +150,24 @@ def test_missing_parts_are_named(config):
         DecoderTrainer(replace(config, decoder=replace(config.decoder, base="nowhere")))
     with pytest.raises(UserError, match="model.vision"):
         DecoderTrainer(replace(config, model=replace(config.model, vision="")))
+
+
+def test_a_model_folder_brings_its_own_grid(config, base, tmp_path):
+    """The decoder must see as many tokens as the language model predicts."""
+    write_language(tmp_path / "llama")
+    model, tokenizer = assemble(tmp_path / "llama", base / "siglip", grid=3)
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    start = ModelConfig(folder=str(tmp_path / "model"))
+    assert DecoderTrainer(replace(config, model=start)).vision.tokens_per_image == 9
+
+
+def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
+    shutil.copytree(base, tmp_path / "other")
+    path = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace('"epsilon"', '"v_prediction"'))
+    other = replace(config.decoder, base=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="v_prediction"):
+        DecoderTrainer(replace(config, decoder=other))
+    (tmp_path / "other" / "unet" / "config.json").write_text("{oops")
+    with pytest.raises(UserError, match="cannot be read"):
+        DecoderTrainer(replace(config, decoder=other))

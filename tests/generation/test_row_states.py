@@ -37,7 +37,7 @@ def drive(row: Row, wishes: list[int]) -> list:
     return emitted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 7), max_size=30), st.integers(1, 40), st.booleans())
 def test_whatever_the_text_head_wishes(wishes, budget, opens_image):
     row = Row(CONFIG, budget, token_forwards=3, opens_image=opens_image)

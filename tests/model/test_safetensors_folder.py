@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from metamorph.errors import UserError
+from metamorph.model import weights
 from metamorph.model.weights import (
     atomic_path,
     check_tensors,
     read_json,
     read_tensors,
+    read_tokenizer,
     write_json,
     write_tensors,
 )
@@ -67,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
 def test_broken_json_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json: .*JSON"):
@@ -104,6 +107,36 @@ def test_damaged_indices_are_named(tmp_path):
     path.write_text(json.dumps({"weight_map": {"a": "model-00009-of-00009.safetensors"}}))
     with pytest.raises(UserError, match="model-00009-of-00009.safetensors: no such file"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/tmp/model.safetensors", "a/b.safetensors", "..", "", "a\0", 5],
+)
+def test_shards_lie_beside_their_index(tmp_path, name):
+    (tmp_path / "inside").mkdir()
+    write_tensors(tmp_path, {"a": torch.zeros(1)})
+    index = {"weight_map": {"a": name}}
+    write_json(tmp_path / "inside" / "model.safetensors.index.json", index)
+    with pytest.raises(UserError, match="index.json: weight_map names .* in the same folder"):
+        read_tensors(tmp_path / "inside")
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="model.safetensors: cannot write .*No space left"):
+        write_tensors(tmp_path, example())
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"model": 5}', "\0"])
+def test_a_corrupt_tokenizer_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="tokenizer.json: not readable as a tokenizer") as caught:
+        read_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_differences_between_file_and_model_are_named(tmp_path):

@@ -128,6 +128,14 @@ def test_transformers_finds_the_llama_in_the_unified_folder(tmp_path):
         ({"image_start_id": 300}, "token id 300 is outside the vocabulary of 300"),
         ({"eos_ids": []}, "eos_ids: expected at least one"),
         ({"grid": 0}, "grid: expected at least 1, got 0"),
+        ({"grid": "8"}, "grid: expected int, got '8'"),
+        ({"grid": True}, "grid: expected int, got True"),
+        ({"pad_id": None}, "pad_id: expected int, got None"),
+        ({"eos_ids": 3}, r"eos_ids: expected list\[int\], got 3"),
+        ({"eos_ids": [3, "4"]}, r"eos_ids: expected list\[int\]"),
+        ({"projector_hidden_size": 1.5}, r"projector_hidden_size: expected int \| None, got 1.5"),
+        ({"language": 5}, "language config: expected a JSON object, got 5"),
+        ({"language": None}, "language config: expected a JSON object, got None"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(tmp_path, change, message):
@@ -136,6 +144,47 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         MetaMorph.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "64"}, "language.hidden_size: expected int, got '64'"),
+        ({"num_attention_heads": 0}, "language.num_attention_heads: expected at least 1, got 0"),
+        ({"rope_theta": "high"}, "language.rope_theta: expected float, got 'high'"),
+        ({"rope_theta": float("nan")}, "language.rope_theta: expected float, got nan"),
+        ({"tie_word_embeddings": 1}, "language.tie_word_embeddings: expected bool, got 1"),
+        ({"rope_parameters": 5}, "rope_parameters is 5, expected an object"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": "x", "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+            "rope_scaling: factor needs a number above 0, got 'x'",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_types_of_the_language_config_are_named(change, message):
+    data = golden_model().config.to_dict()
+    data["language"] |= {"head_dim": None} | change
+    with pytest.raises(UserError, match=message):
+        MetaMorphConfig.from_dict(data)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_visual_loss_is_one_minus_the_cosine_of_the_prediction(count, reduction):
+    model = golden_model()
+    torch.manual_seed(0)
+    states = torch.randn(count, model.config.language.hidden_size, requires_grad=True)
+    targets = torch.randn(count, model.config.visual_width)
+    loss = model.visual_loss(states, targets, reduction=reduction)
+    cosines = (model.predict_visual(states) * torch.nn.functional.normalize(targets)).sum(-1)
+    each = 1 - cosines
+    expected = each.sum() / (max(count, 1) if reduction == "mean" else 1)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert states.grad.isfinite().all() and model.vision_head.linear_1.weight.grad is not None
+    if reduction == "sum":
+        assert torch.equal(loss, model.visual_loss(states, targets))
 
 
 def test_a_missing_key_is_named():

@@ -8,15 +8,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metamorph.config import ModelConfig, load_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.packing import pack_row
 from metamorph.data.toy_tasks import make_task
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.training import trainer as trainer_module
+from metamorph.training.checkpoint import latest_checkpoint, load_checkpoint
 from metamorph.training.loss import TargetCounts
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import choose_trained, open_model, row_losses, train
+from metamorph.training.run_folder import read_metrics, resolve_device
+from metamorph.training.trainer import (
+    choose_trained,
+    make_optimizer,
+    open_model,
+    row_losses,
+    train,
+)
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -129,6 +137,7 @@ def test_a_row_without_images_has_a_visual_loss_of_zero_and_finite_gradients(fol
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, stage, monkeypatch):
     config = tiny_config(folder, stage, steps=8)
+    config.training.log_every = 3  # the stop falls between two log lines
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
 
     interrupted = replace(config, output=str(folder / "interrupted"))
@@ -156,13 +165,35 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, stage, monkeypatch):
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(folder):
-    """Lines and steps after the checkpoint are done again, not twice."""
+    """Lines and steps after the checkpoint are done again, not twice; half-written files go."""
     config = tiny_config(folder, "instruct", steps=6)
     expected = weights_of(train(config))
-    (folder / "instruct" / "checkpoints" / ".step-000006.incomplete").mkdir()
+    run = folder / "instruct"
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
+    (run / "checkpoints" / "step-000006").rename(run / "checkpoints" / ".step-000006.incomplete")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "text_lo')
     resumed = weights_of(train(replace(config, resume=True)))
     assert not moved(expected, resumed)
-    assert [line["step"] for line in read_metrics(folder / "instruct")] == list(range(1, 7))
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, 7))
+
+
+def test_a_damaged_checkpoint_is_named(folder):
+    config = tiny_config(folder, "align", steps=3)
+    train(config)
+    checkpoint = folder / "align" / "checkpoints" / "step-000003"
+    for name in ("model.safetensors", "optimizer.pt", "state.json"):
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="step-000003 is damaged"):
+            train(replace(config, resume=True))
+        (checkpoint / name).write_bytes(whole)
+
+
+def test_the_latest_checkpoint_is_the_one_with_the_highest_step(tmp_path):
+    for step in (5, 999_999, 1_000_000):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path).name == "step-1000000"
 
 
 def test_a_run_folder_is_not_replaced_unasked(folder):
@@ -174,25 +205,84 @@ def test_a_run_folder_is_not_replaced_unasked(folder):
     other = folder / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
+    (other / "config.yaml").write_text("title: thesis\n")
     with pytest.raises(UserError, match="does not look like a run folder"):
         train(replace(config, output=str(other), overwrite=True))
     assert (other / "thesis.txt").exists()
 
 
+def test_overwriting_needs_a_run_that_can_start(folder, monkeypatch):
+    """A typo beside --overwrite must not cost the old run."""
+    config = tiny_config(folder, "align", steps=1)
+    kept = train(config) / "model.safetensors"
+    again = replace(config, overwrite=True)
+    with pytest.raises(UserError, match="no-such"):
+        train(replace(again, model=ModelConfig(folder=str(folder / "no-such"))))
+    with pytest.raises(UserError, match="holds model.folder"):
+        train(replace(again, model=ModelConfig(folder=str(kept.parent))))
+    with monkeypatch.context() as patch:
+        patch.chdir(kept.parent)
+        with pytest.raises(UserError, match="working directory"):
+            train(again)
+    assert kept.exists()
+
+
+def test_a_config_from_a_run_folder_replaces_nothing(folder):
+    config = tiny_config(folder, "align", steps=1)
+    train(config)
+    train(replace(config, overwrite=True))
+    saved = load_config(folder / "align" / "config.yaml")
+    assert not saved.overwrite and not saved.resume
+
+
 def test_resume_refuses_a_checkpoint_of_another_shape(folder):
     config = tiny_config(folder, "align", steps=4)
     train(config)
+    checkpoint = latest_checkpoint(folder / "align")
+    model, _ = open_model(config)
+    choose_trained(model, "instruct")
     with pytest.raises(UserError, match="trained in only one"):
-        train(replace(config, stage="instruct", resume=True))
+        load_checkpoint(checkpoint, model, make_optimizer(model, config))
+    choose_trained(model, "align")
+    model.projector.linear_1.weight = torch.nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(UserError, match=r"projector.linear_1.weight has shape .*\(3, 3\)"):
+        load_checkpoint(checkpoint, model, make_optimizer(model, config))
     with pytest.raises(UserError, match="no checkpoint"):
         train(replace(config, output=str(folder / "new"), resume=True))
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_samples(folder):
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [("seed", {"seed": 1}), ("stage", {"stage": "instruct"})],
+)
+def test_a_resumed_run_must_be_the_same_run(folder, key, change):
+    config = tiny_config(folder, "align", steps=4)
+    train(config)
+    with pytest.raises(UserError, match=f"resume: {key} is"):
+        train(replace(config, resume=True, **change))
+    longer = replace(config.training, steps=9)
+    with pytest.raises(UserError, match="resume: training.steps is 9 now and was 4"):
+        train(replace(config, resume=True, training=longer))
+    train(replace(config, resume=True, training=replace(config.training, keep_checkpoints=1)))
+
+
+def test_a_non_finite_loss_stops_the_run_before_anything_is_saved(folder):
     config = tiny_config(folder, "instruct", steps=6)
     config.training.learning_rate = 1e30
+    config.training.log_every = 100
+    config.training.checkpoint_every = 2
     with pytest.raises(UserError, match="not finite.*toy-train"):
         train(config)
+    assert latest_checkpoint(folder / "instruct") is None
+
+
+def test_half_precision_weights_are_trained_whole(folder):
+    """A bf16 Llama would lose small updates: the optimizer moves fp32 weights."""
+    config = tiny_config(folder, "instruct", steps=1)
+    model, tokenizer = open_model(config)
+    model.bfloat16().save_pretrained(folder / "half", tokenizer)
+    model, _ = open_model(replace(config, model=ModelConfig(folder=str(folder / "half"))))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_skips_are_printed_by_cause(folder, capsys):
@@ -209,7 +299,10 @@ def test_a_run_needs_something_to_start_from(folder):
     config.model.language = ""
     with pytest.raises(UserError, match="model.folder"):
         train(config)
-    config = replace(tiny_config(folder, "align"), device="cuda:99", output=str(folder / "x"))
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="CUDA is not available"):
-            train(config)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "meta", "mps", "tpu", "gpu one"])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(UserError, match="device"):
+        resolve_device(name)
+    assert resolve_device("cpu").type == "cpu"

@@ -1,0 +1,199 @@
+"""A model folder to talk to: what it refuses to load, and the limits of a conversation."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from metamorph.chat import Chat
+from metamorph.decoder import pipeline
+from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.errors import UserError
+from metamorph.model import assemble
+from tests.tiny_run import GRID, write_language, write_vision
+
+WIDTH = 24  # of the features of the tiny encoder
+SAFETENSORS = "diffusion_pytorch_model.safetensors"
+
+
+def tiny_decoder(feature_width: int = WIDTH) -> VisualDecoder:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        sample_size=16, mid_block_add_attention=False,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
+        block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=12,
+        attention_head_dim=2, mid_block_type=None,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    scheduler = dpm_solver(DDPMScheduler(beta_schedule="scaled_linear"))
+    return VisualDecoder(vae, unet, scheduler, FeatureAdapter(feature_width, 16, 12), 2.0, 2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model folder with everything; tests change copies."""
+    folder = tmp_path_factory.mktemp("chat")
+    parts = write_language(folder / "llama"), write_vision(folder / "siglip")
+    model, tokenizer = assemble(*parts, grid=GRID)
+    model.save_pretrained(folder / "model", tokenizer)
+    tiny_decoder().save_pretrained(folder / "model" / "decoder")
+    return folder / "model"
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "model")
+
+
+def refused(folder) -> str:
+    with pytest.raises(UserError) as caught:
+        Chat.from_pretrained(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def change_json(path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_it_answers_and_draws(whole):
+    chat = Chat.from_pretrained(whole)
+    picture = Image.new("RGB", (30, 20), "red")
+    replies = chat.reply([("What is it?", (picture,)), ("Hello", ())], max_new_tokens=5)
+    assert [reply.finish_reason in ("stop", "length") for reply in replies] == [True, True]
+    features = [torch.randn(GRID**2, WIDTH)]
+    assert chat.draw(features)[0].size == (16, 16)
+    assert chat.draw(features)[0].tobytes() == chat.draw(features)[0].tobytes()
+    assert chat.draw([]) == []
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match="sampling_steps: expected at least 1"):
+            chat.draw(features, sampling_steps=steps)
+
+
+def test_without_a_decoder_it_does_not_draw(folder):
+    shutil.rmtree(folder / "decoder")
+    chat = Chat.from_pretrained(folder)
+    assert chat.decoder is None
+    with pytest.raises(UserError, match="no decoder/"):
+        chat.draw([torch.randn(GRID**2, WIDTH)])
+
+
+def test_prompts_and_answers_fit_the_positions_of_the_model(folder):
+    change = json.loads((folder / "config.json").read_text())
+    change["language"]["max_position_embeddings"] = 40
+    (folder / "config.json").write_text(json.dumps(change))
+    chat = Chat.from_pretrained(folder)
+    length = len(chat.prompt("Hello").token_ids)
+    chat.reply([("Hello", ())], max_new_tokens=40 - length)
+    with pytest.raises(
+        UserError, match=f"its {length} tokens and max_new_tokens {41 - length} .*40"
+    ):
+        chat.reply([("Hello", ())], max_new_tokens=41 - length)
+
+
+def test_placeholders_and_pictures_must_add_up(whole):
+    with pytest.raises(UserError, match="1 <image> placeholders but 0 images"):
+        Chat.from_pretrained(whole).prompt("<image>What is it?")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "scheduler", "adapter", "model_index.json"])
+def test_a_missing_part_of_the_decoder_is_refused(folder, part):
+    path = folder / "decoder" / part
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert "decoder" in refused(folder)
+
+
+def test_a_decoder_that_is_a_file_is_refused(folder):
+    shutil.rmtree(folder / "decoder")
+    (folder / "decoder").write_text("no folder")
+    assert "decoder" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "adapter"])
+def test_a_damaged_part_of_the_decoder_is_refused(folder, part):
+    weights = folder / "decoder" / part / SAFETENSORS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    assert "cannot load the decoder" in refused(folder)
+    weights.write_bytes(whole)
+    config = folder / "decoder" / part / "config.json"
+    text = config.read_text()
+    config.write_text("{")
+    refused(folder)
+    config.write_text(text)
+    change_json(config, norm_num_groups="many", hidden_width="wide")
+    refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "adapter"])
+def test_a_decoder_never_starts_from_random_weights(folder, part):
+    weights = folder / "decoder" / part / SAFETENSORS
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert f"{part} lacks the tensor {name!r}" in refused(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "adapter"])
+def test_pickled_weights_are_never_opened(folder, part):
+    (folder / "decoder" / part / SAFETENSORS).unlink()
+    torch.save({}, folder / "decoder" / part / "diffusion_pytorch_model.bin")
+    assert "cannot load the decoder" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"_class_name": "StableDiffusionPipeline"}, "expected the pipeline VisualDecoder"),
+        ({"_class_name": ["pipeline", "VisualDecoder"]}, "expected the pipeline VisualDecoder"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "unet is ['diffusers', 'UNet2DModel']"),
+        ({"unet": ["unet", "UNet2DConditionModel"]}, "unet is"),
+        ({"vae": [None, None]}, "vae is [None, None]"),
+        ({"scheduler": ["diffusers", "DDPMScheduler"]}, "scheduler is"),
+        ({"adapter": ["transformers", "AutoModel"]}, "adapter is"),
+        ({"sampling_steps": 0}, "sampling_steps is 0"),
+        ({"sampling_steps": "20"}, "sampling_steps is '20'"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": None}, "guidance_scale is None"),
+    ],
+)
+def test_only_the_expected_classes_are_loaded(folder, change, expected, monkeypatch):
+    change_json(folder / "decoder" / "model_index.json", **change)
+    monkeypatch.setattr(pipeline, "_load_module", None)  # refused before loading
+    assert expected in refused(folder)
+
+
+def test_the_classes_that_saving_writes_are_the_expected_ones(tmp_path):
+    saved = tiny_decoder()
+    saved.save_pretrained(tmp_path)
+    loaded = VisualDecoder.from_folder(tmp_path)
+    assert (loaded.config.guidance_scale, loaded.config.sampling_steps) == (2.0, 2)
+    for key in ("algorithm_type", "solver_order", "beta_schedule", "num_train_timesteps"):
+        assert loaded.scheduler.config[key] == saved.scheduler.config[key]
+    for name in ("vae", "unet", "adapter"):
+        expected, found = getattr(saved, name), getattr(loaded, name)
+        assert not found.training
+        for key, tensor in expected.state_dict().items():
+            assert torch.equal(found.state_dict()[key], tensor), key
+
+
+def test_a_decoder_of_another_width_is_refused(folder):
+    shutil.rmtree(folder / "decoder")
+    tiny_decoder(WIDTH + 1).save_pretrained(folder / "decoder")
+    assert "features of width 25, but the model predicts width 24" in refused(folder)
+
+
+def test_a_corrupt_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").write_text("{")
+    assert "tokenizer.json" in refused(folder)
