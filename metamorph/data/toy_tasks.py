@@ -128,7 +128,7 @@ KINDS = {
     "text": text,
 }
 DEFAULT_WEIGHTS = {
-    "question": 0.40, "draw": 0.42, "describe": 0.04, "edit": 0.05, "motion": 0.05, "zoom": 0.04,
+    "question": 0.28, "draw": 0.40, "describe": 0.04, "edit": 0.16, "motion": 0.08, "zoom": 0.04,
 }  # fmt: skip
 
 
