@@ -110,7 +110,8 @@ class RowStream(Iterator[PackedRow]):
         return document
 
     def _next_document(self) -> tuple[int, Document]:
-        for _ in range(len(self.source)):
+        # Orders differ by epoch: only two epochs' worth in a row surely holds every sample.
+        for _ in range(2 * len(self.source)):
             index = self.next_index
             self.next_index += 1
             try:
@@ -118,7 +119,7 @@ class RowStream(Iterator[PackedRow]):
             except SampleError as error:
                 self.skipped[error.cause] += 1
                 self.examples.setdefault(error.cause, str(error))
-        raise UserError(f"no usable sample in a whole epoch; first of each cause: {self.examples}")
+        raise UserError(f"no usable sample in two epochs; first of each cause: {self.examples}")
 
     def __next__(self) -> PackedRow:
         row: list[Document] = []

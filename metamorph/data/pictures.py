@@ -25,8 +25,8 @@ class PictureStream:
         self.last_samples = []
         tried = 0
         while len(pictures) < count:
-            if not pictures and tried >= len(self.source):
-                raise UserError(f"data: no picture in a whole epoch; skipped: {self.examples}")
+            if not pictures and tried >= 2 * len(self.source):  # as in RowStream
+                raise UserError(f"data: no picture in two epochs; skipped: {self.examples}")
             try:
                 sample = self.source.sample(self.next_index)
                 pictures += sample.images
