@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,27 +14,15 @@ from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
 from metamorph.errors import UserError
 from metamorph.model import assemble
-from tests.tiny_run import GRID, write_language, write_vision
+from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
 
 WIDTH = 24  # of the features of the tiny encoder
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
 
 
 def tiny_decoder(feature_width: int = WIDTH) -> VisualDecoder:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
-        sample_size=16, mid_block_add_attention=False,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
-        block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=12,
-        attention_head_dim=2, mid_block_type=None,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    scheduler = dpm_solver(DDPMScheduler(beta_schedule="scaled_linear"))
+    vae, unet, noise_scheduler = tiny_diffusion()
+    scheduler = dpm_solver(noise_scheduler)
     return VisualDecoder(vae, unet, scheduler, FeatureAdapter(feature_width, 16, 12), 2.0, 2)
 
 
@@ -72,7 +59,7 @@ def test_it_answers_and_draws(whole):
     replies = chat.reply([("What is it?", (picture,)), ("Hello", ())], max_new_tokens=5)
     assert [reply.finish_reason in ("stop", "length") for reply in replies] == [True, True]
     features = [torch.randn(GRID**2, WIDTH)]
-    assert chat.draw(features)[0].size == (16, 16)
+    assert chat.draw(features)[0].size == (64, 64)
     assert chat.draw(features)[0].tobytes() == chat.draw(features)[0].tobytes()
     assert chat.draw([]) == []
     for steps in (0, -1):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from metamorph.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
@@ -34,6 +35,24 @@ def write_vision(folder: Path) -> Path:
     )  # fmt: skip
     SiglipVisionModel(config).save_pretrained(folder)
     return folder
+
+
+def tiny_diffusion() -> tuple[AutoencoderKL, UNet2DConditionModel, DDPMScheduler]:
+    """A random VAE for 64 px pictures, a UNet for its latents, and their noise schedule."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 8), layers_per_block=1, latent_channels=4,
+        norm_num_groups=2, sample_size=64, mid_block_add_attention=False,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
+        block_out_channels=(8, 8), norm_num_groups=4, cross_attention_dim=12,
+        attention_head_dim=2, mid_block_type=None,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    return vae, unet, DDPMScheduler(beta_schedule="scaled_linear")
 
 
 def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConfig:

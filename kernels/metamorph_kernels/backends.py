@@ -1,7 +1,7 @@
 """Which implementations each op has, and how `impl=` chooses one.
 
 The PyTorch paths are compositions that torch.compile traces as they are, so they are not
-registered with torch.library; that is for the kernels.
+registered as custom operators; that is for the kernels.
 """
 
 BACKENDS = ("triton", "cuda", "torch")
