@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint toy-assets clean
+.PHONY: help setup quickstart test aot lint toy-assets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -16,8 +16,12 @@ setup: $(INSTALLED) ## create .venv and install the pinned dependencies
 quickstart: $(INSTALLED) ## train a small MetaMorph that answers and draws, and write its report
 	$(BIN)/metamorph quickstart
 
-test: $(INSTALLED) ## run all tests and show the slowest
+test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton's interpreter
 	$(BIN)/python -m pytest --durations=15
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton_*.py
+
+aot: $(INSTALLED) ## compile every Triton kernel for Hopper, without a GPU, and show what it uses
+	$(BIN)/python -m metamorph_kernels.aot
 
 lint: $(INSTALLED) ## check the code with ruff
 	$(BIN)/ruff check .

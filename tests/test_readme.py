@@ -1,32 +1,37 @@
-"""The README's code runs as it stands."""
+"""The code of the README and of the how-to pages runs as it stands."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+    pytest.param(block, page.name, id=page.name)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
 
 
 def test_there_is_code_to_check():
-    assert len(BLOCKS) >= 1
+    assert {block.values[1] for block in BLOCKS} >= {"README.md", "transformers.md"}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_run(block):
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize(("block", "page"), BLOCKS)
+def test_python_blocks_run(block, page):
+    exec(compile(block, page, "exec"), {})
 
 
 def test_every_public_op_has_an_example():
     import metamorph_kernels
 
+    shown = "".join(block.values[0] for block in BLOCKS)
     for name in metamorph_kernels.__all__:
         if name.islower() and name != "probe":
-            assert f"{name}(" in "".join(BLOCKS), f"README shows no example of {name}"
+            assert f"{name}(" in shown, f"no page shows an example of {name}"
 
 
 def test_named_files_exist():
-    root = Path(__file__).parent.parent
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (root / link).exists(), f"README links {link}"
+        assert (ROOT / link).exists(), f"README links {link}"

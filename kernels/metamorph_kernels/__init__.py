@@ -1,14 +1,16 @@
 """Fused ops for visual-predictive instruction tuning; importable with nothing but PyTorch."""
 
 from metamorph_kernels.attention import interval_attention
+from metamorph_kernels.attention_fp8 import interval_attention_fp8
 from metamorph_kernels.backends import probe
 from metamorph_kernels.cosine import cosine_loss
 from metamorph_kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from metamorph_kernels.decode import decode_attention
-from metamorph_kernels.intervals import Intervals, key_intervals
+from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 from metamorph_kernels.linear_cosine import LinearCosineLoss, linear_cosine_loss
 from metamorph_kernels.mlp import MLPGelu, mlp_gelu
 from metamorph_kernels.pooling import pool_normalize
+from metamorph_kernels.transformers_attention import register_with_transformers
 
 __all__ = [
     "Intervals",
@@ -18,10 +20,13 @@ __all__ = [
     "cosine_loss",
     "decode_attention",
     "interval_attention",
+    "interval_attention_fp8",
+    "intervals_from_rows",
     "key_intervals",
     "linear_cosine_loss",
     "linear_cross_entropy",
     "mlp_gelu",
     "pool_normalize",
     "probe",
+    "register_with_transformers",
 ]

@@ -1,5 +1,7 @@
 """Checks of the tensors that public ops take; only shapes, dtypes and devices, never values."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,3 +80,12 @@ def check_reduction(reduction: str) -> None:
     """Raise ValueError unless `reduction` is one of the three that the losses take."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def softmax_scale(scale: float | None, head_dim: int) -> float:
+    """`scale`, or 1 / sqrt(head_dim) for None; ValueError unless it is positive and finite."""
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    return float(scale)

@@ -1,13 +1,23 @@
 """Attention of a packed row of documents, with one interval of keys per query."""
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metamorph_kernels.arguments import check_heads, check_integers, check_shape, same_dtype
+from metamorph_kernels.arguments import (
+    check_heads,
+    check_integers,
+    check_shape,
+    same_dtype,
+    softmax_scale,
+)
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.intervals import Intervals
 
+TRITON_HEAD_DIMS = (64, 80, 96, 128)
 # Short documents of equal length share one call; above this a call of its own costs nothing more,
 # and the masks of documents with spans stay small.
 LONGEST_BATCHED_DOCUMENT = 512
@@ -20,19 +30,42 @@ def interval_attention(
     intervals: Intervals,
     *,
     scale: float | None = None,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale q k^T) v over the keys [row_start[i], row_end[i]) of each query i.
 
-    q [T, Hq, D]; k, v [T, Hkv, D] with Hq a multiple of Hkv; `intervals` from `key_intervals` for
-    T tokens. Returns [T, Hq, D] in the dtype of q. `scale` is 1 / sqrt(D) unless given. float64,
-    float32, bfloat16 or float16, the same for all three; follows autocast. Differentiable in q,
-    k and v. The PyTorch path never builds a T x T mask; compiled, it specialises on the document
-    lengths. MetaMorph (arXiv 2412.14164) is causal everywhere; prompt images may be bidirectional.
+    q [T, Hq, D]; k, v [T, Hkv, D] with Hq a multiple of Hkv; `intervals` from `key_intervals` or
+    `intervals_from_rows` for T tokens. Returns [T, Hq, D] in the dtype of q. `scale` is 1 / sqrt(D)
+    unless given. float64, float32, bfloat16 or float16, the same for all three; follows autocast.
+    Differentiable in q, k and v. MetaMorph (arXiv 2412.14164) is causal everywhere; prompt images
+    may be bidirectional.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, and for an unknown `impl`.
+    With `return_lse` the result is (out, lse): lse [Hq, T] = log(sum(exp(scale q k^T))), natural,
+    over the same keys; float32, or float64 where q is; differentiable too.
+
+    The PyTorch path never builds a T x T mask; compiled, it specialises on the document lengths.
+    Triton takes head dimensions 64, 80, 96 and 128, and not float64.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
+    positive, and for an `impl` that cannot run this call.
     """
-    resolve("interval_attention", impl)
+    q, k, v = checked_inputs(q, k, v, intervals)
+    scale = softmax_scale(scale, q.shape[-1])
+    backend = resolve("interval_attention", impl, q, _triton_limit(q))
+    if backend == "triton":
+        from metamorph_kernels.attention_triton import interval_attention_triton
+
+        out, lse = interval_attention_triton(q, k, v, intervals, scale)
+    else:
+        out, lse = _interval_attention_torch(q, k, v, intervals, scale, return_lse)
+    return (out, lse) if return_lse else out
+
+
+def checked_inputs(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in one dtype, as autocast says; ValueError for what does not fit together."""
     q, k, v = same_dtype(q=q, k=k, v=v)
     check_shape("q", q, "T, Hq, D", None, None, None)
     tokens, _, head_dim = q.shape
@@ -43,39 +76,96 @@ def interval_attention(
         raise ValueError(f"intervals: expected Intervals, got {type(intervals).__name__}")
     check_integers("intervals", intervals.row_start, (torch.int32,), q.device)
     check_shape("intervals", intervals.row_start, "T", tokens)
+    return q, k, v
 
-    lengths = intervals.document_lengths
+
+def head_dim_limit(head_dim: int) -> str | None:
+    """Why the Triton kernels cannot take this head dimension, or None where they can."""
+    if head_dim in TRITON_HEAD_DIMS:
+        return None
+    listed = ", ".join(map(str, TRITON_HEAD_DIMS[:-1]))
+    return f"head dimensions {listed} and {TRITON_HEAD_DIMS[-1]} only, got {head_dim}"
+
+
+def map_documents(
+    attend: Callable, q: Tensor, k: Tensor, v: Tensor, intervals: Intervals
+) -> list[Tensor]:
+    """Call `attend` for all documents alike at once, and put what it returns back into one row.
+
+    attend(query, key, value, visible) takes [documents, heads, length, D] and bool
+    [documents, 1, length, length], or None where the documents are plainly causal; it returns
+    tensors [documents, heads, length, ...], which come back as [T, heads, ...].
+    """
+    runs, groups = _alike(intervals)
     # One split for all documents: its backward is one cat, where slices would each pad to T.
-    rows = [tensor.split(lengths) for tensor in (q, k, v)]
-    reach = (intervals.row_end - intervals.row_start).split(lengths)
-    outputs = [None] * len(lengths)
-    for (length, masked), documents in _equal_documents(intervals):
-        query, key, value = (
-            torch.stack([split[document] for document in documents]).transpose(1, 2)
-            for split in rows
-        )  # [documents, heads, length, D]
-        mask = None
-        if masked:
-            ends = torch.stack([reach[document] for document in documents])[:, None, :, None]
-            mask = torch.arange(length, device=q.device) < ends  # [documents, 1, length, length]
-        output = F.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=not masked, scale=scale, enable_gqa=True
+    rows = [tensor.split(runs) for tensor in (q, k, v)]
+    token = torch.arange(len(q), dtype=torch.int32, device=q.device)
+    bounds = [tensor.split(runs) for tensor in (intervals.row_start, intervals.row_end, token)]
+    results = [None] * len(runs)
+    for (length, plain, _), members in groups.items():
+        inputs = [_documents(split, members, length).transpose(1, 2) for split in rows]
+        visible = None
+        if not plain:
+            start, end, key = (_documents(split, members, length) for split in bounds)
+            key = key[:, None]
+            visible = ((start[..., None] <= key) & (key < end[..., None]))[:, None]
+        outputs = attend(*inputs, visible)
+        tokens = [runs[run] for run in members]
+        split = [output.transpose(1, 2).flatten(0, 1).split(tokens) for output in outputs]
+        for run, *parts in zip(members, *split, strict=True):
+            results[run] = parts
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]
+
+
+def _documents(runs: list[Tensor], members: list[int], length: int) -> Tensor:
+    """[documents, length, ...] of a group from the runs [tokens, ...] of a row."""
+    return torch.cat([runs[run] for run in members]).unflatten(0, (-1, length))
+
+
+def _alike(intervals: Intervals) -> tuple[list[int], dict[tuple[int, bool, int], list[int]]]:
+    """Tokens of each run of neighbouring documents alike, and the runs that one call can take.
+
+    Alike are short documents of the same length, all or none of them plainly causal.
+    """
+    runs, groups = [], {}
+    previous = None
+    documents = zip(intervals.document_lengths, intervals.plain_documents, strict=True)
+    for document, (length, plain) in enumerate(documents):
+        kind = (length, plain, document if length > LONGEST_BATCHED_DOCUMENT else -1)
+        if kind != previous:
+            groups.setdefault(kind, []).append(len(runs))
+            runs.append(0)
+            previous = kind
+        runs[-1] += length
+    return runs, groups
+
+
+def _triton_limit(q: Tensor) -> str | None:
+    if q.dtype == torch.float64:
+        return "float64 runs in PyTorch only"
+    return head_dim_limit(q.shape[-1])
+
+
+def _interval_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    def attend(query, key, value, visible):
+        out = F.scaled_dot_product_attention(
+            query, key, value, visible, is_causal=visible is None, scale=scale, enable_gqa=True
         )
-        for document, rows_out in zip(documents, output.transpose(1, 2).unbind(), strict=True):
-            outputs[document] = rows_out
-    return torch.cat(outputs)
+        return (out, _log_sum_exp(query, key, visible, scale)) if return_lse else (out,)
+
+    out, *lse = map_documents(attend, q, k, v, intervals)
+    return out, lse[0].t().contiguous() if return_lse else None
 
 
-def _equal_documents(intervals: Intervals) -> list[tuple[tuple[int, bool], list[int]]]:
-    """Documents that one call can take: ((length, has spans), their numbers)."""
-    groups: dict[tuple[int, bool, int], list[int]] = {}
-    spans = intervals.bidirectional_spans
-    span, last = 0, 0
-    for document, length in enumerate(intervals.document_lengths):
-        last += length
-        first_span = span
-        while span < len(spans) and spans[span][0] < last:
-            span += 1
-        alone = document if length > LONGEST_BATCHED_DOCUMENT else -1
-        groups.setdefault((length, span > first_span, alone), []).append(document)
-    return [(key[:2], documents) for key, documents in groups.items()]
+def _log_sum_exp(query: Tensor, key: Tensor, visible: Tensor | None, scale: float) -> Tensor:
+    """[documents, Hq, length] of scores that are held whole, a document at a time or a group."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if visible is None:
+        length = query.shape[2]
+        visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = query.to(dtype).unflatten(1, (key.shape[1], -1))  # [.., Hkv, group, length, D]
+        scores = scale * (grouped @ key.to(dtype)[:, :, None].mT)
+    return scores.flatten(1, 2).masked_fill(~visible, -math.inf).logsumexp(-1)

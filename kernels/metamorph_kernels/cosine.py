@@ -22,11 +22,11 @@ def cosine_loss(
     Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction or
     `impl`.
     """
-    resolve("cosine_loss", impl)
     check_reduction(reduction)
     check_floating(prediction=prediction, target=target)
     check_shape("prediction", prediction, "N, C", None, None)
     check_shape("target", target, "N, C", *prediction.shape)
+    resolve("cosine_loss", impl, prediction)
     losses = _CosineLoss.apply(prediction, target.detach())
     if reduction == "none":
         return losses

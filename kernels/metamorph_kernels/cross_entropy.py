@@ -27,13 +27,13 @@ def linear_cross_entropy(
     `impl`, and in eager mode on the CPU for a label out of range. On a GPU such a label is not
     read on the host: it stops at PyTorch's device-side assert.
     """
-    resolve("linear_cross_entropy", impl)
     check_reduction(reduction)
     x, weight = same_dtype(x=x, weight=weight)
     check_shape("x", x, "N, H", None, None)
     check_shape("weight", weight, "V, H", None, x.shape[1])
     check_integers("labels", labels, (torch.int64,), x.device)
     check_shape("labels", labels, "N", x.shape[0])
+    resolve("linear_cross_entropy", impl, x)
     if weight.shape[0] == 0:
         raise ValueError(f"weight: expected at least one class, got {list(weight.shape)}")
     counted = labels != IGNORED

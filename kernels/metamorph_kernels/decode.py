@@ -4,7 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metamorph_kernels.arguments import check_heads, check_integers, check_shape, same_dtype
+from metamorph_kernels.arguments import (
+    check_heads,
+    check_integers,
+    check_shape,
+    same_dtype,
+    softmax_scale,
+)
+from metamorph_kernels.attention import head_dim_limit
 from metamorph_kernels.backends import resolve
 
 
@@ -24,10 +31,13 @@ def decode_attention(
     given. float64, float32, bfloat16 or float16, the same for all three; follows autocast. What the
     cache holds past a length has no effect, provided it is finite: allocate caches with zeros.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown `impl`, and in
-    eager mode on the CPU for lengths outside 0..S; elsewhere they are not read on the host.
+    Triton takes head dimensions 64, 80, 96 and 128, not float64, and has no backward; it reads
+    nothing on the host, so a CUDA graph can hold it.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
+    positive, for an `impl` that cannot run this call, and in eager mode on the CPU for lengths
+    outside 0..S; elsewhere they are not read on the host.
     """
-    resolve("decode_attention", impl)
     q, k_cache, v_cache = same_dtype(q=q, k_cache=k_cache, v_cache=v_cache)
     check_shape("q", q, "B, Hq, D", None, None, None)
     batch, query_heads, head_dim = q.shape
@@ -42,6 +52,12 @@ def decode_attention(
         if len(outside):
             raise ValueError(f"lengths: expected 0 to {slots}, got {outside[0].item()}")
 
+    scale = softmax_scale(scale, head_dim)
+    if resolve("decode_attention", impl, q, _triton_limit(q, k_cache, v_cache)) == "triton":
+        from metamorph_kernels.decode_triton import decode_attention_triton
+
+        return decode_attention_triton(q, k_cache, v_cache, lengths, scale)
+
     # The queries of a group stand where a sequence would, so no key or value is repeated.
     grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)
     visible = torch.arange(slots, device=q.device) < lengths[:, None, None, None]  # [B, 1, 1, S]
@@ -50,3 +66,12 @@ def decode_attention(
     ).reshape(q.shape)
     # Not every backend of the call above gives zeros where no key is visible.
     return torch.where(lengths[:, None, None] > 0, out, 0)
+
+
+def _triton_limit(*tensors: Tensor) -> str | None:
+    """What of this call the Triton kernel cannot do, or None."""
+    if tensors[0].dtype == torch.float64:
+        return "float64 runs in PyTorch only"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "its kernel has no backward; call it under torch.no_grad()"
+    return head_dim_limit(tensors[0].shape[-1])

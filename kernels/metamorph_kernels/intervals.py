@@ -7,22 +7,30 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from metamorph_kernels.arguments import check_integers, check_shape
+
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """What each of T packed tokens may see, and who sees it; made by `key_intervals`.
+    """What each of T packed tokens may see, and who sees it.
 
+    Made by `key_intervals` from lists, or by `intervals_from_rows` from any mask of this form.
     Query i sees keys [row_start[i], row_end[i]); key j is seen by queries
     [col_start[j], col_end[j]). All four are int32 [T] and never decrease, so the first and last
-    row of a tile bound the whole tile. The host tuples say the same without touching the device.
+    row of a tile bound the whole tile. `causal` says that every row_end is i + 1 and with it every
+    col_start j, so that neither need be read.
+
+    The host tuples serve the PyTorch path: no interval crosses the documents of
+    `document_lengths`, and `plain_documents` are causal from their first token on.
     """
 
     row_start: Tensor
     row_end: Tensor
     col_start: Tensor
     col_end: Tensor
+    causal: bool
     document_lengths: tuple[int, ...]
-    bidirectional_spans: tuple[tuple[int, int], ...]
+    plain_documents: tuple[bool, ...]
 
     def to(self, device: torch.device | str) -> "Intervals":
         """The same intervals with the tensors on `device`."""
@@ -70,8 +78,80 @@ def key_intervals(
         row_end=row_end.to(device, torch.int32),
         col_start=col_start.to(device, torch.int32),
         col_end=col_end.to(device, torch.int32),
+        causal=_causal(row_end),
         document_lengths=lengths,
-        bidirectional_spans=spans,
+        plain_documents=_plain_documents(lengths_host, row_start, row_end),
+    )
+
+
+def intervals_from_rows(row_start: Tensor, row_end: Tensor) -> Intervals:
+    """Intervals of any mask in which query i sees the keys [row_start[i], row_end[i]).
+
+    row_start and row_end are int32 or int64 [T] on one device, and neither may decrease: packed
+    documents, prefixes, bidirectional images, sliding windows. A query need not see itself, and a
+    key that nobody sees gets an empty interval of queries. The bounds are checked and searched for
+    documents on the host, so this waits for the device.
+
+    Raises ValueError for tensors that do not fit, and, naming the first such row, for an interval
+    that is empty or leaves [0, T), and for a bound below that of the row before.
+    """
+    device = getattr(row_start, "device", None)
+    check_integers("row_start", row_start, (torch.int32, torch.int64), device)
+    check_integers("row_end", row_end, (torch.int32, torch.int64), device)
+    check_shape("row_start", row_start, "T", None)
+    check_shape("row_end", row_end, "T", len(row_start))
+    tokens = len(row_start)
+    if tokens == 0:
+        raise ValueError("row_start: expected at least one row, got none")
+    start, end = row_start.cpu().long(), row_end.cpu().long()
+    _check_rows(start, end)
+
+    token = torch.arange(tokens)
+    cut = torch.ones(tokens + 1, dtype=torch.bool)  # does a document begin or the row end here?
+    cut[1:-1] = (end[:-1] <= token[1:]) & (start[1:] >= token[1:])
+    lengths = cut.nonzero()[:, 0].diff()
+    row_start, row_end = (bound.to(torch.int32, copy=True) for bound in (row_start, row_end))
+    key = torch.arange(tokens, dtype=torch.int32, device=device)
+    return Intervals(
+        row_start=row_start,
+        row_end=row_end,
+        # Who sees key j: from the first row that ends after it to the last that starts by it.
+        col_start=torch.searchsorted(row_end, key, right=True, out_int32=True),
+        col_end=torch.searchsorted(row_start, key, right=True, out_int32=True),
+        causal=_causal(end),
+        document_lengths=tuple(lengths.tolist()),
+        plain_documents=_plain_documents(lengths, start, end),
+    )
+
+
+def _causal(row_end: Tensor) -> bool:
+    return torch.equal(row_end, torch.arange(1, len(row_end) + 1))
+
+
+def _plain_documents(lengths: Tensor, row_start: Tensor, row_end: Tensor) -> tuple[bool, ...]:
+    """Which documents are causal from their first token on; all int64 on the host."""
+    document = torch.arange(len(lengths)).repeat_interleave(lengths)
+    first = (lengths.cumsum(0) - lengths)[document]
+    other = (row_start != first) | (row_end != torch.arange(1, len(row_end) + 1))
+    return tuple((torch.bincount(document, other) == 0).tolist())
+
+
+def _check_rows(start: Tensor, end: Tensor) -> None:
+    """Raise ValueError, naming the first bad row, unless the int64 host bounds are as promised."""
+    tokens = len(start)
+    falls = torch.zeros(tokens, dtype=torch.bool)
+    falls[1:] = (start.diff() < 0) | (end.diff() < 0)
+    bad = (start >= end) | (start < 0) | (end > tokens) | falls
+    if not bad.any():
+        return
+    row = int(bad.nonzero()[0])
+    name = f"row_start, row_end: row {row} sees [{start[row]}, {end[row]})"
+    if start[row] >= end[row]:
+        raise ValueError(f"{name}, which is empty; the end is exclusive")
+    if start[row] < 0 or end[row] > tokens:
+        raise ValueError(f"{name}, which leaves the keys [0, {tokens})")
+    raise ValueError(
+        f"{name} after [{start[row - 1]}, {end[row - 1]}); expected bounds that never decrease"
     )
 
 

@@ -27,7 +27,6 @@ def linear_cosine_loss(
     Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction or
     `impl`.
     """
-    resolve("linear_cosine_loss", impl)
     check_floating(x=x, target=target)
     if bias is None:
         x, weight = same_dtype(x=x, weight=weight)
@@ -38,6 +37,7 @@ def linear_cosine_loss(
     if bias is not None:
         check_shape("bias", bias, "C", weight.shape[0])
     check_shape("target", target, "N, C", x.shape[0], weight.shape[0])
+    resolve("linear_cosine_loss", impl, x)
     return cosine_loss(F.linear(x, weight, bias), target, reduction=reduction)
 
 

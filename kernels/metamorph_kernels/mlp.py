@@ -18,7 +18,6 @@ def mlp_gelu(
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for an unknown `impl`.
     """
-    resolve("mlp_gelu", impl)
     x, w1, b1, w2, b2 = same_dtype(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
     check_shape("w1", w1, "F, I", None, None)
     hidden_features, in_features = w1.shape
@@ -27,6 +26,7 @@ def mlp_gelu(
     check_shape("b1", b1, "F", hidden_features)
     check_shape("w2", w2, "O, F", None, hidden_features)
     check_shape("b2", b2, "O", w2.shape[0])
+    resolve("mlp_gelu", impl, x)
     return F.linear(F.gelu(F.linear(x, w1, b1), approximate="none"), w2, b2)
 
 

@@ -21,9 +21,9 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
 
     Raises ValueError for shapes, dtypes or a grid that do not fit, and for an unknown `impl`.
     """
-    resolve("pool_normalize", impl)
     check_floating(features=features)
     check_shape("features", features, "B, N, C", None, None, None)
+    resolve("pool_normalize", impl, features)
     side = math.isqrt(features.shape[1])
     if side == 0 or side * side != features.shape[1]:
         raise ValueError(

@@ -19,13 +19,52 @@ def interval_mask(intervals: Intervals) -> Tensor:
 
 
 def interval_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Intervals,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    scores = _scores(q, k, intervals, scale)
+    out = torch.einsum("hij,jhd->ihd", scores.softmax(-1), _each_query_head(v, q))
+    if not return_lse:
+        return out
+    return out, scores.to(torch.promote_types(q.dtype, torch.float32)).exp().sum(-1).log()
+
+
+def interval_attention_fp8(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, *, scale: float | None = None
 ) -> Tensor:
-    group = q.shape[1] // k.shape[1]
-    k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
-    scores = torch.einsum("ihd,jhd->hij", q, k) * _scale(q, scale)
-    scores = scores.masked_fill(~interval_mask(intervals), -math.inf)
-    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+    dtype = q.dtype
+    q, k, v = (_through_fp8(tensor) for tensor in (q, k, v))
+    scores = _scores(q, k, intervals, scale) / math.log(2)
+    weights = 2 ** (8 + scores - scores.amax(-1, keepdim=True).ceil())
+    rounded = weights.to(torch.float8_e4m3fn).double()
+    out = torch.einsum("hij,jhd->ihd", rounded, _each_query_head(v, q))
+    return (out / weights.sum(-1).t()[..., None]).to(dtype)
+
+
+def _through_fp8(x: Tensor) -> Tensor:
+    """float64 [T, H, D] of what float8_e4m3fn keeps of each head."""
+    heads = []
+    for head in x.float().unbind(1):
+        scale = head.abs().max() / 448
+        if scale == 0:
+            scale = torch.ones_like(scale)
+        heads.append((head / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale)
+    return torch.stack(heads, 1)
+
+
+def _each_query_head(x: Tensor, q: Tensor) -> Tensor:
+    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
+
+
+def _scores(q: Tensor, k: Tensor, intervals: Intervals, scale: float | None) -> Tensor:
+    """[Hq, T, T], -inf where hidden."""
+    scores = torch.einsum("ihd,jhd->hij", q, _each_query_head(k, q)) * _scale(q, scale)
+    return scores.masked_fill(~interval_mask(intervals), -math.inf)
 
 
 def decode_attention(

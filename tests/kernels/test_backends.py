@@ -53,10 +53,62 @@ def test_auto_and_torch_mean_the_same():
 
 
 @pytest.mark.parametrize("operation", list(backends.IMPLEMENTED))
-@pytest.mark.parametrize("impl", ["triton", "cuda", "numpy", None])
-def test_asking_for_what_is_absent_names_what_exists(operation, impl):
-    with pytest.raises(ValueError, match=f"{operation} takes 'auto', 'torch', got {impl!r}"):
-        backends.resolve(operation, impl)
+@pytest.mark.parametrize("impl", ["cuda", "numpy", None])
+def test_asking_for_what_does_not_exist_names_what_does(operation, impl):
+    present = ", ".join(repr(name) for name in ("auto", *backends.IMPLEMENTED[operation]))
+    with pytest.raises(ValueError, match=f"{operation} takes {present}, got {impl!r}"):
+        backends.resolve(operation, impl, torch.ones(1))
+
+
+WITH_TRITON = [name for name, impls in backends.IMPLEMENTED.items() if "triton" in impls]
+
+
+@pytest.mark.parametrize("operation", WITH_TRITON)
+def test_asking_for_triton_where_it_cannot_run_says_why(operation, monkeypatch):
+    resolve, x = backends.resolve, torch.ones(1)
+    with pytest.raises(ValueError, match="CPU tensors need TRITON_INTERPRET=1"):
+        resolve(operation, "triton", x)
+    with pytest.raises(ValueError, match="no kernels for meta devices"):
+        resolve(operation, "triton", x.to("meta"))
+    monkeypatch.setattr(backends, "triton_absence", lambda device_type: None)
+    assert resolve(operation, "triton", x) == "triton"
+    with pytest.raises(ValueError, match=f"{operation} cannot run in Triton here: a limit"):
+        resolve(operation, "triton", x, "a limit")
+
+
+def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
+    class OnGpu:
+        is_cuda, device = True, torch.device("cuda")
+
+    absence = {"cuda": None}
+    monkeypatch.setattr(backends, "triton_absence", absence.get)
+    assert backends.resolve("decode_attention", "auto", OnGpu) == "triton"
+    assert backends.resolve("decode_attention", "auto", torch.ones(1)) == "torch"
+    assert backends.resolve("decode_attention", "auto", OnGpu, "a limit") == "torch"
+    assert backends.resolve("cosine_loss", "auto", OnGpu) == "torch"
+    absence["cuda"] = "too old"
+    assert backends.resolve("decode_attention", "auto", OnGpu) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({}, None),
+        ({"triton": None}, "triton is not installed"),
+        ({"available": False}, "torch sees no CUDA device"),
+        ({"capability": (8, 0)}, "compute capability 8.0; the kernels need 9.0 or newer"),
+    ],
+)
+def test_what_a_gpu_lacks(monkeypatch, facts, reason):
+    facts = {"triton": object(), "available": True, "capability": (9, 0)} | facts
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: facts["triton"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["available"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: facts["capability"])
+    backends._triton_absence.cache_clear()
+    try:
+        assert backends.triton_absence("cuda") == reason
+    finally:
+        backends._triton_absence.cache_clear()
 
 
 def test_probe_reports_every_op_and_why_a_backend_is_absent():
@@ -64,5 +116,6 @@ def test_probe_reports_every_op_and_why_a_backend_is_absent():
     assert list(report) == list(backends.IMPLEMENTED)
     for operation, states in report.items():
         assert states["torch"] == "available"
-        for backend in ("triton", "cuda"):
-            assert states[backend].startswith("absent: ") and operation in states[backend]
+        assert states["cuda"].startswith("absent: ") and operation in states["cuda"]
+        assert states["triton"].startswith("absent: ") or torch.cuda.is_available()
+    assert "TRITON_INTERPRET" in report["interval_attention"]["triton"]

@@ -1,13 +1,21 @@
 import math
+import sys
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 from comparisons import Record, assert_as_good_as_plain, value_and_gradients
 from hypothesis import given, settings
-from packed_rows import brute_force_mask, packed_rows
+from packed_rows import brute_force_mask, mask_of_rows, non_decreasing_rows, packed_rows
 
-from metamorph_kernels import attention, interval_attention, key_intervals, reference
+from metamorph_kernels import (
+    attention,
+    interval_attention,
+    intervals_from_rows,
+    key_intervals,
+    reference,
+)
 
 
 def rows(tokens, query_heads=4, key_heads=2, head_dim=3, dtype=torch.float64, seed=0):
@@ -42,6 +50,35 @@ def test_equals_brute_force_forward_and_backward(row):
     torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-11)
 
 
+@settings(max_examples=60, deadline=None)
+@given(non_decreasing_rows())
+def test_any_intervals_equal_brute_force_with_both_outputs(bounds):
+    intervals = intervals_from_rows(*(torch.tensor(bound) for bound in bounds))
+    tensors = rows(len(bounds[0]))
+    mask = mask_of_rows(*bounds)
+
+    def by_definition(q, k, v):
+        scores = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(2, 1)) * 0.7
+        lse = torch.log((scores.exp() * mask).sum(-1))
+        weights = (scores - lse[..., None]).exp() * mask
+        return torch.einsum("hij,jhd->ihd", weights, v.repeat_interleave(2, 1)), lse
+
+    def both(attend, **more):
+        def joined(q, k, v):
+            out, lse = attend(q, k, v, **more)
+            assert out.shape == q.shape and lse.shape == (q.shape[1], q.shape[0])
+            return torch.cat([out.flatten(), lse.flatten()])
+
+        return value_and_gradients(joined, *tensors)
+
+    ours = both(interval_attention, intervals=intervals, scale=0.7, return_lse=True)
+    oracle = both(reference.interval_attention, intervals=intervals, scale=0.7, return_lse=True)
+    torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(ours, both(by_definition), rtol=1e-9, atol=1e-11)
+    without = interval_attention(*tensors, intervals, scale=0.7)
+    torch.testing.assert_close(without.flatten(), ours[0][: without.numel()], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("query_heads", "key_heads", "head_dim", "scale"),
     [(1, 1, 1, None), (6, 6, 5, 0.3), (6, 2, 8, None), (6, 3, 7, 1.7), (5, 1, 16, None)],
@@ -61,6 +98,56 @@ def test_gradcheck():
     intervals = key_intervals([2, 5, 2], [(3, 6)])
     tensors = [tensor.requires_grad_() for tensor in rows(9)]
     torch.autograd.gradcheck(lambda q, k, v: interval_attention(q, k, v, intervals), tensors)
+
+
+def test_gradcheck_through_lse():
+    intervals = key_intervals([2, 3, 2], [(3, 5)])
+    tensors = [tensor.requires_grad_() for tensor in rows(7, 2, 1, 2)]
+    torch.autograd.gradcheck(
+        lambda q, k, v: interval_attention(q, k, v, intervals, return_lse=True), tensors
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lse_is_float32_and_made_only_when_asked(dtype):
+    intervals = key_intervals([20] * 30, [(2, 9)])
+    tensors = rows(600, 4, 2, 4, dtype)
+    out, lse = interval_attention(*tensors, intervals, return_lse=True)
+    assert out.dtype == dtype and lse.dtype == torch.float32 and lse.is_contiguous()
+    exact = reference.interval_attention(
+        *(tensor.double() for tensor in tensors), intervals, return_lse=True
+    )[1]
+    torch.testing.assert_close(lse.double(), exact, rtol=1e-5, atol=1e-5)
+    with Record() as record:
+        interval_attention(*tensors, intervals)
+    assert record.elements <= 600 * 4 * 4  # the queries; scores would be 48,000
+
+
+def test_lse_under_autocast_is_that_of_the_cast_tensors():
+    tensors = rows(9, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, lse = interval_attention(*tensors, key_intervals([9]), return_lse=True)
+    cast = [tensor.bfloat16() for tensor in tensors]
+    _, expected = interval_attention(*cast, key_intervals([9]), return_lse=True)
+    assert torch.equal(lse, expected)
+
+
+def test_neighbouring_documents_of_one_length_are_one_call(monkeypatch):
+    calls = []
+    attend = F.scaled_dot_product_attention
+
+    def counted(query, *arguments, **keywords):
+        calls.append(tuple(query.shape))
+        return attend(query, *arguments, **keywords)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    lengths, spans = [1] * 50 + [6] + [1] * 50 + [6, 6], [(108, 110)]
+    intervals = key_intervals(lengths, spans)
+    tensors = rows(sum(lengths))
+    out = interval_attention(*tensors, intervals)
+    assert calls == [(100, 4, 1, 3), (2, 4, 6, 3), (1, 4, 6, 3)]
+    assert attention._alike(intervals)[0] == [50, 6, 50, 6, 6]  # and cut in few places
+    torch.testing.assert_close(out, plain(*tensors, brute_force_mask(lengths, spans)))
 
 
 def test_documents_longer_than_a_batch(monkeypatch):
@@ -125,6 +212,10 @@ def test_compiled_equals_eager():
             for f in (interval_attention, compiled)
         )
         torch.testing.assert_close(eager, traced, rtol=0, atol=0)
+        eager, traced = (
+            f(*tensors, intervals, return_lse=True)[1] for f in (interval_attention, compiled)
+        )
+        torch.testing.assert_close(eager, traced, rtol=0, atol=0)
 
 
 def test_follows_autocast():
@@ -148,7 +239,14 @@ def test_follows_autocast():
         ({"intervals": key_intervals([4])}, r"intervals: expected shape \[T\] = \[5\], got \[4\]"),
         ({"intervals": key_intervals([5], device="meta")}, "intervals: .*device cpu, got meta"),
         ({"intervals": None}, "intervals: expected Intervals, got NoneType"),
-        ({"impl": "triton"}, "impl: interval_attention takes 'auto', 'torch', got 'triton'"),
+        ({"scale": 0.0}, "scale: expected a positive number, got 0.0"),
+        ({"scale": math.nan}, "scale: expected a positive number, got nan"),
+        (
+            {"impl": "triton"},
+            "impl: interval_attention cannot run in Triton here: "
+            "CPU tensors need TRITON_INTERPRET=1",
+        ),
+        ({"impl": "cuda"}, "impl: interval_attention takes 'auto', 'triton', 'torch', got 'cuda'"),
     ],
 )
 def test_refuses(change, words):
@@ -156,3 +254,32 @@ def test_refuses(change, words):
     arguments = {"q": q, "k": k, "v": v, "intervals": key_intervals([5])} | change
     with pytest.raises(ValueError, match=words):
         interval_attention(**arguments)
+
+
+def test_what_triton_gets_and_what_keeps_a_call_from_it(monkeypatch):
+    seen = []
+
+    def resolve(operation, impl, tensor, triton_limit):
+        seen.append((operation, impl, triton_limit))
+        return "triton" if triton_limit is None else "torch"
+
+    def interval_attention_triton(q, k, v, intervals, scale):
+        seen.append(scale)
+        return q + 1, q.new_zeros(q.shape[1], q.shape[0])
+
+    module = types.ModuleType("metamorph_kernels.attention_triton")
+    module.interval_attention_triton = interval_attention_triton
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(attention, "resolve", resolve)
+    intervals = key_intervals([3])
+    for head_dim in attention.TRITON_HEAD_DIMS:
+        q, k, v = rows(3, head_dim=head_dim, dtype=torch.float32)
+        assert torch.equal(interval_attention(q, k, v, intervals), q + 1)
+        assert seen[-2:] == [("interval_attention", "auto", None), 1 / math.sqrt(head_dim)]
+    out, lse = interval_attention(q, k, v, intervals, scale=2, impl="triton", return_lse=True)
+    assert lse.shape == (4, 3) and seen[-1] == 2.0 and isinstance(seen[-1], float)
+
+    interval_attention(*rows(3, head_dim=72, dtype=torch.float32), intervals)
+    assert seen[-1][2] == "head dimensions 64, 80, 96 and 128 only, got 72"
+    interval_attention(*rows(3, head_dim=64), intervals)
+    assert seen[-1][2] == "float64 runs in PyTorch only"

@@ -1,0 +1,309 @@
+"""Interval attention in Triton: tile sizes, launches, and the PyTorch operators around them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from metamorph_kernels.attention_backward import (
+    attention_key_value_gradient,
+    attention_query_gradient,
+)
+from metamorph_kernels.attention_forward import attention_forward
+from metamorph_kernels.compilation import Compilation, descriptor_type
+from metamorph_kernels.descriptors import describable
+from metamorph_kernels.intervals import Intervals
+
+MOST_PACKED_HEADS = 8
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one kernel cuts its work; `stack_bytes` are spilled for the reason given."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    stack_bytes: int = 0
+    reason: str = ""
+
+
+# By (direction, padded head dim), never by the number of tokens. Three stages are the fewest that
+# load a tile while the one before it is computed.
+TILES = {
+    ("forward", 64): Tiles(128, 128, num_warps=8, num_stages=3),
+    ("forward", 128): Tiles(128, 128, num_warps=8, num_stages=3),
+    ("query_gradient", 64): Tiles(128, 128, num_warps=8, num_stages=3),
+    ("query_gradient", 128): Tiles(128, 64, num_warps=8, num_stages=3),
+    ("key_value_gradient", 64): Tiles(64, 128, num_warps=8, num_stages=3),
+    ("key_value_gradient", 128): Tiles(
+        64,
+        128,
+        num_warps=8,
+        num_stages=3,
+        stack_bytes=8,
+        reason="two words that the loop only reads, beside 128 registers of accumulators",
+    ),
+}
+# float32 is for tests of exactness: IEEE products on the FMA units, which keep whole operands in
+# registers.
+FLOAT32_TILES = Tiles(16, 16, num_warps=8, num_stages=1)
+
+
+def interval_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`interval_attention` of checked arguments: out [T, Hq, D] and lse float32 [Hq, T]."""
+    return _attention(
+        q,
+        k,
+        v,
+        intervals.row_start,
+        intervals.row_end,
+        intervals.col_start,
+        intervals.col_end,
+        intervals.causal,
+        scale,
+    )
+
+
+@torch.library.custom_op("metamorph_kernels::interval_attention", mutates_args=())
+def _attention(
+    q: Tensor,  # [T, Hq, D]
+    k: Tensor,  # [T, Hkv, D]
+    v: Tensor,
+    row_start: Tensor,  # int32 [T]
+    row_end: Tensor,
+    col_start: Tensor,
+    col_end: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    tokens, query_heads, head_dim = q.shape
+    out = torch.empty((tokens, query_heads, head_dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty((query_heads, tokens), dtype=torch.float32, device=q.device)
+    q, k, v = map(describable, (q, k, v))
+    tiles, layout = _layout("forward", q, k)
+    packed = (layout["PACK"], tiles.block_m // layout["PACK"])
+    with torch.cuda.device_of(q):
+        attention_forward[programs(q, *packed)](
+            describe(q, *packed),
+            describe(k, 1, tiles.block_n),
+            describe(v, 1, tiles.block_n),
+            describe(out, *packed),
+            lse,
+            row_start,
+            row_end,
+            torch.zeros(1, dtype=torch.int32, device=q.device),
+            tokens,
+            k.shape[1],
+            scale,
+            CAUSAL=causal,
+            **layout,
+        )
+    return out, lse
+
+
+@_attention.register_fake
+def _(q, k, v, row_start, row_end, col_start, col_end, causal, scale):
+    tokens, query_heads, _ = q.shape
+    lse = q.new_empty((query_heads, tokens), dtype=torch.float32)
+    return q.new_empty(q.shape), lse
+
+
+@torch.library.custom_op("metamorph_kernels::interval_attention_backward", mutates_args=())
+def _attention_backward(
+    out_gradient: Tensor,  # [T, Hq, D]
+    lse_gradient: Tensor,  # float32 [Hq, T]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    row_start: Tensor,
+    row_end: Tensor,
+    col_start: Tensor,
+    col_end: Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, _, head_dim = q.shape
+    key_heads = k.shape[1]
+    q_gradient, k_gradient, v_gradient = (
+        torch.empty(tensor.shape, dtype=q.dtype, device=q.device) for tensor in (q, k, v)
+    )
+    delta = torch.empty_like(lse)
+    q, k, v, out_gradient = map(describable, (q, k, v, out_gradient))
+    with torch.cuda.device_of(q):
+        tiles, layout = _layout("query_gradient", q, k)
+        packed = (layout["PACK"], tiles.block_m // layout["PACK"])
+        attention_query_gradient[programs(q, *packed)](
+            describe(q, *packed),
+            describe(k, 1, tiles.block_n),
+            describe(v, 1, tiles.block_n),
+            describe(out, *packed),
+            describe(out_gradient, *packed),
+            describe(q_gradient, *packed),
+            lse,
+            lse_gradient.contiguous(),
+            delta,
+            row_start,
+            row_end,
+            torch.zeros(1, dtype=torch.int32, device=q.device),
+            tokens,
+            key_heads,
+            scale,
+            CAUSAL=causal,
+            **layout,
+        )
+        tiles, layout = _layout("key_value_gradient", q, k)
+        del layout["PACK"]
+        attention_key_value_gradient[(key_heads * triton.cdiv(tokens, tiles.block_n),)](
+            describe(q, 1, tiles.block_m),
+            describe(out_gradient, 1, tiles.block_m),
+            describe(k, 1, tiles.block_n),
+            describe(v, 1, tiles.block_n),
+            describe(k_gradient, 1, tiles.block_n),
+            describe(v_gradient, 1, tiles.block_n),
+            lse,
+            delta,
+            col_start,
+            col_end,
+            tokens,
+            key_heads,
+            scale,
+            CAUSAL=causal,
+            **layout,
+        )
+    return q_gradient, k_gradient, v_gradient
+
+
+@_attention_backward.register_fake
+def _(out_gradient, lse_gradient, q, k, v, *_):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output):
+    *tensors, causal, scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.causal, ctx.scale = causal, scale
+
+
+def _gradients(ctx, out_gradient, lse_gradient):
+    q, k, v, row_start, row_end, col_start, col_end, out, lse = ctx.saved_tensors
+    gradients = _attention_backward(
+        out_gradient,
+        lse_gradient,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        row_start,
+        row_end,
+        col_start,
+        col_end,
+        ctx.causal,
+        ctx.scale,
+    )
+    return *gradients, None, None, None, None, None, None
+
+
+_attention.register_autograd(_gradients, setup_context=_save)
+
+
+def packed_heads(group: int) -> int:
+    """How many query heads of a group share a tile: a power of two that divides the group."""
+    return min(group & -group, MOST_PACKED_HEADS)
+
+
+def describe(tensor: Tensor, heads: int, tokens: int) -> TensorDescriptor:
+    """A describable [T, H, D] as [H, T, D] in blocks of `heads` x `tokens` x all of D.
+
+    D is padded with zeros to a power of two. Heads stand first because a leading block size of one
+    costs no copy.
+    """
+    view = tensor.transpose(0, 1)
+    block = [heads, tokens, triton.next_power_of_2(view.shape[2])]
+    return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
+
+
+def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]]:
+    """The tiles of a kernel, and its constants and launch options."""
+    block_d = triton.next_power_of_2(q.shape[2])
+    tiles = FLOAT32_TILES if q.dtype == torch.float32 else TILES[direction, block_d]
+    group = q.shape[1] // k.shape[1]
+    return tiles, {
+        "GROUP": group,
+        "PACK": packed_heads(group),
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_D": block_d,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
+def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
+    """One program a multiprocessor, or one a tile of `heads` x `tokens` if there are fewer."""
+    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
+    processors = 2  # the interpreter
+    if q.device.type == "cuda":
+        processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    return (min(tiles, processors),)
+
+
+def compilations() -> Iterator[Compilation]:
+    """Every kernel in every shipped configuration."""
+    for (direction, block_d), tiles in TILES.items():
+        packs = (1,) if direction == "key_value_gradient" else (1, 2, 4, 8)
+        for element, causal, pack in product(("bf16", "fp16", "fp32"), (True, False), packs):
+            shipped = FLOAT32_TILES if element == "fp32" else tiles
+            yield _compilation(direction, block_d, element, shipped, causal, pack)
+
+
+def _compilation(
+    direction: str, block_d: int, element: str, tiles: Tiles, causal: bool, pack: int
+) -> Compilation:
+    kernel = {
+        "forward": attention_forward,
+        "query_gradient": attention_query_gradient,
+        "key_value_gradient": attention_key_value_gradient,
+    }[direction]
+    constants = {
+        "GROUP": pack,
+        "PACK": pack,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_D": block_d,
+        "CAUSAL": causal,
+    }
+    scalars = {"tokens": "i32", "key_heads": "i32", "scale": "fp32"}
+    query_block = descriptor_type(element, pack, tiles.block_m // pack, block_d)
+    key_block = descriptor_type(element, 1, tiles.block_n, block_d)
+
+    def argument(name: str):
+        if name in constants:
+            return constants[name]
+        if name.endswith("_desc"):
+            return key_block if name[0] in "kv" else query_block
+        if name in scalars:
+            return scalars[name]
+        return "*fp32" if name in ("lse_ptr", "lse_gradient_ptr", "delta_ptr") else "*i32"
+
+    mask = "causal" if causal else "spans"
+    return Compilation(
+        kernel=kernel,
+        configuration=f"{element} D<={block_d} {mask} pack {pack} {tiles.block_m}x{tiles.block_n}",
+        arguments={name: argument(name) for name in kernel.arg_names},
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        tensor_cores=element != "fp32",
+        stack_bytes=0 if causal else tiles.stack_bytes,
+        reason=tiles.reason,
+    )

@@ -1,0 +1,29 @@
+"""One kernel in one configuration, as the ahead-of-time checker (`aot.py`) compiles it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What `triton.compile` needs, and what the result may use.
+
+    `arguments` maps each parameter of `kernel`, a `triton.JITFunction`, to its Triton type as a
+    string ("*fp32", "i32", "tensordesc<bf16[64, 128]>") or, for a constexpr, to its value. Where
+    `tensor_cores` is True the matrix products must use wgmma. `stack_bytes` may be spilled, for
+    the reason given.
+    """
+
+    kernel: Any
+    configuration: str
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    tensor_cores: bool = True
+    stack_bytes: int = 0
+    reason: str = ""
+
+
+def descriptor_type(element: str, *block: int) -> str:
+    """The Triton type of a tensor descriptor, as `triton.compile` writes it."""
+    return f"tensordesc<{element}{list(block)}>"

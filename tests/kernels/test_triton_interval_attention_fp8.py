@@ -1,0 +1,99 @@
+import pytest
+import torch
+from conftest import INTERPRETED
+from random_rows import random_heads, random_row
+
+from metamorph_kernels import (
+    attention_fp8_triton,
+    attention_triton,
+    interval_attention_fp8,
+    key_intervals,
+    reference,
+)
+
+DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
+LONGEST, MOST = (14, 4) if INTERPRETED else (700, 6)
+
+pytestmark = pytest.mark.usefixtures("poisoned", "tiles", "exact_casts")
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    if INTERPRETED:
+        small = attention_triton.Tiles(16, 16, num_warps=4, num_stages=1)
+        table = dict.fromkeys(attention_fp8_triton.TILES, small)
+        monkeypatch.setattr(attention_fp8_triton, "TILES", table)
+
+
+@pytest.fixture
+def exact_casts(monkeypatch):
+    """Triton's interpreter loses the carry when float8 rounds up to the next power of two."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def convert_exactly(data, source, target, rounding):
+        if target != interpreter.tl.float8e4nv:
+            return convert(data, source, target, rounding)
+        return torch.from_numpy(data).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert_exactly)
+
+
+def ours(q, k, v, intervals, **options):
+    return interval_attention_fp8(q, k, v, intervals, impl="triton", **options)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_packings_against_the_definition(device, seed):
+    lengths, spans = random_row(seed, LONGEST, MOST)
+    head_dim, group, key_heads = (
+        (64, 80, 96, 128)[seed % 4],
+        (1, 2, 4, 8, 3)[seed % 5],
+        1 + seed % 2,
+    )
+    dtype = DTYPES[seed % 2]
+    tensors = random_heads(
+        sum(lengths), group * key_heads, key_heads, head_dim, dtype, device, seed
+    )
+    intervals = key_intervals(lengths, spans, device=device)
+    scale = (None, 0.3)[seed // 2 % 2]
+    out = ours(*tensors, intervals, scale=scale)
+    expected = reference.interval_attention_fp8(*tensors, intervals, scale=scale)
+    assert out.dtype == dtype and out.shape == tensors[0].shape
+    # A weight at the middle of two float8 numbers may fall to either side.
+    difference = (out.double() - expected.double()).norm() / expected.double().norm()
+    assert difference <= 0.005, (difference, lengths, spans)
+
+
+def test_heads_of_very_different_size_keep_their_precision(device):
+    q, k, v = random_heads(30, 4, 2, 64, DTYPES[0], device)
+    intervals = key_intervals([13, 17], [(2, 6)], device=device)
+    small = ours(q, k, v, intervals)
+    larger = torch.tensor([1.0, 256.0], device=device, dtype=v.dtype)[:, None]
+    large = ours(q, k, v * larger, intervals)
+    assert torch.equal(large[:, :2], small[:, :2])
+    torch.testing.assert_close(large[:, 2:], small[:, 2:] * 256)
+
+
+def test_operator_checks(device):
+    intervals = key_intervals([9, 12], [(2, 6)], device=device)
+    tensors = random_heads(21, 2, 1, 64, DTYPES[1], device)
+    operator = torch.ops.metamorph_kernels.interval_attention_fp8.default
+    vectors = (intervals.row_start, intervals.row_end)
+    torch.library.opcheck(operator, (*tensors, *vectors, False, 0.125))
+
+
+def test_compiled_equals_eager(device):
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    tensors = random_heads(21, 2, 1, 64, DTYPES[1], device)
+    intervals = key_intervals([9, 12], [(2, 6)], device=device)
+    assert torch.equal(compiled(*tensors, intervals), ours(*tensors, intervals))
+
+
+def test_refuses_other_head_dimensions(device):
+    tensors = random_heads(5, 1, 1, 72, torch.float16, device)
+    with pytest.raises(ValueError, match="head dimensions 64, 80, 96 and 128 only, got 72"):
+        ours(*tensors, key_intervals([5], device=device))
