@@ -1,0 +1,65 @@
+"""All entries, and `python -m bench.entries NAME`: run one in this process and keep its results."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from bench import attention, decode
+from bench.limits import measure_limits
+from bench.machine import machine
+from bench.report import text
+from bench.results import Result, ours_failed, write_record
+
+
+class Entry(Protocol):
+    """What a benchmark offers: `quick` ones are part of a short run."""
+
+    name: str
+    quick: bool
+    run: Callable[[torch.device], list[Result]]
+
+
+def entries(device_type: str) -> dict[str, Entry]:
+    """By name, in the order in which to run them."""
+    cases = [*decode.cases(device_type), *attention.cases(device_type)]
+    return {case.name: case for case in cases}
+
+
+def record(entry: Entry, device: torch.device) -> dict:
+    """The results of one entry with all that a reader needs beside them."""
+    begin = time.perf_counter()
+    limits = measure_limits(device)
+    results = entry.run(device)
+    return {
+        "machine": machine(device),  # last, so that the clocks are those under load
+        "limits": asdict(limits),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "results": results,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one entry; 1 if something of ours failed in it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.entries", description=__doc__)
+    parser.add_argument("name", metavar="NAME", help="an entry; a wrong name lists all")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("bench/out"), help="folder of results")
+    options = parser.parse_args(arguments)
+    known = entries(options.device)
+    if options.name not in known:
+        parser.error(f"NAME: expected one of {', '.join(known)}, got {options.name!r}")
+    torch.manual_seed(0)
+    found = record(known[options.name], torch.device(options.device))
+    write_record(options.out, options.name, found)
+    print(text({options.name: found}))
+    return 1 if ours_failed(found["results"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

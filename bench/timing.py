@@ -1,0 +1,170 @@
+"""Honest timing: verified results only, candidates in turn, a cold cache, medians and spreads."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+WARM_UP_CALLS = 5
+LEAST_ROUNDS, MOST_ROUNDS = 10, 100
+CYCLES_PER_SECOND = 2e9  # no less than any GPU's clock, so that a wait is never too short
+LONGEST_WAIT = 0.05  # seconds; a launch slower than this is slow for another reason
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time: run(*arguments(i)) in repeat i, of which only `run` is timed.
+
+    `error` is that of its result beside the reference, NaN if nobody looked, and `bound` the
+    largest that counts as right. `calls` are in one run (a CUDA graph holds several).
+    """
+
+    run: Callable[..., object]
+    arguments: Callable[[int], tuple]
+    error: float
+    bound: float
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one call: the median of its times and their 20th and 80th percentile.
+
+    On a GPU also how long a call holds up the host, and the most that it allocates beyond what was
+    there.
+    """
+
+    milliseconds: float
+    low: float
+    high: float
+    repeats: int
+    host_milliseconds: float | None
+    peak_gigabytes: float | None
+
+
+def measure(
+    candidates: dict[str, Candidate], device: torch.device, seconds: float | None = None
+) -> dict[str, Timing]:
+    """The time of each candidate, taken in turn so that clock and temperature are the same for all.
+
+    `seconds` is about how long all repeats may take together.
+
+    Raises ValueError for a candidate that was not verified.
+    """
+    for name, candidate in candidates.items():
+        if not candidate.error <= candidate.bound:
+            raise ValueError(
+                f"{name}: error {candidate.error:.1e} is not within {candidate.bound:.1e}; "
+                "only verified results are timed"
+            )
+    if seconds is None:
+        seconds = 2.0 if device.type == "cuda" else 0.2
+    costs = {name: _warm_up(candidate, device) for name, candidate in candidates.items()}
+    total = sum(cost.repeat_seconds for cost in costs.values())
+    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, round(seconds / max(total, 1e-9))))
+    clock = _gpu_clock(device) if device.type == "cuda" else _host_clock
+    samples = {name: [] for name in candidates}
+    names = list(candidates)
+    for repeat in range(rounds):
+        turn = repeat % max(1, len(names))
+        for name in names[turn:] + names[:turn]:
+            milliseconds = clock(candidates[name], repeat, costs[name].launch_seconds)
+            samples[name].append(milliseconds / candidates[name].calls)
+    return {name: _summary(samples[name], candidates[name], costs[name]) for name in names}
+
+
+def captured(functions: Sequence[Callable[[], object]], device: torch.device) -> tuple:
+    """(run, outputs): one call that runs all functions, and what they write.
+
+    On a GPU a CUDA graph of them, so that short kernels are timed and not their launches.
+    """
+    if device.type != "cuda":
+        outputs = [function() for function in functions]
+
+        def run():
+            outputs[:] = [function() for function in functions]
+
+        return run, outputs
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for function in functions:
+            function()  # compiles and allocates, which a graph cannot hold
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = [function() for function in functions]
+    return graph.replay, outputs
+
+
+def flush_bytes(device: torch.device) -> int:
+    """So much written memory leaves nothing else in the second-level cache."""
+    return 4 * torch.cuda.get_device_properties(device).L2_cache_size
+
+
+@dataclass(frozen=True)
+class _Cost:
+    repeat_seconds: float  # arguments included
+    launch_seconds: float  # until `run` returns, finished or not
+    peak_gigabytes: float | None
+
+
+def _warm_up(candidate: Candidate, device: torch.device) -> _Cost:
+    launches, peak = [], None
+    on_gpu = device.type == "cuda"
+    for repeat in range(WARM_UP_CALLS):
+        begin = time.perf_counter()
+        arguments = candidate.arguments(repeat)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        ready = time.perf_counter()
+        candidate.run(*arguments)
+        launches.append(time.perf_counter() - ready)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+            peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
+        repeat_seconds = time.perf_counter() - begin
+    return _Cost(repeat_seconds, statistics.median(launches), peak)
+
+
+def _gpu_clock(device: torch.device) -> Callable[[Candidate, int, float], float]:
+    cache = torch.empty(flush_bytes(device), dtype=torch.int8, device=device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def clock(candidate, repeat, launch_seconds):
+        arguments = candidate.arguments(repeat)
+        cache.zero_()
+        # The GPU waits until all is launched: the events then enclose its work, not the host's.
+        wait = min(LONGEST_WAIT, 1.5 * launch_seconds + 5e-5)
+        torch.cuda._sleep(int(wait * CYCLES_PER_SECOND))
+        start.record()
+        candidate.run(*arguments)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return clock
+
+
+def _host_clock(candidate: Candidate, repeat: int, _: float) -> float:
+    arguments = candidate.arguments(repeat)
+    begin = time.perf_counter()
+    candidate.run(*arguments)
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _summary(samples: list[float], candidate: Candidate, cost: _Cost) -> Timing:
+    low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
+    on_gpu = cost.peak_gigabytes is not None
+    return Timing(
+        milliseconds=statistics.median(samples),
+        low=low,
+        high=high,
+        repeats=len(samples),
+        host_milliseconds=1e3 * cost.launch_seconds / candidate.calls if on_gpu else None,
+        peak_gigabytes=cost.peak_gigabytes,
+    )
