@@ -68,6 +68,16 @@ def test_random_packings_against_the_definition(device, seed):
     assert difference <= 0.005, (difference, lengths, spans)
 
 
+def test_many_small_weights_beside_a_large_one_do_not_vanish(device):
+    """Each is exp(-8) of the largest, below what float8 holds of numbers up to 1."""
+    q, k, v = (torch.zeros(64, 1, 64, dtype=DTYPES[0], device=device) for _ in range(3))
+    q[:, :, 0], k[0, :, 0], v[1:] = 8.0, 8.0, 1.0
+    out = ours(q, k, v, key_intervals([64], [(0, 64)], device=device))
+    small = torch.tensor(-8.0).exp()
+    expected = (63 * small / (1 + 63 * small)).expand(64, 1, 64).to(device, out.dtype)
+    torch.testing.assert_close(out, expected, rtol=0.07, atol=0)
+
+
 def test_heads_of_very_different_size_keep_their_precision(device):
     q, k, v = random_heads(30, 4, 2, 64, DTYPES[0], device)
     intervals = key_intervals([13, 17], [(2, 6)], device=device)
