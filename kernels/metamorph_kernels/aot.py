@@ -35,14 +35,32 @@ class Resources:
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel of the package in every shipped configuration."""
-    from metamorph_kernels import attention_fp8_triton, attention_triton, decode_triton
+    from metamorph_kernels import (
+        attention_fp8_triton,
+        attention_triton,
+        cosine_triton,
+        decode_triton,
+        linear_cosine_triton,
+        pooling_triton,
+    )
 
-    for module in (attention_triton, attention_fp8_triton, decode_triton):
+    for module in (
+        attention_triton,
+        attention_fp8_triton,
+        decode_triton,
+        cosine_triton,
+        linear_cosine_triton,
+        pooling_triton,
+    ):
         yield from module.compilations()
 
 
 def compile_ahead(compilation: Compilation, capability: int) -> Resources:
-    """The resources of one kernel compiled for `sm_<capability>`; no GPU or driver is needed."""
+    """The resources of one kernel compiled for `sm_<capability>`; no GPU or driver is needed.
+
+    An integer whose type ends in ":16" is taken for a multiple of 16, which Triton finds out for
+    itself at run time; so is every pointer, because PyTorch's allocations are aligned.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -52,13 +70,14 @@ def compile_ahead(compilation: Compilation, capability: int) -> Resources:
     source = ASTSource(
         fn=compilation.kernel,
         signature={
-            name: value if types[name] else "constexpr" for name, value in arguments.items()
+            name: value.removesuffix(":16") if types[name] else "constexpr"
+            for name, value in arguments.items()
         },
         constexprs={name: value for name, value in arguments.items() if not types[name]},
-        attrs={  # as at run time, where PyTorch's allocations are aligned
+        attrs={
             (index,): [["tt.divisibility", 16]]
             for index, value in enumerate(arguments.values())
-            if isinstance(value, str) and value.startswith("*")
+            if isinstance(value, str) and (value.startswith("*") or value.endswith(":16"))
         },
     )
     options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}

@@ -16,12 +16,13 @@ IMPLEMENTED = {
     "interval_attention": ("triton", "torch"),
     "interval_attention_fp8": ("triton", "torch"),
     "decode_attention": ("triton", "torch"),
-    "cosine_loss": ("torch",),
-    "linear_cosine_loss": ("torch",),
+    "cosine_loss": ("triton", "torch"),
+    "linear_cosine_loss": ("triton", "torch"),
     "linear_cross_entropy": ("torch",),
     "mlp_gelu": ("torch",),
-    "pool_normalize": ("torch",),
+    "pool_normalize": ("triton", "torch"),
 }
+WIDEST_ROW = 8192  # what one program of a row kernel holds in registers
 TRITON_CAPABILITY = (9, 0)  # tensor descriptors and wgmma; the AOT checker compiles for it
 
 
@@ -46,6 +47,15 @@ def resolve(operation: str, impl: str, tensor: Tensor, triton_limit: str | None 
         if reason is not None:
             raise ValueError(f"impl: {operation} cannot run in Triton here: {reason}")
     return impl
+
+
+def row_limit(rows: Tensor) -> str | None:
+    """What of these rows, [..., C], the kernels of whole rows cannot do, or None."""
+    if rows.dtype == torch.float64:
+        return "float64 runs in PyTorch only"
+    if rows.shape[-1] > WIDEST_ROW:
+        return f"rows of at most {WIDEST_ROW} only, got {rows.shape[-1]}"
+    return None
 
 
 @torch.compiler.assume_constant_result

@@ -1,59 +1,151 @@
 """The loss of visual-predictive tuning: one minus the cosine of prediction and target."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metamorph_kernels.arguments import check_floating, check_reduction, check_shape
-from metamorph_kernels.backends import resolve
+from metamorph_kernels.arguments import (
+    check_floating,
+    check_integers,
+    check_reduction,
+    check_shape,
+)
+from metamorph_kernels.backends import resolve, row_limit
 
 
 def cosine_loss(
-    prediction: Tensor, target: Tensor, *, reduction: str = "mean", impl: str = "auto"
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    target_index: Tensor | None = None,
+    reduction: str = "mean",
+    impl: str = "auto",
 ) -> Tensor:
     """1 - cos(prediction, target) of each row (MetaMorph, arXiv 2412.14164, section 2).
 
     prediction, target [N, C], each float64, float32, bfloat16 or float16. Arithmetic and result
-    are float32, or float64 where the prediction is. `reduction` "none" gives [N], "sum" and
-    "mean" a scalar, exactly 0 for no rows. The target takes no gradient. A row of zeros on
-    either side has loss 1 and gradient 0; so has one whose sum of squares falls below the
-    smallest normal number (a norm of 1e-19 in float32), where no direction is left.
+    are float32, or float64 where the prediction is. With `target_index`, int64 [N], prediction i
+    belongs to target[target_index[i]] and target is [M, C]; a negative index ignores the row: loss
+    0, gradient 0, not counted in the mean. `reduction` "none" gives [N], "sum" and "mean" a
+    scalar, exactly 0 where no row counts. The target takes no gradient. A row of zeros on either
+    side has loss 1 and gradient 0; so has one whose sum of squares falls below the smallest normal
+    number (a norm of 1e-19 in float32), where no direction is left.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction or
-    `impl`.
+    Triton reads prediction and target once and writes the gradient in the same pass, if one is
+    needed; it takes rows of up to 8192 and not float64.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction, for
+    an `impl` that cannot run this call, and in eager mode on the CPU for an index of M or more. On
+    a GPU the index is not read on the host: such a row becomes NaN in Triton and stops at PyTorch's
+    device-side assert in PyTorch.
     """
     check_reduction(reduction)
     check_floating(prediction=prediction, target=target)
     check_shape("prediction", prediction, "N, C", None, None)
-    check_shape("target", target, "N, C", *prediction.shape)
-    resolve("cosine_loss", impl, prediction)
-    losses = _CosineLoss.apply(prediction, target.detach())
+    if target_index is None:
+        check_shape("target", target, "N, C", *prediction.shape)
+    else:
+        check_shape("target", target, "M, C", None, prediction.shape[1])
+        _check_index(target_index, prediction, target)
+
+    target = target.detach()
+    backend = resolve("cosine_loss", impl, prediction, row_limit(prediction))
+    if backend == "torch":
+        losses = _TorchLosses.apply(prediction, target, target_index)
+    elif prediction.requires_grad and torch.is_grad_enabled():
+        losses = _KernelLosses.apply(prediction, target, target_index, backend)
+    else:
+        cosine_rows, _ = _kernels(backend)
+        losses, _ = cosine_rows(prediction, target, target_index, False)
     if reduction == "none":
         return losses
     total = losses.sum()
-    return total if reduction == "sum" else total / max(len(losses), 1)
+    if reduction == "sum":
+        return total
+    if target_index is None:
+        return total / max(len(losses), 1)
+    return total / (target_index >= 0).sum().clamp(min=1)
 
 
-class _CosineLoss(torch.autograd.Function):
-    """Autograd's own formula overflows for short rows and keeps three float32 [N, C] alive."""
+def _check_index(target_index: Tensor, prediction: Tensor, target: Tensor) -> None:
+    check_integers("target_index", target_index, (torch.int64,), prediction.device)
+    check_shape("target_index", target_index, "N", prediction.shape[0])
+    if target_index.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = target_index[target_index >= target.shape[0]]
+        if len(outside):
+            raise ValueError(
+                f"target_index: expected less than {target.shape[0]}, the rows of target, "
+                f"got {outside[0].item()}"
+            )
+
+
+def _kernels(backend: str) -> tuple[Callable, Callable]:
+    """Of a backend: losses with their gradients in one pass, and rows times one number each."""
+    from metamorph_kernels.cosine_triton import cosine_rows, scale_rows
+
+    return {"triton": (cosine_rows, scale_rows)}[backend]
+
+
+class _KernelLosses(torch.autograd.Function):
+    """Keeps the gradient for a cotangent of ones, in place of prediction and target."""
 
     @staticmethod
-    def forward(ctx, prediction: Tensor, target: Tensor) -> Tensor:
-        ctx.save_for_backward(prediction, target)
-        wide = torch.promote_types(prediction.dtype, torch.float32)
-        unit_prediction, _ = _normalise(prediction.to(wide))
-        unit_target, _ = _normalise(target.to(wide))
-        return 1 - (unit_prediction * unit_target).sum(-1)
+    def forward(
+        ctx, prediction: Tensor, target: Tensor, target_index: Tensor | None, backend: str
+    ) -> Tensor:
+        cosine_rows, _ = _kernels(backend)
+        losses, unit_gradient = cosine_rows(prediction, target, target_index, True)
+        ctx.save_for_backward(unit_gradient)
+        ctx.backend, ctx.dtype = backend, prediction.dtype
+        return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        prediction, target = ctx.saved_tensors
-        unit_prediction, inverse_norm = _normalise(prediction.to(gradient.dtype))
-        unit_target, _ = _normalise(target.to(gradient.dtype))
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        _, scale_rows = _kernels(ctx.backend)
+        (unit_gradient,) = ctx.saved_tensors
+        return scale_rows(unit_gradient, gradient, ctx.dtype), None, None, None
+
+
+class _TorchLosses(torch.autograd.Function):
+    """Autograd's own formula overflows for short rows and keeps three float32 [N, C] alive."""
+
+    @staticmethod
+    def forward(ctx, prediction: Tensor, target: Tensor, target_index: Tensor | None) -> Tensor:
+        ctx.save_for_backward(prediction, target, target_index)
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        prediction, target = _pairs(prediction, target, target_index, wide)
+        unit_prediction, _ = _normalise(prediction)
+        unit_target, _ = _normalise(target)
+        losses = 1 - (unit_prediction * unit_target).sum(-1)
+        return losses if target_index is None else losses.masked_fill(target_index < 0, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        prediction, target, target_index = ctx.saved_tensors
+        dtype = prediction.dtype
+        prediction, target = _pairs(prediction, target, target_index, gradient.dtype)
+        unit_prediction, inverse_norm = _normalise(prediction)
+        unit_target, _ = _normalise(target)
         cosine = (unit_prediction * unit_target).sum(-1, keepdim=True)
         across = cosine * unit_prediction - unit_target  # [N, C], at right angles to prediction
-        return (across * (inverse_norm * gradient[:, None])).to(prediction.dtype), None
+        return (across * (inverse_norm * gradient[:, None])).to(dtype), None, None
+
+
+def _pairs(
+    prediction: Tensor, target: Tensor, target_index: Tensor | None, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Predictions and their targets, both [N, C]; zeros, whose gradient is 0, in ignored rows."""
+    if target_index is None:
+        return prediction.to(wide), target.to(wide)
+    if len(target) == 0:  # and so every row is ignored
+        target = target.new_zeros(1, target.shape[1])
+    ignored = (target_index < 0)[:, None]
+    picked = target[target_index.clamp(min=0)]
+    return prediction.to(wide).masked_fill(ignored, 0), picked.to(wide).masked_fill(ignored, 0)
 
 
 def _normalise(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamorph_kernels.arguments import check_floating, check_shape, same_dtype
+from metamorph_kernels.arguments import check_floating, check_reduction, check_shape, same_dtype
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.cosine import cosine_loss
 
@@ -24,9 +24,14 @@ def linear_cosine_loss(
     any floating dtype. Differentiable in x, weight and bias. Result, zero rows and no rows as in
     `cosine_loss`: no rows give 0 and gradients of zeros.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction or
-    `impl`.
+    Triton keeps the prediction once, in the dtype of x, and of the loss three sums a row, which the
+    epilogue of the product yields; what is frozen takes no product in the backward. It takes H and
+    C whose rows are whole 16 bytes, and not float64.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction, and
+    for an `impl` that cannot run this call.
     """
+    check_reduction(reduction)
     check_floating(x=x, target=target)
     if bias is None:
         x, weight = same_dtype(x=x, weight=weight)
@@ -37,8 +42,29 @@ def linear_cosine_loss(
     if bias is not None:
         check_shape("bias", bias, "C", weight.shape[0])
     check_shape("target", target, "N, C", x.shape[0], weight.shape[0])
-    resolve("linear_cosine_loss", impl, x)
-    return cosine_loss(F.linear(x, weight, bias), target, reduction=reduction)
+    if resolve("linear_cosine_loss", impl, x, _triton_limit(x, target)) == "torch":
+        return cosine_loss(F.linear(x, weight, bias), target, reduction=reduction, impl=impl)
+
+    from metamorph_kernels.linear_cosine_triton import linear_cosine_triton
+
+    losses = linear_cosine_triton(x, weight, bias, target.detach())
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / max(len(losses), 1)
+
+
+def _triton_limit(x: Tensor, target: Tensor) -> str | None:
+    """What of this call the Triton kernel cannot do: rows without a tensor descriptor, or None."""
+    if torch.float64 in (x.dtype, target.dtype):
+        return "float64 runs in PyTorch only"
+    widths = {"H": x.shape[1] * x.element_size(), "C": target.shape[1] * x.element_size()}
+    if target.element_size() < x.element_size():
+        widths["C"] = target.shape[1] * target.element_size()
+    for name, size in widths.items():
+        if size == 0 or size % 16 != 0:
+            return f"rows of whole 16 bytes only, got {size} bytes along {name}"
+    return None
 
 
 class LinearCosineLoss(nn.Module):

@@ -1,13 +1,15 @@
 """A square of encoder tokens resized to fewer, each of length one."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from metamorph_kernels.arguments import check_floating, check_shape
-from metamorph_kernels.backends import resolve
+from metamorph_kernels.backends import resolve, row_limit
 
 
 def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor:
@@ -15,15 +17,17 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
 
     features [B, N, C], row-major with N a square; returns [B, grid * grid, C] in the same dtype
     (float64, float32, bfloat16 or float16; arithmetic in float32 or wider). No antialiasing,
-    half-pixel centres: 27 x 27 -> 8 x 8 reads 256 of the 729 tokens. Differentiable. A token of
-    zeros stays zeros, with gradient 0. The visual tokens of MetaMorph (arXiv 2412.14164), both
-    input and regression target.
+    half-pixel centres: 27 x 27 -> 8 x 8 reads 256 of the 729 tokens (`tokens_read`).
+    Differentiable. A token of zeros stays zeros, with gradient 0. The visual tokens of MetaMorph
+    (arXiv 2412.14164), both input and regression target.
 
-    Raises ValueError for shapes, dtypes or a grid that do not fit, and for an unknown `impl`.
+    Triton takes rows of up to 8192 and not float64.
+
+    Raises ValueError for shapes, dtypes or a grid that do not fit, and for an `impl` that cannot
+    run this call.
     """
     check_floating(features=features)
     check_shape("features", features, "B, N, C", None, None, None)
-    resolve("pool_normalize", impl, features)
     side = math.isqrt(features.shape[1])
     if side == 0 or side * side != features.shape[1]:
         raise ValueError(
@@ -32,6 +36,27 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     if isinstance(grid, bool) or not isinstance(grid, int) or grid <= 0:
         raise ValueError(f"grid: expected a positive integer, got {grid!r}")
 
+    backend = resolve("pool_normalize", impl, features, row_limit(features))
+    if backend == "torch":
+        return _pool_normalize_torch(features, side, grid)
+    if features.requires_grad and torch.is_grad_enabled():
+        return _KernelPool.apply(features, grid, backend)
+    forward, _ = _kernels(backend)
+    return forward(features, grid)
+
+
+def tokens_read(side: int, grid: int) -> list[int]:
+    """Which of side * side tokens have a weight in `pool_normalize`, in increasing order."""
+    lines = set()
+    for out in range(grid):
+        # The centre of `out` in the input is source / (2 grid).
+        source = max((2 * out + 1) * side - grid, 0)
+        lower, rest = divmod(source, 2 * grid)
+        lines |= {lower, min(lower + 1, side - 1)} if rest else {lower}
+    return [row * side + column for row in sorted(lines) for column in sorted(lines)]
+
+
+def _pool_normalize_torch(features: Tensor, side: int, grid: int) -> Tensor:
     wide = torch.promote_types(features.dtype, torch.float32)
     image = features.to(wide).unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [B, C, side, side]
     pooled = F.interpolate(image, size=(grid, grid), mode="bilinear", align_corners=False)
@@ -40,3 +65,26 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     empty = norm < math.sqrt(torch.finfo(wide).tiny)
     unit = torch.where(empty, 0, pooled / torch.where(empty, 1, norm))
     return unit.to(features.dtype)
+
+
+def _kernels(backend: str) -> tuple[Callable, Callable]:
+    """Of a backend: forward and backward."""
+    from metamorph_kernels.pooling_triton import pool_normalize_backward, pool_normalize_forward
+
+    return {"triton": (pool_normalize_forward, pool_normalize_backward)}[backend]
+
+
+class _KernelPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features: Tensor, grid: int, backend: str) -> Tensor:
+        forward, _ = _kernels(backend)
+        ctx.save_for_backward(features)
+        ctx.grid, ctx.backend = grid, backend
+        return forward(features, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        _, backward = _kernels(ctx.backend)
+        (features,) = ctx.saved_tensors
+        return backward(gradient, features, ctx.grid), None, None

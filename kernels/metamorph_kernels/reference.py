@@ -81,8 +81,19 @@ def decode_attention(
     return torch.stack(outputs)
 
 
-def cosine_loss(prediction: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+def cosine_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    target_index: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     target = target.detach()
+    if target_index is not None:
+        rows = (target_index >= 0).nonzero()[:, 0]
+        counted = cosine_loss(prediction[rows], target[target_index[rows]], reduction="none")
+        losses = counted.new_zeros(len(prediction)).index_put((rows,), counted)
+        return _reduce(losses, len(rows), reduction)
     norms = prediction.norm(dim=-1) * target.norm(dim=-1)
     dot = (prediction * target).sum(-1)
     losses = 1 - torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
@@ -99,12 +110,20 @@ def linear_cosine_loss(
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, *, reduction: str = "mean"
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
     counted = labels != -100
-    log_probabilities = (x @ weight.t()).log_softmax(-1)
-    picked = log_probabilities.gather(1, labels.where(counted, 0)[:, None])[:, 0]
-    return _reduce(-picked.where(counted, 0), int(counted.sum()), reduction)
+    logits = x @ weight.t()
+    target = torch.full_like(logits, label_smoothing / logits.shape[1])
+    target[torch.arange(len(x)), labels.where(counted, 0)] += 1 - label_smoothing
+    losses = -(target * logits.log_softmax(-1)).sum(-1) + z_loss * logits.logsumexp(-1) ** 2
+    return _reduce(losses.where(counted, 0), int(counted.sum()), reduction)
 
 
 def mlp_gelu(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -11,16 +13,21 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from metamorph.errors import UserError
 from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
 from metamorph_kernels import pool_normalize
+from metamorph_kernels.pooling import tokens_read
 
 TOWER_PREFIX = "vision_model."
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
+# What `_last_layer` computes with; a layer made of anything else is refused.
+LAYER_PARTS = {"layer_norm1", "self_attn", "layer_norm2", "mlp"}
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "out_proj"}
 
 
 class VisionEncoder(nn.Module):
     """SigLIP tokens before its post-layernorm, pooled to grid x grid and L2-normalised.
 
     Section 3 of MetaMorph (arXiv 2412.14164). Parameters start frozen; `requires_grad_(True)`
-    thaws them. Post-layernorm and pooling head are kept for saving but never run.
+    thaws them. Post-layernorm and pooling head are kept for saving but never run. The last layer
+    computes only the tokens that the pooling reads: 256 of 729 for 27 x 27 to 8 x 8.
     """
 
     def __init__(
@@ -41,6 +48,12 @@ class VisionEncoder(nn.Module):
         model = SiglipVisionModel(config)
         # Older releases of transformers wrap the tower once more.
         self.tower = getattr(model, "vision_model", model)
+        # On the CPU although `from_pretrained` builds the rest on the meta device.
+        read = torch.tensor(tokens_read(side, grid), device="cpu")
+        self.register_buffer("tokens_read", read, persistent=False)
+        self.reads_all = len(read) == side * side
+        if not self.reads_all:
+            _check_layer(self.tower.encoder.layers[-1])
         self.requires_grad_(False)
         self.eval()
 
@@ -74,16 +87,25 @@ class VisionEncoder(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """SigLIP's hidden_states[-1], [B, patches, C], of pixel values [B, 3, S, S]."""
-        weight = self.tower.embeddings.patch_embedding.weight
-        embeddings = self.tower.embeddings(pixel_values.to(weight.device))
-        return self.tower.encoder(inputs_embeds=embeddings).last_hidden_state
+        return self.tower.encoder(inputs_embeds=self._embed(pixel_values)).last_hidden_state
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Visual features [B, grid * grid, C], unit length, of pixel values [B, 3, S, S]."""
         if len(pixel_values) == 0:  # a row of text alone; SigLIP's attention cannot reshape it
             weight = self.tower.embeddings.patch_embedding.weight
             return weight.new_zeros(0, self.tokens_per_image, self.width)
-        return pool_normalize(self.encode(pixel_values), self.grid)
+        if self.reads_all:
+            return pool_normalize(self.encode(pixel_values), self.grid)
+        *earlier, last = self.tower.encoder.layers
+        hidden = self._embed(pixel_values)
+        for layer in earlier:
+            hidden = layer(hidden, None)
+        return pool_normalize(_last_layer(last, hidden, self.tokens_read), self.grid)
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """Patch and position embeddings [B, patches, C]."""
+        weight = self.tower.embeddings.patch_embedding.weight
+        return self.tower.embeddings(pixel_values.to(weight.device))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, grid: int) -> "VisionEncoder":
@@ -137,6 +159,46 @@ class VisionEncoder(nn.Module):
         write_json(folder / "preprocessor_config.json", preprocessor)
         config = self.config.to_dict() | {"architectures": ["SiglipVisionModel"]}
         write_json(folder / "config.json", config)
+
+
+def _check_layer(layer: nn.Module) -> None:
+    """Raise UserError unless a layer is made of the parts that `_last_layer` computes with."""
+    attention = getattr(layer, "self_attn", nn.Module())
+    parts, attention_parts = (
+        {name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))}
+        for module in (layer, attention)
+    )
+    if parts != LAYER_PARTS or attention_parts != ATTENTION_PARTS:
+        raise UserError(
+            f"transformers {transformers.__version__}: expected a SigLIP layer of "
+            f"{sorted(LAYER_PARTS)} and attention of {sorted(ATTENTION_PARTS)}, "
+            f"got {sorted(parts)} and {sorted(attention_parts)}"
+        )
+
+
+def _last_layer(layer: nn.Module, hidden: Tensor, read: Tensor) -> Tensor:
+    """A SigLIP layer over hidden [B, patches, C], computed for the tokens `read`; others stay."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden)  # whole: every token is a key and a value
+    queries, keys, values = (  # each [B, heads, tokens, head dim]
+        projection(tokens).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+        for projection, tokens in (
+            (attention.q_proj, normed.index_select(1, read)),
+            (attention.k_proj, normed),
+            (attention.v_proj, normed),
+        )
+    )
+    attended = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        dropout_p=attention.dropout if attention.training else 0.0,
+        scale=attention.scale,
+    )
+    states = hidden.index_select(1, read)  # [B, read, C]
+    states = states + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    states = states + layer.mlp(layer.layer_norm2(states))
+    return hidden.index_copy(1, read, states)
 
 
 def _read_normalisation(path: Path, image_size: int) -> tuple[list[float], list[float]]:

@@ -34,6 +34,9 @@ def assert_as_good_as_plain(function, plain, *tensors):
         assert ours is None or ours <= 2 * theirs + 1e-6, errors
 
 
+MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+
+
 class Record(TorchDispatchMode):
     """The most elements of any tensor made, and the number of matrix products."""
 
@@ -43,7 +46,7 @@ class Record(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        self.products += function is torch.ops.aten.mm.default
+        self.products += function in MATRIX_PRODUCTS
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self.elements = max(self.elements, tensor.numel())

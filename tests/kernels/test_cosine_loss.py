@@ -80,6 +80,61 @@ def test_no_rows_give_exactly_zero(reduction):
     assert loss.item() == 0 and prediction.grad.shape == (0, 4)
 
 
+INDEX = torch.tensor([2, -1, 0, 2, -100])
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_index_equals_reference_and_gradcheck(reduction):
+    prediction, target = pair()
+    options = {"target_index": INDEX, "reduction": reduction}
+    ours, oracle = (
+        value_and_gradients(lambda p, f=f: f(p, target[:3], **options), prediction)
+        for f in (cosine_loss, reference.cosine_loss)
+    )
+    torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12)
+    torch.autograd.gradcheck(
+        lambda p: cosine_loss(p, target[:3], **options), prediction.requires_grad_()
+    )
+
+
+def test_index_by_hand():
+    prediction = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [1.0, 1.0]])
+    target = torch.tensor([[0.0, 1.0], [5.0, 0.0]])
+    index = torch.tensor([1, -1, 1, 0])
+    losses = cosine_loss(prediction, target, target_index=index, reduction="none")
+    torch.testing.assert_close(losses, torch.tensor([0.0, 0.0, 2.0, 1 - 0.5**0.5]))
+    torch.testing.assert_close(
+        cosine_loss(prediction, target, target_index=index), losses.sum() / 3
+    )
+
+
+def test_what_ignored_rows_hold_does_not_count():
+    prediction, target = pair()
+    prediction[1], target[0], target[4] = torch.nan, torch.inf, torch.nan
+    index = torch.tensor([1, -1, 2, 3, -2])
+    losses, gradient = value_and_gradients(
+        lambda p: cosine_loss(p, target, target_index=index, reduction="none"), prediction
+    )
+    assert losses[[1, 4]].eq(0).all() and gradient[[1, 4]].eq(0).all()
+    assert losses.isfinite().all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("targets", [0, 3])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_no_counted_row_gives_exactly_zero(rows, targets):
+    prediction, target = pair(rows), pair(targets)
+    for function in (cosine_loss, reference.cosine_loss):
+        for reduction in ("mean", "sum"):
+            index = torch.full((rows,), -1)
+            loss, gradient = value_and_gradients(
+                lambda p, f=function, i=index, r=reduction: f(
+                    p, target[1], target_index=i, reduction=r
+                ),
+                prediction[0],
+            )
+            assert loss.item() == 0 and torch.equal(gradient, torch.zeros_like(prediction[0]))
+
+
 def test_dtypes_of_the_result():
     for dtype, wide in [
         (torch.float64, torch.float64),
@@ -106,11 +161,12 @@ def test_bfloat16_is_as_good_as_plain_bfloat16():
 def test_compiled_equals_eager():
     compiled = torch.compile(cosine_loss, fullgraph=True, backend="aot_eager")
     prediction, target = pair(dtype=torch.float32)
-    eager, traced = (
-        value_and_gradients(lambda p, f=f: f(p, target), prediction)
-        for f in (cosine_loss, compiled)
-    )
-    torch.testing.assert_close(eager, traced, rtol=0, atol=0)
+    for options in ({}, {"target_index": INDEX}):
+        eager, traced = (
+            value_and_gradients(lambda p, f=f, o=options: f(p, target, **o), prediction)
+            for f in (cosine_loss, compiled)
+        )
+        torch.testing.assert_close(eager, traced, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +178,13 @@ def test_compiled_equals_eager():
         ({"target": torch.ones(5, 7, device="meta")}, "target: expected device cpu.*got meta"),
         ({"target": None}, "target: expected a tensor, got NoneType"),
         ({"reduction": "average"}, "reduction: .*got 'average'"),
-        ({"impl": "cuda"}, "impl: cosine_loss takes 'auto', 'torch', got 'cuda'"),
+        ({"impl": "numpy"}, "impl: cosine_loss takes 'auto', 'triton', .*'torch', got 'numpy'"),
+        ({"target_index": [0] * 5}, "target_index: expected a tensor, got list"),
+        ({"target_index": INDEX.int()}, "target_index: expected torch.int64, got torch.int32"),
+        ({"target_index": INDEX.to("meta")}, "target_index: expected device cpu, got meta"),
+        ({"target_index": INDEX[:4]}, r"target_index: .*\[5\], got \[4\]"),
+        ({"target_index": INDEX + 3}, "target_index: expected less than 5, .*got 5"),
+        ({"target_index": INDEX, "target": torch.ones(3, 6)}, r"target: .*\[M, C\] = \[any, 7\]"),
     ],
 )
 def test_refuses(change, words):

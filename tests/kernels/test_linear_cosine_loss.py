@@ -122,7 +122,7 @@ def test_module(bias):
         ({"target": torch.ones(5, 7).int()}, "target: .*got torch.int32"),
         ({"target": torch.ones(5, 7, device="meta")}, "target: expected device cpu.*got meta"),
         ({"reduction": None}, "reduction: .*got None"),
-        ({"impl": "triton"}, "impl: linear_cosine_loss takes 'auto', 'torch', got 'triton'"),
+        ({"impl": "cuda"}, "impl: linear_cosine_loss takes 'auto', 'triton', 'torch', got 'cuda'"),
     ],
 )
 def test_refuses(change, words):

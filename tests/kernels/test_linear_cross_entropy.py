@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +46,33 @@ def test_equals_reference_and_gradcheck(logits_at_once, reduction):
         )
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(
+    ("label_smoothing", "z_loss"), [(0.1, 0.0), (1.0, 0.0), (0.0, 0.3), (0.2, 0.01)]
+)
+def test_label_smoothing_and_z_loss(monkeypatch, reduction, label_smoothing, z_loss):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    ours, oracle = (
+        value_and_gradients(lambda x, w, f=f: f(x, w, LABELS, z_loss=z_loss, **options), *inputs())
+        for f in (linear_cross_entropy, reference.linear_cross_entropy)
+    )
+    torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12)
+    if z_loss == 0:
+        torch_own = value_and_gradients(
+            lambda x, w: F.cross_entropy(x @ w.t(), LABELS, **options), *inputs()
+        )
+        torch.testing.assert_close(ours, torch_own, rtol=1e-10, atol=1e-12)
+
+
+def test_two_backward_passes_over_one_graph_give_the_same_gradients():
+    x, weight = (tensor.requires_grad_() for tensor in inputs())
+    loss = linear_cross_entropy(x, weight, LABELS)
+    first = torch.autograd.grad(loss, (x, weight), 2 * torch.ones_like(loss), retain_graph=True)
+    second = torch.autograd.grad(loss, (x, weight))
+    torch.testing.assert_close(first, tuple(2 * gradient for gradient in second))
+
+
 def test_large_logits_stay_exact():
     x, weight = inputs()
     ours, oracle = (
@@ -58,14 +90,51 @@ def test_logits_are_never_whole(monkeypatch):
     assert record.elements <= 100 * 6  # the weight is larger than the 4 x 100 logits of a chunk
 
 
+PEAK_MEMORY = """
+import resource, sys, torch
+from metamorph_kernels import linear_cross_entropy
+
+x = torch.zeros(4096, 256, requires_grad=True)
+weight = torch.zeros(128_258, 256, requires_grad=True)
+labels = torch.arange(4096)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "ours":
+    loss = linear_cross_entropy(x, weight, labels)
+else:
+    loss = torch.nn.functional.cross_entropy(x @ weight.t(), labels)
+loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_vocabulary_needs_a_quarter_of_the_memory_of_whole_logits():
+    environment = os.environ | {"PYTHONPATH": str(Path(cross_entropy.__file__).parent.parent)}
+    peaks = {
+        name: int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK_MEMORY, name],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for name in ("ours", "whole")
+    }
+    assert peaks["ours"] < 0.25 * peaks["whole"], peaks
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize(("wants_x", "wants_weight"), [(True, False), (False, True), (True, True)])
-def test_multiplies_only_for_gradients_that_are_wanted(wants_x, wants_weight):
+def test_multiplies_only_for_gradients_that_are_wanted(wants_x, wants_weight, reduction):
     x, weight = inputs()
     x.requires_grad_(wants_x)
     weight.requires_grad_(wants_weight)
     with Record() as record:
-        linear_cross_entropy(x, weight, LABELS).backward()
-    assert record.products == 2 + wants_x + wants_weight
+        linear_cross_entropy(x, weight, LABELS, reduction=reduction).sum().backward()
+    logits = 2 if reduction == "none" else 1  # how often they are computed
+    assert record.products == logits + wants_x + wants_weight
     assert (x.grad is not None) == wants_x and (weight.grad is not None) == wants_weight
 
 
@@ -164,6 +233,8 @@ def test_module():
         ({"labels": LABELS.to("meta")}, "labels: expected device cpu, got meta"),
         ({"labels": LABELS.where(LABELS != 3, 11)}, "labels: expected 0 to 10 or -100, got 11"),
         ({"labels": LABELS.where(LABELS != 3, -1)}, "labels: expected 0 to 10 or -100, got -1"),
+        ({"label_smoothing": 1.5}, "label_smoothing: expected 0 to 1, got 1.5"),
+        ({"z_loss": -0.1}, "z_loss: expected 0 or more, got -0.1"),
         ({"reduction": "max"}, "reduction: .*got 'max'"),
         ({"impl": "triton"}, "impl: linear_cross_entropy takes 'auto', 'torch', got 'triton'"),
     ],

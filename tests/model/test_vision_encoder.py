@@ -15,9 +15,11 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from metamorph.errors import UserError
 from metamorph.model import VisionEncoder
+from metamorph_kernels import pool_normalize
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 VISION = SIZES | {"num_attention_heads": 3, "image_size": 56, "patch_size": 8}
@@ -105,6 +107,119 @@ def test_no_pictures_give_no_features(folder):
     pixel_values = encoder.preprocess([])
     assert pixel_values.shape == (0, 3, 56, 56)
     assert encoder(pixel_values).shape == (0, 9, 24)
+
+
+class TokensSeen:
+    """Counts the tokens that modules of the last layer take."""
+
+    def __init__(self, encoder):
+        layer = encoder.tower.encoder.layers[-1]
+        self.modules = {
+            "query": layer.self_attn.q_proj,
+            "key": layer.self_attn.k_proj,
+            "value": layer.self_attn.v_proj,
+            "out": layer.self_attn.out_proj,
+            "norm": layer.layer_norm2,
+            "mlp": layer.mlp,
+        }
+        self.tokens = {}
+        for name, module in self.modules.items():
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: self.tokens.update({name: output.shape[1]})
+            )
+
+
+@pytest.mark.parametrize(
+    ("grid", "read"), [(1, 1), (2, 16), (3, 25), (4, 49), (5, 49), (6, 49), (7, 49)]
+)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_last_layer_computes_only_what_is_read(grid, read, layers):
+    torch.manual_seed(0)
+    encoder = VisionEncoder(SiglipVisionConfig(**VISION | {"num_hidden_layers": layers}), grid)
+    encoder.tower.load_state_dict(official_vision().state_dict(), strict=False)
+    seen = TokensSeen(encoder)
+    pixel_values = torch.randn(2, 3, 56, 56)
+    features = encoder(pixel_values)
+    skipped = {"query": read, "key": 49, "value": 49, "out": read, "norm": read, "mlp": read}
+    assert seen.tokens == skipped
+    whole = pool_normalize(encoder.encode(pixel_values), grid)
+    assert seen.tokens == dict.fromkeys(skipped, 49)
+    torch.testing.assert_close(features, whole, atol=2e-6, rtol=0)
+    assert read < 49 or torch.equal(features, whole)
+
+
+def test_siglip_computes_256_of_729_tokens():
+    config = SiglipVisionConfig(**VISION | {"image_size": 54, "patch_size": 2})
+    encoder = VisionEncoder(config, grid=8)
+    seen = TokensSeen(encoder)
+    pixel_values = torch.randn(1, 3, 54, 54)
+    features = encoder(pixel_values)
+    assert seen.tokens["mlp"] == seen.tokens["query"] == 256 and seen.tokens["key"] == 729
+    whole = pool_normalize(encoder.encode(pixel_values), 8)
+    torch.testing.assert_close(features, whole, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+def test_skipping_in_lower_precision(folder, precision):
+    encoder = VisionEncoder.from_pretrained(folder, grid=2)
+    pixel_values = torch.randn(2, 3, 56, 56)
+    if precision == "bfloat16":
+        encoder.bfloat16()
+        pixel_values = pixel_values.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        features = encoder(pixel_values)
+        whole = pool_normalize(encoder.encode(pixel_values), 2)
+    assert features.dtype == whole.dtype
+    torch.testing.assert_close(features, whole, atol=1e-2, rtol=0)
+
+
+def test_skipping_has_the_same_gradients(folder):
+    gradients = []
+    for function in (
+        lambda encoder, pixels: encoder(pixels),
+        lambda encoder, pixels: pool_normalize(encoder.encode(pixels), encoder.grid),
+    ):
+        encoder = VisionEncoder.from_pretrained(folder, grid=3).requires_grad_(True)
+        torch.manual_seed(0)
+        features = function(encoder, torch.randn(2, 3, 56, 56))
+        (features * torch.randn(features.shape)).sum().backward()
+        gradients.append({name: tensor.grad for name, tensor in encoder.named_parameters()})
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_dropout_acts_in_training_alone():
+    config = SiglipVisionConfig(**VISION | {"num_hidden_layers": 1, "attention_dropout": 0.5})
+    encoder = VisionEncoder(config, grid=2)
+    pixel_values = torch.randn(1, 3, 56, 56)
+    assert torch.equal(encoder(pixel_values), encoder(pixel_values))
+    encoder.train()
+    assert not torch.equal(encoder(pixel_values), encoder(pixel_values))
+
+
+def test_which_tokens_are_read_is_not_saved_and_moves_along(folder):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    assert "tokens_read" not in encoder.state_dict()
+    assert encoder.tokens_read.device.type == "cpu" and encoder.tokens_read.dtype == torch.int64
+    assert encoder.to("meta").tokens_read.device.type == "meta"
+
+
+@pytest.mark.parametrize("place", ["layer", "attention"])
+def test_a_layer_of_other_parts_is_refused_rather_than_half_computed(monkeypatch, place):
+    known = SiglipEncoderLayer.__init__
+
+    def changed(self, config):
+        known(self, config)
+        if place == "layer":
+            self.layer_scale = torch.nn.Parameter(torch.ones(1))
+        else:
+            self.self_attn.q_norm = torch.nn.LayerNorm(8)
+
+    monkeypatch.setattr(SiglipEncoderLayer, "__init__", changed)
+    config = SiglipVisionConfig(**VISION)
+    added = "layer_scale" if place == "layer" else "q_norm"
+    with pytest.raises(UserError, match=f"transformers .*expected a SigLIP layer.*got .*{added}"):
+        VisionEncoder(config, grid=3)
+    VisionEncoder(config, grid=7)  # reads every token and computes whole layers
 
 
 def test_frozen_until_thawed(folder):
