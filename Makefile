@@ -34,7 +34,7 @@ clean: ## remove build output and caches; .venv and runs/ stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # torch comes first and without build isolation, because building csrc/ needs this very torch.
-$(INSTALLED): pyproject.toml constraints.txt setup.py
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard CMakeLists.txt csrc/*)
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) was not found; MetaMorph needs Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "MetaMorph needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \

@@ -80,7 +80,7 @@ def test_only_tokens_read_take_a_gradient(device):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of what overflows
 def test_tokens_of_every_size_mean_what_they_mean_in_pytorch(device):
     sizes = torch.tensor(
-        [0.0, 1e-38, 1e-30, 1e-18, 1e-6, 1e4, 1e15, 1e18, 1e30, torch.inf, torch.nan],
+        [0.0, 1e-30, 3e-21, 1e-18, 1e-6, 1e4, 1e15, 1e18, 1e30, torch.inf, torch.nan],
         dtype=torch.float64,
     )
     features = (tokens(11, 3, 96, torch.float64) * sizes[:, None, None]).to(device, DTYPES[0])
@@ -112,6 +112,9 @@ def test_views_of_larger_tensors_and_an_empty_batch(device):
         assert torch.equal(view, features)
         for one, other in zip(value_and_gradient(ours, view, 2), expected, strict=True):
             assert torch.equal(one, other)
+    turned = tokens(2, 2, 40, torch.float64, seed=1).to(expected[0])
+    turned = turned.transpose(1, 2).contiguous().transpose(1, 2)  # a cotangent of other strides
+    assert torch.equal(value_and_gradient(ours, features, 2, turned)[1], expected[1])
     repeated = features[:1].expand(2, -1, -1)
     assert torch.equal(ours(repeated, 2)[1], expected[0][0])
     out, gradient = value_and_gradient(ours, features[:0], 2)

@@ -1,0 +1,112 @@
+"""The CUDA C++ ops of csrc/: where their library is, why it may be absent, and Python functions.
+
+The library stands beside this file if it was built; it is loaded when first asked for. The ops
+have no autograd of their own: `cosine_rows` returns the gradient itself.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("metamorph_ops.abi3.so")
+CAPABILITY = (8, 0)  # the oldest GPUs that CMakeLists.txt compiles for
+
+
+@torch.compiler.assume_constant_result
+def cuda_absence(device_type: str) -> str | None:
+    """Why the CUDA library cannot run on tensors of this device type, or None where it can."""
+    return _load() or _device_absence(device_type)
+
+
+def cosine_rows(
+    prediction: Tensor, target: Tensor, target_index: Tensor | None = None, *, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses 1 - cos of rows, float32 [N], and their gradient to prediction, [N, C] in its dtype.
+
+    prediction [N, C] and target [M, C], each float32, bfloat16 or float16 with neighbouring
+    columns; the distance of rows is free. Row i meets the row target_index[i] of target, int64
+    [N]: a negative index means none, with loss and gradient 0, and an index from M on makes both
+    NaN. Without an index M = N and row i meets row i. Rows too short or too long for float32 have
+    loss 1 and gradient 0, as in `cosine_loss`. The gradient is of shape [0] unless asked for.
+
+    Raises ValueError where the library cannot run, RuntimeError for tensors that do not fit.
+    """
+    _require(prediction)
+    return torch.ops.metamorph_ops.cosine_rows(prediction, target, target_index, with_gradient)
+
+
+def pool_normalize_rows(features: Tensor, grid: int) -> Tensor:
+    """What `pool_normalize` computes, [B, grid * grid, C] in the dtype of features [B, N, C].
+
+    N is a square; float32, bfloat16 or float16 with neighbouring columns; the distances of tokens
+    and images are free. Reads four tokens for each that it writes.
+
+    Raises ValueError where the library cannot run, RuntimeError for a tensor that does not fit.
+    """
+    _require(features)
+    return torch.ops.metamorph_ops.pool_normalize(features, grid)
+
+
+def quantise_rows(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """x [N, C], or its exact GELU, as float8_e4m3fn [N, C], and the float32 scales [N] of its rows.
+
+    x is float32, bfloat16 or float16 with neighbouring columns; the distance of rows is free. The
+    scale of a row is its largest magnitude / 448, or 1 for a row of zeros. A row that holds a NaN
+    or an infinity becomes NaN throughout.
+
+    Raises ValueError where the library cannot run, RuntimeError for a tensor that does not fit.
+    """
+    _require(x)
+    return torch.ops.metamorph_ops.quantise_rows(x, gelu)
+
+
+def _require(tensor: Tensor) -> None:
+    reason = cuda_absence(tensor.device.type)
+    if reason is not None:
+        raise ValueError(f"the CUDA library cannot run here: {reason}")
+
+
+@cache
+def _load() -> str | None:
+    """Load the library and register the ops' fake versions; why that failed, or None."""
+    if not LIBRARY.exists():
+        return "not built; install with METAMORPH_CUDA=1 to build it or to learn what is missing"
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        [reason, *_] = str(error.__cause__ or error).splitlines()
+        return f"torch {torch.__version__} cannot load it: {reason}"
+    torch.library.register_fake("metamorph_ops::cosine_rows", _fake_cosine_rows)
+    torch.library.register_fake("metamorph_ops::pool_normalize", _fake_pool_normalize)
+    torch.library.register_fake("metamorph_ops::quantise_rows", _fake_quantise_rows)
+    return None
+
+
+@cache
+def _device_absence(device_type: str) -> str | None:
+    if device_type != "cuda" or torch.version.hip is not None:
+        return f"no kernels for {device_type} devices"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.cuda.get_device_capability() < CAPABILITY:
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        return f"compute capability {found}; the library needs 8.0 or newer"
+    return None
+
+
+def _fake_cosine_rows(
+    prediction: Tensor, target: Tensor, target_index: Tensor | None, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    losses = prediction.new_empty(prediction.shape[0], dtype=torch.float32)
+    return losses, prediction.new_empty(prediction.shape if with_gradient else 0)
+
+
+def _fake_pool_normalize(features: Tensor, grid: int) -> Tensor:
+    return features.new_empty(features.shape[0], grid * grid, features.shape[2])
+
+
+def _fake_quantise_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    values = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
+    return values, x.new_empty(x.shape[0], dtype=torch.float32)
