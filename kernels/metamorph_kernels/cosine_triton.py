@@ -204,7 +204,7 @@ def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
 
 def compilations() -> Iterator[Compilation]:
     """Both kernels at widths of every class."""
-    widths = (1, 96, 256, 512, 1024, 1152, 4096, 8192)
+    widths = (1, 96, 256, 512, 1024, 1152, 2048, 4096, 8192)
     for element, columns in product(("bf16", "fp16", "fp32"), widths):
         tiles, layout = _layout(columns)
         del layout["num_warps"]

@@ -13,7 +13,7 @@ def value_and_gradients(function, *tensors, seed=0):
     result = function(*leaves)
     generator = torch.Generator().manual_seed(seed)
     cotangent = torch.randn(result.shape, generator=generator, dtype=torch.float64)
-    result.backward(cotangent.to(result.dtype))
+    result.backward(cotangent.to(result))
     return [result.detach()] + [leaf.grad for leaf in leaves if leaf.is_floating_point()]
 
 
