@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metamorph_kernels.backends import gpu_absence
+
 LIBRARY = Path(__file__).with_name("metamorph_ops.abi3.so")
 CAPABILITY = (8, 0)  # the oldest GPUs that CMakeLists.txt compiles for
 
@@ -17,7 +19,7 @@ CAPABILITY = (8, 0)  # the oldest GPUs that CMakeLists.txt compiles for
 @torch.compiler.assume_constant_result
 def cuda_absence(device_type: str) -> str | None:
     """Why the CUDA library cannot run on tensors of this device type, or None where it can."""
-    return _load() or _device_absence(device_type)
+    return _load() or gpu_absence(device_type, CAPABILITY)
 
 
 def cosine_rows(
@@ -81,18 +83,6 @@ def _load() -> str | None:
     torch.library.register_fake("metamorph_ops::cosine_rows", _fake_cosine_rows)
     torch.library.register_fake("metamorph_ops::pool_normalize", _fake_pool_normalize)
     torch.library.register_fake("metamorph_ops::quantise_rows", _fake_quantise_rows)
-    return None
-
-
-@cache
-def _device_absence(device_type: str) -> str | None:
-    if device_type != "cuda" or torch.version.hip is not None:
-        return f"no kernels for {device_type} devices"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if torch.cuda.get_device_capability() < CAPABILITY:
-        found = ".".join(map(str, torch.cuda.get_device_capability()))
-        return f"compute capability {found}; the library needs 8.0 or newer"
     return None
 
 

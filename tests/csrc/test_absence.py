@@ -13,7 +13,6 @@ load = cuda_library._load.__wrapped__  # not cached: the library of this process
 @pytest.fixture
 def loaded(monkeypatch):
     monkeypatch.setattr(cuda_library, "_load", lambda: None)
-    monkeypatch.setattr(cuda_library, "_device_absence", cuda_library._device_absence.__wrapped__)
 
 
 def test_stands_beside_the_package():

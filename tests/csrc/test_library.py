@@ -35,7 +35,7 @@ errors = [
     message(cuda_library.quantise_rows, x),
 ]
 
-cuda_library._device_absence = lambda device: None
+cuda_library.gpu_absence = lambda device, oldest: None
 with FakeTensorMode():
     x = torch.empty_strided((6, 4), (1, 6), dtype=torch.bfloat16, device="cuda")
     target = torch.empty(2, 4, device="cuda")
