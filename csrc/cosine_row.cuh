@@ -3,6 +3,7 @@
 
 #include <cfloat>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels.h"
 #include "row.cuh"
@@ -14,11 +15,21 @@ METAMORPH_BOTH float inverse_norm(float squares) {
   return squares >= FLT_MIN ? rsqrtf(squares) : 0;
 }
 
+// The elements of the gradient. Before it meets the cotangent it may be beyond float16's range.
+template <typename Prediction>
+using Gradient = std::conditional_t<std::is_same_v<Prediction, __half>, float, Prediction>;
+
+METAMORPH_BOTH float gradient_divisor(const CosineRows& a) {
+  if (!a.mean) return 1;
+  const int64_t count = a.count == nullptr ? a.rows : *a.count;
+  return count > 1 ? static_cast<float>(count) : 1;
+}
+
 // Takes the dot of unit rows, since the plain dot of long rows overflows. `gradient` may be null.
 template <bool IS_HELD, typename Prediction, typename Target, typename Team>
 METAMORPH_BOTH void unit_dot(
-    const Team& team, Row<Prediction> prediction, Row<Target> target, int columns, float* loss,
-    Prediction* gradient) {
+    const Team& team, Row<Prediction> prediction, Row<Target> target, int columns, float divisor,
+    float* loss, Gradient<Prediction>* gradient) {
   const Share<IS_HELD, Team> share(team, columns);
   const Values<IS_HELD, Row<Prediction>, Team> p(prediction, share);
   const Values<IS_HELD, Row<Target>, Team> t(target, share);
@@ -40,15 +51,16 @@ METAMORPH_BOTH void unit_dot(
   team.sum(cosine);
   if (team.rank() == 0) *loss = 1 - cosine[0];
   if (gradient == nullptr) return;
+  const float slope = p_inverse / divisor;
   write_row(gradient, share, [&](int i) {
-    return (cosine[0] * (p[i] * p_inverse) - t[i] * t_inverse) * p_inverse;
+    return (cosine[0] * (p[i] * p_inverse) - t[i] * t_inverse) * slope;
   });
 }
 
 // A row without a target: the loss and every element of the gradient are `value`.
-template <bool IS_HELD, typename Prediction, typename Team>
+template <bool IS_HELD, typename Element, typename Team>
 METAMORPH_BOTH void constant_row(
-    const Team& team, float value, int columns, float* loss, Prediction* gradient) {
+    const Team& team, float value, int columns, float* loss, Element* gradient) {
   if (team.rank() == 0) *loss = value;
   if (gradient == nullptr) return;
   const Share<IS_HELD, Team> share(team, columns);
@@ -60,7 +72,7 @@ template <bool IS_HELD, typename Prediction, typename Target, typename Team>
 METAMORPH_BOTH void cosine_row(const Team& team, const CosineRows& a, int64_t row) {
   const int columns = static_cast<int>(a.columns);
   float* loss = a.losses + row;
-  auto* gradient = static_cast<Prediction*>(a.gradient);
+  auto* gradient = static_cast<Gradient<Prediction>*>(a.gradient);
   if (gradient != nullptr) gradient += row * a.columns;
   const int64_t target = a.target_index == nullptr ? row : a.target_index[row];
   if (target < 0 || target >= a.targets) {
@@ -71,7 +83,7 @@ METAMORPH_BOTH void cosine_row(const Team& team, const CosineRows& a, int64_t ro
   const auto* targets = static_cast<const Target*>(a.target.data);
   unit_dot<IS_HELD, Prediction, Target>(
       team, {predictions + row * a.prediction.stride}, {targets + target * a.target.stride},
-      columns, loss, gradient);
+      columns, gradient_divisor(a), loss, gradient);
 }
 
 }  // namespace metamorph

@@ -1,7 +1,7 @@
 // What the kernels take. Every function queues one kernel on `stream` of the current device, or
-// none for no rows, and returns the error of the launch. Pointers are to device memory; strides
-// count elements; the columns of a row are neighbours, and outputs are dense. Checking arguments is
-// the caller's part (ops.cpp).
+// none where there is nothing to write, and returns the error of the launch. Pointers are to device
+// memory; strides count elements; the columns of a row are neighbours, and outputs are dense.
+// Checking arguments is the caller's part (ops.cpp).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,8 +23,10 @@ struct CosineRows {
   Rows prediction, target;
   const int64_t* target_index;  // of every prediction, below zero for none; null: its own row
   int64_t rows, targets, columns;
+  bool mean;             // divides the gradient, and not the losses, by the rows that count
+  const int64_t* count;  // how many these are, taken for 1 if fewer; null: all rows
   float* losses;
-  void* gradient;  // rows of the prediction's elements, or null
+  void* gradient;  // rows of the prediction's elements, but float32 beside float16; or null
 };
 cudaError_t cosine_rows(const CosineRows& arguments, cudaStream_t stream);
 
@@ -44,5 +46,13 @@ struct QuantiseRows {
   float* scales;
 };
 cudaError_t quantise_rows(const QuantiseRows& arguments, cudaStream_t stream);
+
+struct Scale {
+  void* values;  // multiplied in place
+  Element element;
+  int64_t count;
+  const float* factor;
+};
+cudaError_t scale(const Scale& arguments, cudaStream_t stream);
 
 }  // namespace metamorph

@@ -32,6 +32,15 @@ void require(bool holds, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
+Element element_of(const char* name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::BFloat16) return Element::BFLOAT16;
+  if (type == ScalarType::Half) return Element::FLOAT16;
+  require(type == ScalarType::Float, name, ": expected float32, bfloat16 or float16, got ",
+          torch::headeronly::toString(type));
+  return Element::FLOAT32;
+}
+
 // The rows of a tensor whose last two dimensions are rows and columns.
 Rows rows_of(const char* name, const Tensor& tensor, int64_t dimensions, const char* letters) {
   require(tensor.is_cuda(), name, ": expected a tensor on a CUDA device");
@@ -43,16 +52,7 @@ Rows rows_of(const char* name, const Tensor& tensor, int64_t dimensions, const c
   require(tensor.stride(dimensions - 1) == 1 || columns == 1, name,
           ": expected neighbouring columns in memory, got a stride of ",
           tensor.stride(dimensions - 1));
-  Rows rows = {tensor.const_data_ptr(), Element::FLOAT32, tensor.stride(dimensions - 2)};
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: break;
-    case ScalarType::BFloat16: rows.element = Element::BFLOAT16; break;
-    case ScalarType::Half: rows.element = Element::FLOAT16; break;
-    default:
-      require(false, name, ": expected float32, bfloat16 or float16, got ",
-              torch::headeronly::toString(tensor.scalar_type()));
-  }
-  return rows;
+  return {tensor.const_data_ptr(), element_of(name, tensor), tensor.stride(dimensions - 2)};
 }
 
 void require_same_device(const char* name, const Tensor& tensor, const Tensor& first) {
@@ -73,7 +73,7 @@ void on_device_of(const Tensor& tensor, const char* op, const Launch& launch) {
 
 std::tuple<Tensor, Tensor> cosine_rows_op(
     const Tensor& prediction, const Tensor& target, const std::optional<Tensor>& target_index,
-    bool with_gradient) {
+    bool with_gradient, bool mean, const std::optional<Tensor>& count) {
   CosineRows arguments = {};
   arguments.prediction = rows_of("prediction", prediction, 2, "[N, C]");
   arguments.target = rows_of("target", target, 2, "[M, C]");
@@ -93,10 +93,23 @@ std::tuple<Tensor, Tensor> cosine_rows_op(
     require(arguments.targets == arguments.rows, "target: expected ", arguments.rows,
             " rows as prediction has, got ", arguments.targets);
   }
+  arguments.mean = mean;
+  require(count.has_value() == (mean && target_index.has_value()),
+          "count: expected for a mean with target_index, and for nothing else");
+  if (count.has_value()) {
+    require_same_device("count", *count, prediction);
+    require(count->scalar_type() == ScalarType::Long && count->dim() == 0,
+            "count: expected an int64 tensor of shape []");
+    arguments.count = static_cast<const int64_t*>(count->const_data_ptr());
+  }
   Tensor losses = torch::stable::new_empty(prediction, {arguments.rows}, ScalarType::Float);
+  const ScalarType gradient_type = arguments.prediction.element == Element::FLOAT16
+                                       ? ScalarType::Float
+                                       : prediction.scalar_type();
   Tensor gradient =
-      with_gradient ? torch::stable::new_empty(prediction, {arguments.rows, arguments.columns})
-                    : torch::stable::new_empty(prediction, {0});
+      with_gradient ? torch::stable::new_empty(
+                          prediction, {arguments.rows, arguments.columns}, gradient_type)
+                    : torch::stable::new_empty(prediction, {0}, gradient_type);
   arguments.losses = static_cast<float*>(losses.mutable_data_ptr());
   if (with_gradient) arguments.gradient = gradient.mutable_data_ptr();
   on_device_of(prediction, "cosine_rows",
@@ -140,15 +153,30 @@ std::tuple<Tensor, Tensor> quantise_rows_op(const Tensor& x, bool gelu) {
   return {values, scales};
 }
 
+void scale_op(Tensor values, const Tensor& factor) {
+  require(values.is_cuda(), "values: expected a tensor on a CUDA device");
+  require(values.is_contiguous(), "values: expected a contiguous tensor");
+  require_same_device("factor", factor, values);
+  require(factor.scalar_type() == ScalarType::Float && factor.dim() <= 1 && factor.numel() == 1,
+          "factor: expected a float32 tensor of shape [] or [1]");
+  Scale arguments = {};
+  arguments.element = element_of("values", values);
+  arguments.values = values.mutable_data_ptr();
+  arguments.count = values.numel();
+  arguments.factor = static_cast<const float*>(factor.const_data_ptr());
+  on_device_of(values, "scale_", [&](cudaStream_t stream) { return scale(arguments, stream); });
+}
+
 }  // namespace
 }  // namespace metamorph
 
 STABLE_TORCH_LIBRARY(metamorph_ops, library) {
   library.def(
-      "cosine_rows(Tensor prediction, Tensor target, Tensor? target_index, bool with_gradient) "
-      "-> (Tensor, Tensor)");
+      "cosine_rows(Tensor prediction, Tensor target, Tensor? target_index, bool with_gradient, "
+      "bool mean, Tensor? count) -> (Tensor, Tensor)");
   library.def("pool_normalize(Tensor features, int grid) -> Tensor");
   library.def("quantise_rows(Tensor x, bool gelu) -> (Tensor, Tensor)");
+  library.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
 }
 
 // For tensors of every device, so that those of a wrong one meet the checks above.
@@ -156,4 +184,5 @@ STABLE_TORCH_LIBRARY_IMPL(metamorph_ops, CompositeExplicitAutograd, library) {
   library.impl("cosine_rows", TORCH_BOX(&metamorph::cosine_rows_op));
   library.impl("pool_normalize", TORCH_BOX(&metamorph::pool_normalize_op));
   library.impl("quantise_rows", TORCH_BOX(&metamorph::quantise_rows_op));
+  library.impl("scale_", TORCH_BOX(&metamorph::scale_op));
 }

@@ -12,6 +12,8 @@ import subprocess
 import torch
 
 from metamorph_kernels import probe
+from metamorph_kernels.absence import triton_absence
+from metamorph_kernels.cuda_library import cuda_absence
 
 PACKAGES = ("metamorph", "torch", "triton", "transformers", "diffusers", "numpy")
 BACKENDS = {  # distribution: import name
@@ -28,6 +30,7 @@ WORKS_WITHOUT_GPU = ("torchao",)
 
 def report() -> dict:
     """Versions, processors, compiler, optional backends and ops, as plain values for JSON."""
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "versions": {"python": platform.python_version()}
         | {name: _version(name) or "not installed" for name in PACKAGES},
@@ -35,6 +38,10 @@ def report() -> dict:
         "gpu": _gpu(),
         "nvcc": _nvcc(),
         "backends": {name: _backend(name, module) for name, module in BACKENDS.items()},
+        "kernels": {
+            "Triton": triton_absence(device_type),
+            "CUDA C++": cuda_absence("cuda"),
+        },
         "ops": probe(),
     }
 
@@ -51,6 +58,10 @@ def format_report(values: dict) -> str:
         "Optional backends": [
             (name, backend["version"] if backend["usable"] else f"no: {backend['reason']}")
             for name, backend in values["backends"].items()
+        ],
+        "Kernels of metamorph_kernels": [
+            (name, "usable" if reason is None else f"no: {reason}")
+            for name, reason in values["kernels"].items()
         ],
         "Ops of metamorph_kernels": [
             (name, _implementations(reasons)) for name, reasons in values["ops"].items()

@@ -13,6 +13,9 @@ from metamorph import doctor
 @pytest.fixture
 def with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("triton_absence", "cuda_absence"):
+        monkeypatch.setattr(doctor, name, lambda device_type: None)
+    monkeypatch.setattr(doctor, "probe", dict)
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def test_report_is_plain_and_complete():
     assert set(values["backends"]) == set(doctor.BACKENDS)
     assert values["ops"] == metamorph_kernels.probe()
     assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
+    assert set(values["kernels"]) == {"Triton", "CUDA C++"}
     for backend in values["backends"].values():
         assert backend["usable"] == (backend["reason"] is None)
 
@@ -42,6 +46,14 @@ def test_main_prints_every_backend_and_op(capsys):
     printed = capsys.readouterr().out
     for name in (*doctor.BACKENDS, *metamorph_kernels.probe(), "nvcc", "python"):
         assert f"  {name} " in printed
+
+
+def test_kernels_that_cannot_run_have_a_reason(monkeypatch):
+    monkeypatch.setattr(doctor, "cuda_absence", lambda device_type: f"not built for {device_type}")
+    monkeypatch.setattr(doctor, "triton_absence", lambda device_type: None)
+    printed = doctor.format_report(doctor.report())
+    assert re.search(r"^  CUDA C\+\+ +no: not built for cuda$", printed, re.MULTILINE)
+    assert re.search(r"^  Triton +usable$", printed, re.MULTILINE)
 
 
 def test_a_missing_gpu_has_a_reason(without_gpu, monkeypatch):

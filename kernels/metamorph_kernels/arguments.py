@@ -1,6 +1,7 @@
 """Checks of the tensors that public ops take; only shapes, dtypes and devices, never values."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,8 +32,10 @@ def same_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
     """
     check_floating(**tensors)
     first_name, first = next(iter(tensors.items()))
-    if torch.is_autocast_enabled(first.device.type) and first.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(first.device.type)
+    device_type = first.device.type
+    has_autocast = torch.amp.is_autocast_available(device_type)  # meta tensors have none
+    if has_autocast and torch.is_autocast_enabled(device_type) and first.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
         return tuple(tensor.to(dtype) for tensor in tensors.values())
     for name, tensor in tensors.items():
         if tensor.dtype != first.dtype:
@@ -40,6 +43,19 @@ def same_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
                 f"{name}: expected {first.dtype} as {first_name} has, got {tensor.dtype}"
             )
     return tuple(tensors.values())
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Operators on the device of `tensor` compute in the dtypes they are given."""
+    device_type = tensor.device.type
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def neighbouring_columns(tensor: Tensor) -> Tensor:
+    """The tensor itself where the numbers of a row are neighbours in memory, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def check_integers(

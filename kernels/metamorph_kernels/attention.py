@@ -13,6 +13,7 @@ from metamorph_kernels.arguments import (
     check_shape,
     same_dtype,
     softmax_scale,
+    without_autocast,
 )
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.intervals import Intervals
@@ -165,7 +166,7 @@ def _log_sum_exp(query: Tensor, key: Tensor, visible: Tensor | None, scale: floa
     if visible is None:
         length = query.shape[2]
         visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         grouped = query.to(dtype).unflatten(1, (key.shape[1], -1))  # [.., Hkv, group, length, D]
         scores = scale * (grouped @ key.to(dtype)[:, :, None].mT)
     return scores.flatten(1, 2).masked_fill(~visible, -math.inf).logsumexp(-1)

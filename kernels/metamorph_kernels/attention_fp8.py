@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from metamorph_kernels.arguments import check_floating, check_shape, softmax_scale
+from metamorph_kernels.arguments import check_floating, check_shape, softmax_scale, without_autocast
 from metamorph_kernels.attention import checked_inputs, head_dim_limit, map_documents
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.intervals import Intervals
@@ -97,7 +97,7 @@ def _interval_attention_fp8_torch(
             outputs.append((product / weights.sum(-1, keepdim=True)).flatten(1, 2))
         return (torch.cat(outputs, 2),)
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         rounded = (_through_fp8(tensor) for tensor in (q, k, v))
         [out] = map_documents(attend, *rounded, intervals)
     return out.to(q.dtype)

@@ -12,7 +12,7 @@ from metamorph_kernels.arguments import (
     check_reduction,
     check_shape,
 )
-from metamorph_kernels.backends import resolve, row_limit
+from metamorph_kernels.backends import resolve, row_limits
 
 
 def cosine_loss(
@@ -33,13 +33,16 @@ def cosine_loss(
     side has loss 1 and gradient 0; so has one whose sum of squares falls below the smallest normal
     number (a norm of 1e-19 in float32), where no direction is left.
 
-    Triton reads prediction and target once and writes the gradient in the same pass, if one is
-    needed; it takes rows of up to 8192 and not float64.
+    The kernels read prediction and target once and write the gradient in the same pass, if one is
+    needed. Backward only multiplies it: in eager mode, unless the prediction is float16, "mean" and
+    "sum" do so in place, and a cotangent of exactly 1 touches nothing. Triton takes rows of up to
+    8192, CUDA any; neither takes float64.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction, for
     an `impl` that cannot run this call, and in eager mode on the CPU for an index of M or more. On
-    a GPU the index is not read on the host: such a row becomes NaN in Triton and stops at PyTorch's
-    device-side assert in PyTorch.
+    a GPU the index is not read on the host: such a row becomes NaN in the kernels and stops at
+    PyTorch's device-side assert in PyTorch. Raises RuntimeError for a second backward through what
+    the first one has multiplied in place.
     """
     check_reduction(reduction)
     check_floating(prediction=prediction, target=target)
@@ -51,14 +54,18 @@ def cosine_loss(
         _check_index(target_index, prediction, target)
 
     target = target.detach()
-    backend = resolve("cosine_loss", impl, prediction, row_limit(prediction))
+    backend = resolve("cosine_loss", impl, prediction, **row_limits(prediction, target))
     if backend == "torch":
         losses = _TorchLosses.apply(prediction, target, target_index)
     elif prediction.requires_grad and torch.is_grad_enabled():
-        losses = _KernelLosses.apply(prediction, target, target_index, backend)
+        return _KernelLoss.apply(prediction, target, target_index, reduction, backend)
     else:
-        cosine_rows, _ = _kernels(backend)
-        losses, _ = cosine_rows(prediction, target, target_index, False)
+        cosine_rows, _, _ = _kernels(backend)
+        losses, _ = cosine_rows(prediction, target, target_index, with_gradient=False, mean=False)
+    return _reduced(losses, target_index, reduction)
+
+
+def _reduced(losses: Tensor, target_index: Tensor | None, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     total = losses.sum()
@@ -81,32 +88,56 @@ def _check_index(target_index: Tensor, prediction: Tensor, target: Tensor) -> No
             )
 
 
-def _kernels(backend: str) -> tuple[Callable, Callable]:
-    """Of a backend: losses with their gradients in one pass, and rows times one number each."""
-    from metamorph_kernels.cosine_triton import cosine_rows, scale_rows
+def _kernels(backend: str) -> tuple[Callable, Callable, Callable]:
+    """Of a backend: losses and gradients of rows in one pass; rows times one number each; a matrix
+    times one number, in place."""
+    if backend == "cuda":
+        from metamorph_kernels.cuda_library import cosine_rows, scale_in_place, scale_rows
+    else:
+        from metamorph_kernels.cosine_triton import cosine_rows, scale_in_place, scale_rows
+    return cosine_rows, scale_rows, scale_in_place
 
-    return {"triton": (cosine_rows, scale_rows)}[backend]
 
-
-class _KernelLosses(torch.autograd.Function):
-    """Keeps the gradient for a cotangent of ones, in place of prediction and target."""
+class _KernelLoss(torch.autograd.Function):
+    """Keeps the gradient for a cotangent of one, in place of prediction and target."""
 
     @staticmethod
     def forward(
-        ctx, prediction: Tensor, target: Tensor, target_index: Tensor | None, backend: str
+        ctx,
+        prediction: Tensor,
+        target: Tensor,
+        target_index: Tensor | None,
+        reduction: str,
+        backend: str,
     ) -> Tensor:
-        cosine_rows, _ = _kernels(backend)
-        losses, unit_gradient = cosine_rows(prediction, target, target_index, True)
+        cosine_rows, _, _ = _kernels(backend)
+        losses, unit_gradient = cosine_rows(
+            prediction, target, target_index, with_gradient=True, mean=reduction == "mean"
+        )
         ctx.save_for_backward(unit_gradient)
         ctx.backend, ctx.dtype = backend, prediction.dtype
-        return losses
+        ctx.in_place = reduction != "none" and unit_gradient.dtype == prediction.dtype
+        ctx.used = False
+        return _reduced(losses, target_index, reduction)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        _, scale_rows = _kernels(ctx.backend)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        _, scale_rows, scale_in_place = _kernels(ctx.backend)
+        # A compiled graph would copy what an op changes; it multiplies into a new tensor instead.
+        if not ctx.in_place or torch.compiler.is_compiling():
+            (unit_gradient,) = ctx.saved_tensors
+            factors = gradient.expand(len(unit_gradient))
+            return scale_rows(unit_gradient, factors, ctx.dtype), None, None, None, None
+        if ctx.used:
+            raise RuntimeError(
+                "cosine_loss: a second backward through one loss needs reduction='none' or "
+                "impl='torch'; the first one has used its gradient up"
+            )
         (unit_gradient,) = ctx.saved_tensors
-        return scale_rows(unit_gradient, gradient, ctx.dtype), None, None, None
+        ctx.used = True
+        scale_in_place(unit_gradient, gradient)
+        return unit_gradient, None, None, None, None
 
 
 class _TorchLosses(torch.autograd.Function):

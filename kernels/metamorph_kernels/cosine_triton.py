@@ -9,8 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from metamorph_kernels.arguments import neighbouring_columns
 from metamorph_kernels.compilation import Compilation
 
+SCALED = 8192  # numbers of a program of `scale`: few programs, since most have nothing to do
+SCALE_WARPS = 8
 SMALLEST_NORMAL = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
@@ -50,6 +53,7 @@ def cosine_forward(
     index_ptr,  # int64 [N], or None where row i belongs to row i
     losses_ptr,  # float32 [N]
     gradient_ptr,  # [N, C], or None
+    count_ptr,  # int64 scalar by which to divide the gradient, or None
     rows,
     targets,
     prediction_stride,
@@ -57,8 +61,9 @@ def cosine_forward(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    MEAN: tl.constexpr,
 ):
-    """Losses, and gradients for a cotangent of ones, of ROWS rows.
+    """Losses of ROWS rows, and gradients of their sum or, with MEAN, of their mean.
 
     Ignored rows are not read. A row whose index is too large becomes NaN.
     """
@@ -89,9 +94,13 @@ def cosine_forward(
     tl.store(losses_ptr + row, losses, mask=real)
     if gradient_ptr is not None:
         across = cosine[:, None] * unit_prediction - unit_target  # at right angles to prediction
+        factor = inverse
+        if MEAN:
+            count = rows if count_ptr is None else tl.load(count_ptr)
+            factor /= tl.maximum(count, 1).to(tl.float32)
         tl.store(
             gradient_ptr + row[:, None] * COLUMNS + column,
-            across * inverse[:, None],
+            across * factor[:, None],
             mask=real[:, None] & (column < COLUMNS),
         )
 
@@ -118,17 +127,37 @@ def cosine_scale(
     tl.store(out_ptr + place, values * factors[:, None], mask=mask)
 
 
+@triton.jit
+def scale(
+    values_ptr,  # dense
+    factor_ptr,  # float32 scalar
+    size,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK numbers times the factor, in place; a factor of 1 reads none of them."""
+    factor = tl.load(factor_ptr)
+    if factor == 1.0:
+        return
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < size
+    values = tl.load(values_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(values_ptr + place, values * factor, mask=mask)
+
+
 @torch.library.custom_op("metamorph_kernels::cosine_rows", mutates_args=())
 def cosine_rows(
     prediction: Tensor,  # [N, C]
     target: Tensor,  # [M, C]
     target_index: Tensor | None,  # int64 [N]
     with_gradient: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Losses float32 [N], and their gradients [N, C] or, without gradient, [0]."""
+    """Losses float32 [N], and gradients [N, C] of their sum or mean or, without gradient, [0]."""
     losses, gradient = _results(prediction, with_gradient)
+    indexed_mean = with_gradient and mean and target_index is not None
+    count = (target_index >= 0).sum() if indexed_mean else None
     rows, columns = prediction.shape
-    prediction, target = map(_whole_rows, (prediction, target))
+    prediction, target = map(neighbouring_columns, (prediction, target))
     tiles, layout = _layout(columns)
     with torch.cuda.device_of(prediction):
         cosine_forward[(triton.cdiv(rows, tiles.rows),)](
@@ -137,17 +166,19 @@ def cosine_rows(
             None if target_index is None else target_index.contiguous(),
             losses,
             gradient if with_gradient else None,
+            count,
             rows,
             target.shape[0],
             prediction.stride(0),
             target.stride(0),
+            MEAN=with_gradient and mean,
             **layout,
         )
     return losses, gradient
 
 
 @cosine_rows.register_fake
-def _(prediction, target, target_index, with_gradient):
+def _(prediction, target, target_index, with_gradient, mean):
     return _results(prediction, with_gradient)
 
 
@@ -173,6 +204,18 @@ def _(matrix, factors, dtype):
     return torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
 
 
+@torch.library.custom_op("metamorph_kernels::scale_in_place", mutates_args=("values",))
+def scale_in_place(
+    values: Tensor,  # dense
+    factor: Tensor,  # float32 scalar
+) -> None:
+    """The values times the factor; where it is 1 they are not read."""
+    with torch.cuda.device_of(values):
+        scale[(triton.cdiv(values.numel(), SCALED),)](
+            values, factor, values.numel(), BLOCK=SCALED, num_warps=SCALE_WARPS
+        )
+
+
 def _results(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """Empty losses and gradients.
 
@@ -183,11 +226,6 @@ def _results(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     dtype = torch.float32 if prediction.dtype == torch.float16 else prediction.dtype
     shape = prediction.shape if with_gradient else (0,)
     return losses, torch.empty(shape, dtype=dtype, device=prediction.device)
-
-
-def _whole_rows(tensor: Tensor) -> Tensor:
-    """The tensor itself where the numbers of a row are neighbours, else a copy."""
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
@@ -203,33 +241,42 @@ def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Both kernels at widths of every class."""
+    """The kernels at widths of every class."""
     widths = (1, 96, 256, 512, 1024, 1152, 2048, 4096, 8192)
     for element, columns in product(("bf16", "fp16", "fp32"), widths):
         tiles, layout = _layout(columns)
         del layout["num_warps"]
         kept = "*fp32" if element == "fp16" else f"*{element}"
         stride = "i32:16" if columns % 16 == 0 else "i32"
-        for index, gradient in ((None, None), (None, kept), ("*i64", kept)):
-            names = [element, f"C={columns}"] + ["gradient"] * bool(gradient)
+        launch = {"num_warps": tiles.num_warps, "num_stages": 1, "tensor_cores": False}
+        # With an index there is a count exactly where the gradient is that of the mean.
+        for index, gradient, mean in (
+            (None, None, False),
+            (None, kept, True),
+            ("*i64", kept, False),
+            ("*i64", kept, True),
+        ):
+            words = {"gradient": gradient, "mean": mean, "index": index}
             yield Compilation(
                 kernel=cosine_forward,
-                configuration=" ".join(names + ["index"] * bool(index)),
+                configuration=" ".join(
+                    [element, f"C={columns}", *(word for word in words if words[word])]
+                ),
                 arguments={
                     "prediction_ptr": f"*{element}",
                     "target_ptr": f"*{element}",
                     "index_ptr": index,
                     "losses_ptr": "*fp32",
                     "gradient_ptr": gradient,
+                    "count_ptr": index if mean else None,
                     "rows": "i32",
                     "targets": "i32",
                     "prediction_stride": stride,
                     "target_stride": stride,
+                    "MEAN": mean,
                     **layout,
                 },
-                num_warps=tiles.num_warps,
-                num_stages=1,
-                tensor_cores=False,
+                **launch,
             )
         yield Compilation(
             kernel=cosine_scale,
@@ -242,7 +289,19 @@ def compilations() -> Iterator[Compilation]:
                 "factors_stride": "i32",
                 **layout,
             },
-            num_warps=tiles.num_warps,
+            **launch,
+        )
+    for element in ("bf16", "fp32"):
+        yield Compilation(
+            kernel=scale,
+            configuration=element,
+            arguments={
+                "values_ptr": f"*{element}",
+                "factor_ptr": "*fp32",
+                "size": "i64:16",
+                "BLOCK": SCALED,
+            },
+            num_warps=SCALE_WARPS,
             num_stages=1,
             tensor_cores=False,
         )

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metamorph_kernels.arguments import check_integers, check_reduction, check_shape, same_dtype
+from metamorph_kernels.arguments import (
+    check_integers,
+    check_reduction,
+    check_shape,
+    same_dtype,
+    without_autocast,
+)
 from metamorph_kernels.backends import resolve
 
 IGNORED = -100
@@ -207,7 +213,7 @@ def _residual(
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a b in float32 or wider; where b is in half precision, the GPU multiplies in it."""
-    with torch.autocast(b.device.type, enabled=False):
+    with without_autocast(b):
         if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
             return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
         wide = torch.promote_types(b.dtype, torch.float32)
@@ -216,7 +222,7 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
 
 def _add_product(sum: Tensor, a: Tensor, b: Tensor) -> None:
     """sum += a b, in the float32 or wider of `sum`."""
-    with torch.autocast(b.device.type, enabled=False):
+    with without_autocast(b):
         if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
             torch.addmm(sum, a.to(b.dtype), b, out_dtype=torch.float32, out=sum)
         else:

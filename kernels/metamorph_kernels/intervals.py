@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metamorph_kernels.arguments import check_integers, check_shape
+from metamorph_kernels.transfer import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +37,10 @@ class Intervals:
         """The same intervals with the tensors on `device`."""
         return replace(
             self,
-            row_start=self.row_start.to(device),
-            row_end=self.row_end.to(device),
-            col_start=self.col_start.to(device),
-            col_end=self.col_end.to(device),
+            row_start=send(self.row_start, device),
+            row_end=send(self.row_end, device),
+            col_start=send(self.col_start, device),
+            col_end=send(self.col_end, device),
         )
 
 
@@ -74,10 +75,10 @@ def key_intervals(
         row_end = torch.where(inside, span_ends[span], row_end)
         col_start = torch.where(inside, span_starts[span], col_start)
     return Intervals(
-        row_start=row_start.to(device, torch.int32),
-        row_end=row_end.to(device, torch.int32),
-        col_start=col_start.to(device, torch.int32),
-        col_end=col_end.to(device, torch.int32),
+        row_start=send(row_start.int(), device),
+        row_end=send(row_end.int(), device),
+        col_start=send(col_start.int(), device),
+        col_end=send(col_end.int(), device),
         causal=_causal(row_end),
         document_lengths=lengths,
         plain_documents=_plain_documents(lengths_host, row_start, row_end),

@@ -1,7 +1,6 @@
 """A square of encoder tokens resized to fewer, each of length one."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metamorph_kernels.arguments import check_floating, check_shape
-from metamorph_kernels.backends import resolve, row_limit
+from metamorph_kernels.backends import resolve, row_limits
+from metamorph_kernels.cuda_library import pool_normalize_rows
 
 
 def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor:
@@ -21,7 +21,7 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     Differentiable. A token of zeros stays zeros, with gradient 0. The visual tokens of MetaMorph
     (arXiv 2412.14164), both input and regression target.
 
-    Triton takes rows of up to 8192 and not float64.
+    Triton takes tokens of up to 8192 and CUDA any, but CUDA has no backward; neither takes float64.
 
     Raises ValueError for shapes, dtypes or a grid that do not fit, and for an `impl` that cannot
     run this call.
@@ -36,13 +36,20 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     if isinstance(grid, bool) or not isinstance(grid, int) or grid <= 0:
         raise ValueError(f"grid: expected a positive integer, got {grid!r}")
 
-    backend = resolve("pool_normalize", impl, features, row_limit(features))
+    differentiated = features.requires_grad and torch.is_grad_enabled()
+    limits = row_limits(features)
+    if differentiated:
+        limits["cuda_limit"] = "its backward runs in Triton and PyTorch only"
+    backend = resolve("pool_normalize", impl, features, **limits)
     if backend == "torch":
         return _pool_normalize_torch(features, side, grid)
-    if features.requires_grad and torch.is_grad_enabled():
-        return _KernelPool.apply(features, grid, backend)
-    forward, _ = _kernels(backend)
-    return forward(features, grid)
+    if backend == "cuda":
+        return pool_normalize_rows(features, grid)
+    if differentiated:
+        return _TritonPool.apply(features, grid)
+    from metamorph_kernels.pooling_triton import pool_normalize_forward
+
+    return pool_normalize_forward(features, grid)
 
 
 def tokens_read(side: int, grid: int) -> list[int]:
@@ -67,24 +74,19 @@ def _pool_normalize_torch(features: Tensor, side: int, grid: int) -> Tensor:
     return unit.to(features.dtype)
 
 
-def _kernels(backend: str) -> tuple[Callable, Callable]:
-    """Of a backend: forward and backward."""
-    from metamorph_kernels.pooling_triton import pool_normalize_backward, pool_normalize_forward
-
-    return {"triton": (pool_normalize_forward, pool_normalize_backward)}[backend]
-
-
-class _KernelPool(torch.autograd.Function):
+class _TritonPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, grid: int, backend: str) -> Tensor:
-        forward, _ = _kernels(backend)
+    def forward(ctx, features: Tensor, grid: int) -> Tensor:
+        from metamorph_kernels.pooling_triton import pool_normalize_forward
+
         ctx.save_for_backward(features)
-        ctx.grid, ctx.backend = grid, backend
-        return forward(features, grid)
+        ctx.grid = grid
+        return pool_normalize_forward(features, grid)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        _, backward = _kernels(ctx.backend)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        from metamorph_kernels.pooling_triton import pool_normalize_backward
+
         (features,) = ctx.saved_tensors
-        return backward(gradient, features, ctx.grid), None, None
+        return pool_normalize_backward(gradient, features, ctx.grid), None

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from metamorph_kernels.arguments import neighbouring_columns
 from metamorph_kernels.compilation import Compilation
 
 SHORTEST = tl.constexpr(math.sqrt(torch.finfo(torch.float32).tiny))
@@ -153,7 +154,7 @@ def pool_backward(
 def pool_normalize_forward(features: Tensor, grid: int) -> Tensor:
     """[B, grid * grid, C] of checked features [B, N, C]."""
     batch, _, columns = features.shape
-    features = _whole_tokens(features)
+    features = neighbouring_columns(features)
     out = features.new_empty(batch, grid * grid, columns)
     with torch.cuda.device_of(features):
         pool_forward[(batch * grid * grid,)](
@@ -171,7 +172,7 @@ def _(features, grid):
 def pool_normalize_backward(gradient: Tensor, features: Tensor, grid: int) -> Tensor:
     """The gradient [B, N, C] of the features, from that of the result, [B, grid * grid, C]."""
     batch, tokens, _ = features.shape
-    features = _whole_tokens(features)
+    features = neighbouring_columns(features)
     out = features.new_empty(features.shape)
     with torch.cuda.device_of(features):
         pool_backward[(batch * tokens,)](
@@ -188,11 +189,6 @@ def pool_normalize_backward(gradient: Tensor, features: Tensor, grid: int) -> Te
 @pool_normalize_backward.register_fake
 def _(gradient, features, grid):
     return features.new_empty(features.shape)
-
-
-def _whole_tokens(features: Tensor) -> Tensor:
-    """The tensor itself where the numbers of a token are neighbours, else a copy."""
-    return features if features.stride(2) == 1 else features.contiguous()
 
 
 def _layout(features: Tensor, grid: int) -> dict[str, int]:

@@ -15,8 +15,9 @@ from metamorph.data.toy_scenes import COLOURS, PLACES, SHAPES, Scene, is_held_ou
 from metamorph.data.toy_tasks import QUESTIONS, Task, make_task
 from metamorph.evaluation.checker import ATTRIBUTES, score
 from metamorph.tokens import IMAGE_PLACEHOLDER
+from metamorph.training.batch import Batch
 from metamorph.training.loss import TargetCounts
-from metamorph.training.trainer import row_losses
+from metamorph.training.trainer import batch_losses
 
 SEED = 12345  # of the held-out tasks; training uses other ones
 BATCH = 50
@@ -129,7 +130,8 @@ def visual_cosines(
     device = chat.model.projector.linear_1.weight.device
     documents = [chat.encoder.encode(task.sample) for task in tasks]
     row = pack_row(documents, sum(map(len, documents)), chat.model.config.pad_id)
-    losses, targets = row_losses(chat.model, row, TargetCounts.of([row]), device)
+    batch = Batch.of(row, chat.model.vision, device)
+    losses, targets = batch_losses(chat.model, batch, TargetCounts.of([row]))
     pictures = [task.sample.images[-1] for task in training_tasks]
     known = chat.model.vision(chat.model.vision.preprocess(pictures).to(device))
     mean = F.normalize(known.mean(0), dim=-1)  # [tokens, C]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from metamorph.data.packing import PackedRow
 from metamorph.model.unified import MetaMorph
+from metamorph.training.batch import Batch
 from metamorph_kernels import linear_cross_entropy
 
 
@@ -35,28 +36,24 @@ class Losses:
 def vpit_losses(
     model: MetaMorph,
     states: Tensor,
-    features: Tensor,
-    text_rows: Tensor,
-    text_labels: Tensor,
-    visual_rows: Tensor,
-    visual_targets: Tensor,
+    targets: Tensor,
+    batch: Batch,
     counts: TargetCounts,
 ) -> Losses:
     """Losses of one row, divided by the counts of the step (paper section 3, equation of VPiT).
 
     Args:
         states: [T, H] after the final norm.
-        features: [images, tokens, C] unit vectors; they are targets without gradient.
-        text_rows, text_labels, visual_rows, visual_targets: indices planned by ``pack_row``.
+        targets: [Nr, C] unit vectors, the features that ``visual_rows`` predict.
+        batch: with the indices of the supervised rows.
         counts: targets of the whole step. Without any of a kind its loss is exactly 0, with
             finite zero gradients.
     """
     text_sum = linear_cross_entropy(
-        states.index_select(0, text_rows),
+        states.index_select(0, batch.text_rows),
         model.language.output_weight,
-        text_labels,
+        batch.text_labels,
         reduction="sum",
     )
-    targets = features.flatten(0, 1).index_select(0, visual_targets)
-    visual_sum = model.visual_loss(states.index_select(0, visual_rows), targets)
+    visual_sum = model.visual_loss(states.index_select(0, batch.visual_rows), targets)
     return Losses(text_sum / max(counts.text, 1), visual_sum / max(counts.visual, 1))

@@ -17,11 +17,11 @@ from metamorph.errors import UserError
 from metamorph.model.assemble import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
+from metamorph.training.batch import Batch
 from metamorph.training.loop import run_steps
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
 from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import MeanBaseline, Meter
-from metamorph_kernels import key_intervals
 
 
 def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
@@ -86,26 +86,16 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     )
 
 
-def row_losses(
-    model: MetaMorph, row: PackedRow, counts: TargetCounts, device: torch.device
-) -> tuple[Losses, Tensor]:
-    """Forward of one packed row: its share of the step's losses, and its target features."""
-    pixels = model.vision.preprocess(list(row.images)).to(device, non_blocking=True)
-    features = model.vision(pixels)  # [images, tokens, C], without gradient
+def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
+    """Forward of one packed row: its share of the step's losses, and its target features
+    [images, tokens, C]."""
+    features = model.vision(batch.pixels)  # [images, tokens, C], without gradient
     states = model(
-        row.token_ids.to(device),
-        row.positions.to(device),
-        key_intervals(row.document_lengths, device=device),
-        features,
-        row.visual_positions.to(device),
+        batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
     )
-    targets = row.visual_targets.to(device)
-    losses = vpit_losses(
-        model, states, features, row.text_rows.to(device), row.text_labels.to(device),
-        row.visual_rows.to(device), targets, counts,
-    )  # fmt: skip
-    tokens = model.config.tokens_per_image
-    return losses, features.flatten(0, 1)[targets].unflatten(0, (-1, tokens))
+    targets = features.flatten(0, 1).index_select(0, batch.visual_targets)
+    losses = vpit_losses(model, states, targets, batch, counts)
+    return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
 
 
 class LanguageStage:
@@ -132,9 +122,10 @@ class LanguageStage:
         counts = TargetCounts.of(self.rows)
         text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
         for row in self.rows:
+            batch = Batch.of(row, self.module.vision, self.device)
             bf16 = training.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                losses, targets = row_losses(self.module, row, counts, self.device)
+                losses, targets = batch_losses(self.module, batch, counts)
                 total = losses.text + training.visual_coefficient * losses.visual
             total.backward()
             text_loss = text_loss + losses.text.detach()

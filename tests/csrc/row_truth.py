@@ -40,8 +40,15 @@ def _unit(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows * inverse, inverse
 
 
-def assert_cosine_rows(losses, gradient, prediction, target, index=None) -> None:
-    """`losses` [N] and `gradient` [N, C], or None, are those of the rows, NaN where they are."""
+def gradient_dtype(prediction: torch.Tensor) -> torch.dtype:
+    return torch.float32 if prediction.dtype == torch.float16 else prediction.dtype
+
+
+def assert_cosine_rows(losses, gradient, prediction, target, index=None, *, mean=False) -> None:
+    """`losses` [N] and `gradient` [N, C], or None, are those of the rows, NaN where they are.
+
+    With `mean` the gradient is divided by the rows whose index is not negative.
+    """
     truth = prediction.double(), target.double()
     unit_prediction, inverse = _unit(truth[0])
     unit_target, _ = _unit(truth[1])
@@ -55,10 +62,12 @@ def assert_cosine_rows(losses, gradient, prediction, target, index=None) -> None
     torch.testing.assert_close(losses.double(), expected, rtol=0, atol=2e-6, equal_nan=True)
     if gradient is None:
         return
+    if mean:
+        inverse = inverse / (index >= 0).sum().clamp(min=1)
     slope = (cosine * unit_prediction - unit_target) * inverse
     slope = torch.where(none[:, None], 0, slope).masked_fill(absent[:, None], float("nan"))
-    assert gradient.dtype == prediction.dtype and gradient.shape == prediction.shape
-    limits = torch.finfo(prediction.dtype)
+    assert gradient.dtype == gradient_dtype(prediction) and gradient.shape == prediction.shape
+    limits = torch.finfo(gradient.dtype)
     allowed = limits.eps * slope.abs() + 2e-6 * inverse + limits.smallest_normal * limits.eps
     wrong = (gradient.double() - slope).abs() > allowed
     assert not wrong.any(), (gradient.double() - slope).abs().max()

@@ -7,6 +7,7 @@
 #include "launch.cuh"
 #include "pool_token.cuh"
 #include "quantise_row.cuh"
+#include "scale_span.cuh"
 
 namespace {
 
@@ -72,7 +73,7 @@ bool held_by(int threads, const Rows& rows, int64_t stride, int64_t columns) {
 
 }  // namespace
 
-// Each returns whether the rows were held.
+// Each of these three returns whether the rows were held.
 extern "C" int cosine_rows_on_cpu(const CosineRows* a, int threads) {
   const bool held = held_by(threads, a->prediction, a->prediction.stride, a->columns) &&
                     held_by(threads, a->target, a->target.stride, a->columns);
@@ -112,4 +113,13 @@ extern "C" int quantise_rows_on_cpu(const QuantiseRows* a, int threads) {
     return cudaSuccess;
   });
   return held;
+}
+
+extern "C" void scale_on_cpu(const Scale* a, int threads, int64_t teams) {
+  with_element(a->element, [&](auto element) {
+    on_team(teams, threads, [&](const HostTeam& team, int64_t first) {
+      scale_spans<decltype(element)>(team, *a, first, teams);
+    });
+    return cudaSuccess;
+  });
 }

@@ -42,6 +42,7 @@ def test_first_reason_is_that_of_the_library(monkeypatch):
         lambda: cuda_library.cosine_rows(x, x, with_gradient=True),
         lambda: cuda_library.pool_normalize_rows(x[None], 1),
         lambda: cuda_library.quantise_rows(x),
+        lambda: cuda_library.scale_in_place(x, x[0, 0]),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="the CUDA library cannot run here: not built"):

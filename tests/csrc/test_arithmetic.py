@@ -16,100 +16,17 @@ from row_truth import (
     embedded,
     random_rows,
 )
+from rows_on_cpu import run_cosine, run_pool, run_quantise, run_scale
 
 from metamorph_kernels import cosine_loss, pool_normalize
 from metamorph_kernels.attention_fp8 import quantise_heads
 
 COLUMNS = [1, 33, 96, 1000, 1152, 1153]
-ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Element of kernels.h
-int64, pointer = ctypes.c_int64, ctypes.c_void_p
-
-
-def structure(name: str, **fields: type) -> type:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-Rows = structure("Rows", data=pointer, element=ctypes.c_int, stride=int64)
-CosineRows = structure(
-    "CosineRows",
-    prediction=Rows,
-    target=Rows,
-    target_index=pointer,
-    rows=int64,
-    targets=int64,
-    columns=int64,
-    losses=pointer,
-    gradient=pointer,
-)
-PoolNormalize = structure(
-    "PoolNormalize",
-    tokens=Rows,
-    image_stride=int64,
-    images=int64,
-    columns=int64,
-    side=ctypes.c_int,
-    grid=ctypes.c_int,
-    pooled=pointer,
-)
-QuantiseRows = structure(
-    "QuantiseRows",
-    x=Rows,
-    rows=int64,
-    columns=int64,
-    with_gelu=ctypes.c_bool,
-    values=pointer,
-    scales=pointer,
-)
-
-
-def rows_of(tensor: torch.Tensor) -> Rows:
-    return Rows(tensor.data_ptr(), ELEMENTS[tensor.dtype], tensor.stride(-2))
 
 
 @pytest.fixture(scope="module")
 def library(rows_on_cpu):
     return ctypes.CDLL(rows_on_cpu)
-
-
-def run_cosine(library, prediction, target, index=None, *, threads=32, with_gradient=True):
-    """Losses, gradient (or None), and whether the rows were held."""
-    losses = torch.full((len(prediction),), math.nan)
-    gradient = torch.full_like(prediction, math.nan, memory_format=torch.contiguous_format)
-    arguments = CosineRows(
-        rows_of(prediction),
-        rows_of(target),
-        None if index is None else index.data_ptr(),
-        *prediction.shape[:1],
-        *target.shape,
-        losses.data_ptr(),
-        gradient.data_ptr() if with_gradient else None,
-    )
-    held = library.cosine_rows_on_cpu(ctypes.byref(arguments), threads)
-    return losses, gradient if with_gradient else None, bool(held)
-
-
-def run_pool(library, features, grid, *, threads=32):
-    images, tokens, columns = features.shape
-    pooled = torch.full((images, grid * grid, columns), math.nan, dtype=features.dtype)
-    arguments = PoolNormalize(
-        rows_of(features),
-        features.stride(0),
-        images,
-        columns,
-        math.isqrt(tokens),
-        grid,
-        pooled.data_ptr(),
-    )
-    held = library.pool_normalize_on_cpu(ctypes.byref(arguments), threads)
-    return pooled, bool(held)
-
-
-def run_quantise(library, x, gelu=False, *, threads=32):
-    values = torch.full(x.shape, math.nan).to(torch.float8_e4m3fn)
-    scales = torch.full((len(x),), math.nan)
-    arguments = QuantiseRows(rows_of(x), *x.shape, gelu, values.data_ptr(), scales.data_ptr())
-    held = library.quantise_rows_on_cpu(ctypes.byref(arguments), threads)
-    return values, scales, bool(held)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -183,6 +100,72 @@ def test_cosine_of_extreme_rows(library, columns):
     assert abs(losses[7]) < 1e-6
     close = (gradient - slope).abs() <= 1e-5 * slope.abs().amax(1, keepdim=True) + 1e-6
     assert (close | slope.isnan()).all() and torch.equal(gradient.isnan(), slope.isnan())
+
+
+@pytest.mark.parametrize("columns", [33, 96])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cosine_of_a_mean(library, dtype, columns):
+    prediction, target = random_rows(9, columns, dtype), random_rows(9, columns, dtype, seed=1)
+    losses, gradient, _ = run_cosine(library, prediction, target, mean=True)
+    assert_cosine_rows(losses, gradient, prediction, target, mean=True)
+    for index in ([4, -1, 0, 3, 5, 2, 4, -7, 2**40], [-1] * 9):
+        index = torch.tensor(index)
+        count = (index >= 0).sum()
+        losses, gradient, _ = run_cosine(library, prediction, target, index, mean=True, count=count)
+        assert_cosine_rows(losses, gradient, prediction, target, index, mean=True)
+    assert not losses.any() and not gradient.any()
+
+
+@pytest.mark.parametrize(("count", "divisor"), [(0, 1), (-3, 1), (1, 1), (8, 8), (2**40, 2**40)])
+def test_count_of_a_mean(library, count, divisor):
+    prediction, target = (random_rows(9, 96, torch.float32, seed)[4:] for seed in range(2))
+    losses, gradient, _ = run_cosine(library, prediction, target)
+    results = run_cosine(library, prediction, target, mean=True, count=torch.tensor(count))
+    assert torch.equal(results[0], losses)
+    assert torch.equal(results[1], gradient / divisor)
+
+
+@pytest.mark.parametrize("columns", [1152, 1153])
+def test_gradient_beyond_the_range_of_float16(library, columns):
+    prediction, target = (random_rows(6, columns, torch.float16, seed)[4:] for seed in range(2))
+    prediction[0, 24:] = 0
+    prediction[0, :24] = 2**-24  # the smallest that float16 holds
+    prediction[1] = prediction[1].sign() * 60000
+    for mean in (False, True):
+        losses, gradient, _ = run_cosine(library, prediction, target, mean=mean)
+        assert_cosine_rows(losses, gradient, prediction, target, mean=mean)
+        assert gradient[0].half().isinf().any() and (gradient[1].half() == 0).any()
+        assert gradient.isfinite().all() and gradient.all()
+
+
+@pytest.mark.parametrize("factor", [0.37, -3.0, 0.0, 1 + 2**-23])
+@pytest.mark.parametrize("offset", [0, 8, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scale(library, dtype, offset, factor):
+    for count in (0, 1, 7, 8, 119, 120, 121, 240, 1003):  # three threads hold 120
+        memory = random_rows(9, 128, dtype)[4:].flatten().repeat(2)
+        values = memory[offset : offset + count]
+        expected = memory.clone()
+        expected[offset : offset + count] = (values.float() * factor).to(dtype)
+        run_scale(library, values, factor)
+        assert torch.equal(memory.view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_scale_by_a_number_that_is_not_finite(library):
+    values = random_rows(5, 33, torch.bfloat16)[4]
+    run_scale(library, values, math.inf)
+    assert values.isinf().all()
+    run_scale(library, values, math.nan)
+    assert values.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scale_by_one_touches_nothing(library, dtype):
+    bits = torch.arange(2**16).to(torch.uint16)  # among them NaNs that arithmetic would change
+    values = torch.stack((bits, bits), -1).flatten().view(dtype).clone()
+    before = values.clone()
+    run_scale(library, values, 1.0)
+    assert torch.equal(values.view(torch.uint8), before.view(torch.uint8))
 
 
 @pytest.mark.parametrize(("side", "grid"), [(27, 8), (3, 7), (1, 2), (4, 4), (5, 1), (6, 3)])

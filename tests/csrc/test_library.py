@@ -7,7 +7,12 @@ import sys
 
 import pytest
 
-KERNELS = {"cosine_rows_kernel": 18, "pool_normalize_kernel": 6, "quantise_rows_kernel": 6}
+KERNELS = {
+    "cosine_rows_kernel": 18,
+    "pool_normalize_kernel": 6,
+    "quantise_rows_kernel": 6,
+    "scale_kernel": 3,
+}
 
 # In a process of its own: PyTorch takes one library of a name, and never lets go of it.
 ON_CPU = """
@@ -21,6 +26,7 @@ cuda_library.LIBRARY = Path(sys.argv[1])
 absence = [cuda_library.cuda_absence(device) for device in ("cpu", "cuda")]
 x = torch.ones(4, 6)
 ops = torch.ops.metamorph_ops
+schemas = [str(op.default._schema) for op in (ops.cosine_rows, ops.scale_)]
 
 def message(function, *arguments, **options):
     try:
@@ -29,20 +35,22 @@ def message(function, *arguments, **options):
         return f"{type(error).__name__}: {error}"
 
 errors = [
-    message(ops.cosine_rows, x, x, None, True),
+    message(ops.cosine_rows, x, x, None, True, False, None),
     message(ops.pool_normalize, x[None], 1),
     message(ops.quantise_rows, x, False),
+    message(ops.scale_, x, x.sum()),
     message(cuda_library.quantise_rows, x),
 ]
 
 cuda_library.gpu_absence = lambda device, oldest: None
 with FakeTensorMode():
-    x = torch.empty_strided((6, 4), (1, 6), dtype=torch.bfloat16, device="cuda")
+    x = torch.empty_strided((6, 4), (9, 1), dtype=torch.bfloat16, device="cuda")
     target = torch.empty(2, 4, device="cuda")
     index = torch.empty(6, dtype=torch.int64, device="cuda")
     results = [
         *cuda_library.cosine_rows(x, target, index, with_gradient=True),
         *cuda_library.cosine_rows(x, x, with_gradient=False),
+        *cuda_library.cosine_rows(x.half(), x, index, with_gradient=True, mean=True),
         cuda_library.pool_normalize_rows(torch.empty(2, 9, 5, device="cuda"), 2),
         *cuda_library.quantise_rows(x, gelu=True),
     ]
@@ -54,10 +62,14 @@ def backend(graph, inputs):
     graphs.append(graph)
     return lambda *values: [values[0]]
 
-torch.compile(
-    lambda x: cuda_library.quantise_rows(x)[1] + 1, backend=backend, fullgraph=True
-)(torch.ones(3, 5))
-print(json.dumps([absence, errors, fakes, len(graphs)]))
+@torch.compile(backend=backend, fullgraph=True)
+def compiled(x, index):
+    losses, gradient = cuda_library.cosine_rows(x, x, index, with_gradient=True, mean=True)
+    cuda_library.scale_in_place(gradient, losses.sum())
+    return cuda_library.quantise_rows(gradient)[1] + 1
+
+compiled(torch.ones(3, 5), torch.arange(3))
+print(json.dumps([schemas, absence, errors, fakes, len(graphs)]))
 """
 
 
@@ -101,12 +113,18 @@ def test_in_a_pytorch_without_gpu(built_library):
         env={"PYTHONPATH": ":".join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
-    absence, errors, fakes, graphs = json.loads(done.stdout)
+    schemas, absence, errors, fakes, graphs = json.loads(done.stdout)
+    assert schemas == [
+        "metamorph_ops::cosine_rows(Tensor prediction, Tensor target, Tensor? target_index, "
+        "bool with_gradient, bool mean, Tensor? count) -> (Tensor, Tensor)",
+        "metamorph_ops::scale_(Tensor(a!) values, Tensor factor) -> ()",
+    ]
     assert absence == ["no kernels for cpu devices", "torch sees no CUDA device"]
     assert errors == [
         "RuntimeError: prediction: expected a tensor on a CUDA device",
         "RuntimeError: features: expected a tensor on a CUDA device",
         "RuntimeError: x: expected a tensor on a CUDA device",
+        "RuntimeError: values: expected a tensor on a CUDA device",
         "ValueError: the CUDA library cannot run here: no kernels for cpu devices",
     ]
     half, single, device = "torch.bfloat16", "torch.float32", "cuda:0"
@@ -115,6 +133,8 @@ def test_in_a_pytorch_without_gpu(built_library):
         [half, device, [6, 4], [4, 1]],
         [single, device, [6], [1]],
         [half, device, [0], [1]],
+        [single, device, [6], [1]],
+        [single, device, [6, 4], [4, 1]],
         [single, device, [2, 4, 5], [20, 5, 1]],
         ["torch.float8_e4m3fn", device, [6, 4], [4, 1]],
         [single, device, [6], [1]],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import metamorph_kernels
-from metamorph_kernels import backends, reference
+from metamorph_kernels import absence, backends, reference
 
 ROOT = Path(metamorph_kernels.__file__).parent.parent
 
@@ -55,6 +55,8 @@ def test_auto_and_torch_mean_the_same():
 @pytest.mark.parametrize("operation", list(backends.IMPLEMENTED))
 @pytest.mark.parametrize("impl", ["cuda", "numpy", None])
 def test_asking_for_what_does_not_exist_names_what_does(operation, impl):
+    if impl in backends.IMPLEMENTED[operation]:
+        return
     present = ", ".join(repr(name) for name in ("auto", *backends.IMPLEMENTED[operation]))
     with pytest.raises(ValueError, match=f"{operation} takes {present}, got {impl!r}"):
         backends.resolve(operation, impl, torch.ones(1))
@@ -76,10 +78,49 @@ def test_asking_for_triton_where_it_cannot_run_says_why(operation, monkeypatch):
         resolve(operation, "triton", x, "a limit")
 
 
-def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
-    class OnGpu:
-        is_cuda, device = True, torch.device("cuda")
+@pytest.mark.parametrize("operation", ["cosine_loss", "pool_normalize"])
+def test_asking_for_cuda_where_it_cannot_run_says_why(operation, monkeypatch):
+    resolve, x = backends.resolve, torch.ones(1)
+    monkeypatch.setattr(backends, "cuda_absence", {"cpu": "not built"}.get)
+    with pytest.raises(ValueError, match=f"{operation} cannot run in CUDA C\\+\\+ here: not built"):
+        resolve(operation, "cuda", x)
+    assert resolve(operation, "cuda", x.to("meta")) == "cuda"
+    with pytest.raises(ValueError, match="here: a limit"):
+        resolve(operation, "cuda", x.to("meta"), None, "a limit")
 
+
+def test_limits_of_kernels_of_whole_rows():
+    def limits(*tensors):
+        return list(backends.row_limits(*tensors).values())
+
+    rows, double = torch.ones(2, 3), torch.ones(2, 3).double()
+    assert limits(rows) == limits(rows, rows.half()) == [None, None]
+    assert limits(double, rows) == ["float64 runs in PyTorch only"] * 2
+    assert limits(rows, double) == [None, "float64 runs in PyTorch only"]
+    assert limits(torch.ones(1, 8193)) == ["rows of at most 8192 only, got 8193", None]
+    assert limits(torch.ones(2, 0)) == [None, "rows of no columns run in PyTorch and Triton only"]
+
+
+class OnGpu:
+    is_cuda, device = True, torch.device("cuda")
+
+
+def test_auto_takes_the_first_that_runs_on_a_gpu(monkeypatch):
+    triton, cuda = {"cuda": None}, {"cuda": None}
+    monkeypatch.setattr(backends, "triton_absence", triton.get)
+    monkeypatch.setattr(backends, "cuda_absence", cuda.get)
+
+    def auto(*limits):
+        return backends.resolve("cosine_loss", "auto", OnGpu, *limits)
+
+    assert auto() == "triton" and auto("a limit") == "cuda" and auto("a limit", "too") == "torch"
+    triton["cuda"] = "too old"
+    assert auto() == "cuda"
+    cuda["cuda"] = "not built"
+    assert auto() == "torch"
+
+
+def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
     absence = {"cuda": None}
     monkeypatch.setattr(backends, "triton_absence", absence.get)
     assert backends.resolve("decode_attention", "auto", OnGpu) == "triton"
@@ -101,21 +142,21 @@ def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
 )
 def test_what_a_gpu_lacks(monkeypatch, facts, reason):
     facts = {"triton": object(), "available": True, "capability": (9, 0)} | facts
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: facts["triton"])
+    monkeypatch.setattr(absence.importlib.util, "find_spec", lambda name: facts["triton"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["available"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: facts["capability"])
-    backends._triton_absence.cache_clear()
+    absence._triton_absence.cache_clear()
     try:
-        assert backends.triton_absence("cuda") == reason
+        assert absence.triton_absence("cuda") == reason
     finally:
-        backends._triton_absence.cache_clear()
+        absence._triton_absence.cache_clear()
 
 
 def test_probe_reports_every_op_and_why_a_backend_is_absent():
     report = metamorph_kernels.probe()
     assert list(report) == list(backends.IMPLEMENTED)
-    for operation, states in report.items():
+    for states in report.values():
         assert states["torch"] == "available"
-        assert states["cuda"].startswith("absent: ") and operation in states["cuda"]
+        assert states["cuda"].startswith("absent: ") or torch.cuda.is_available()
         assert states["triton"].startswith("absent: ") or torch.cuda.is_available()
     assert "TRITON_INTERPRET" in report["interval_attention"]["triton"]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from comparisons import assert_as_good_as_plain, value_and_gradients
 
-from metamorph_kernels import cosine_loss, reference
+from metamorph_kernels import backends, cosine_loss, cuda_library, reference
 
 
 def pair(rows=5, width=7, dtype=torch.float64, seed=0):
@@ -191,3 +191,50 @@ def test_refuses(change, words):
     prediction, target = pair(dtype=torch.float32)
     with pytest.raises(ValueError, match=words):
         cosine_loss(**({"prediction": prediction, "target": target} | change))
+
+
+@pytest.fixture
+def fake_kernels(monkeypatch):
+    """What the CUDA library computes, in PyTorch, and a list of what it was asked for."""
+    calls = []
+
+    def cosine_rows(prediction, target, target_index, *, with_gradient, mean):
+        calls.append(("rows", with_gradient, mean))
+        leaf = prediction.detach().requires_grad_()
+        options = {"target_index": target_index, "impl": "torch"}
+        with torch.enable_grad():
+            total = cosine_loss(leaf, target, reduction="mean" if mean else "sum", **options)
+        total.backward()
+        dtype = torch.float32 if leaf.dtype == torch.float16 else leaf.dtype
+        losses = cosine_loss(prediction.detach(), target, reduction="none", **options)
+        return losses, leaf.grad.to(dtype)
+
+    def scale_in_place(values, factor):
+        calls.append(("scale in place",))
+        values.mul_(factor)
+
+    monkeypatch.setattr(cuda_library, "cosine_rows", cosine_rows)
+    monkeypatch.setattr(cuda_library, "scale_in_place", scale_in_place)
+    monkeypatch.setattr(backends, "cuda_absence", lambda device_type: None)
+    return calls
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_cuda_is_asked_once_for_losses_and_gradient(fake_kernels, dtype, reduction, indexed):
+    target = torch.randn(4, 6, dtype=dtype)
+    index = torch.tensor([1, -1, 3, 0]) if indexed else None
+    results = []
+    for impl in ("cuda", "torch"):
+        prediction = torch.linspace(-2, 3, 24, dtype=dtype).view(4, 6).requires_grad_()
+        loss = cosine_loss(prediction, target, target_index=index, reduction=reduction, impl=impl)
+        (loss * 0.75).sum().backward()
+        results.append((loss.detach(), prediction.grad))
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 1e-6}
+    torch.testing.assert_close(*results, **tolerance)
+    in_place = reduction != "none" and dtype == torch.float32
+    expected = [("rows", True, reduction == "mean")] + [("scale in place",)] * in_place
+    assert fake_kernels == expected
+    cosine_loss(prediction.detach(), target, target_index=index, reduction=reduction, impl="cuda")
+    assert fake_kernels[-1] == ("rows", False, False)

@@ -160,7 +160,7 @@ def test_no_counted_row_gives_exactly_zero(device, rows, targets):
 def test_an_index_out_of_range_reads_nothing_and_shows(device):
     index = torch.tensor([1, 2, 2**40, 0], device=device)
     tensors = normal(4, 33, device=device), normal(2, 33, device=device, seed=1)
-    losses, gradient = OPERATORS.cosine_rows(*tensors, index, True)
+    losses, gradient = OPERATORS.cosine_rows(*tensors, index, True, True)
     assert losses.isnan().tolist() == [False, True, True, False]
     assert torch.equal(gradient.isnan(), losses.isnan()[:, None].expand(4, 33))
 
@@ -179,7 +179,7 @@ def test_a_frozen_prediction_writes_no_gradient(device):
     assert torch.equal(losses, expected.detach()) and not losses.requires_grad
     # Nothing that an operator returned is larger than the losses, but a detached target.
     assert frozen.elements <= 8 * 96 and without.elements <= 8 * 96
-    assert OPERATORS.cosine_rows(prediction, target.detach(), None, False)[1].shape == (0,)
+    assert OPERATORS.cosine_rows(prediction, target.detach(), None, False, False)[1].shape == (0,)
 
 
 def test_strided_rows(device):
@@ -221,25 +221,55 @@ def test_gradients_of_more_numbers_than_an_int32_counts():
     assert torch.equal(gradient[-8:], expected) and not gradient[:-8].any()
 
 
-def test_a_second_backward_gives_the_same(device):
-    prediction = normal(5, 96, device=device).requires_grad_()
-    loss = ours(prediction, normal(5, 96, device=device, seed=1))
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("factor", [1.0, -0.375, 0.0])
+def test_backward_multiplies_in_place(device, reduction, factor):
+    dtype = torch.float32 if INTERPRETED else torch.bfloat16
+    for rows, width in ((5, 33), (0, 33), (17, 1152)):  # one program, none, several
+        prediction = normal(rows, width, dtype=dtype, device=device).requires_grad_()
+        target = normal(rows, width, dtype=dtype, device=device, seed=1)
+        loss = ours(prediction, target, reduction=reduction)
+        [unit] = loss.grad_fn.saved_tensors
+        expected, place = (unit.float() * factor).to(dtype), unit.data_ptr()
+        del unit
+        loss.backward(loss.new_tensor(factor))
+        assert torch.equal(prediction.grad, expected) and prediction.grad.data_ptr() == place
+
+
+def test_a_factor_of_one_touches_nothing(device):
+    """Not even what no float32 arithmetic would keep as it is."""
+    bits = torch.full((9000,), 0x7F80_0001, dtype=torch.int32, device=device)  # signalling NaNs
+    values = bits.clone().view(torch.float32)
+    OPERATORS.scale_in_place(values, torch.ones((), device=device))
+    assert torch.equal(values.view(torch.int32), bits)
+
+
+def test_a_second_backward_is_refused_or_gives_the_same(device):
+    prediction = normal(5, 96, dtype=torch.float32, device=device).requires_grad_()
+    target = normal(5, 96, device=device, seed=1)
+    losses = ours(prediction, target, reduction="none")
     first, second, doubled = (
-        torch.autograd.grad(loss, prediction, factor, retain_graph=True)[0]
-        for factor in map(loss.new_tensor, (1.0, 1.0, 2.0))
+        torch.autograd.grad(losses.mean(), prediction, factor, retain_graph=True)[0]
+        for factor in map(losses.new_tensor, (1.0, 1.0, 2.0))
     )
     assert torch.equal(first, second) and torch.equal(2 * first, doubled)
+
+    mean = ours(prediction, target)
+    mean.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward .* needs reduction='none' or impl="):
+        mean.backward()
 
 
 def test_operator_checks(device):
     prediction, target = normal(5, 33, device=device), normal(3, 33, device=device, seed=1)
     index = torch.tensor([2, -1, 0, 1, 2], device=device)
     rows = OPERATORS.cosine_rows.default
-    torch.library.opcheck(rows, (prediction, target, index, True))
-    torch.library.opcheck(rows, (prediction[:3].half(), target, None, True))
-    torch.library.opcheck(rows, (prediction[:3], target, None, False))
+    torch.library.opcheck(rows, (prediction, target, index, True, True))
+    torch.library.opcheck(rows, (prediction[:3].half(), target, None, True, False))
+    torch.library.opcheck(rows, (prediction[:3], target, None, False, False))
     factors = normal(5, dtype=torch.float32, device=device)
     torch.library.opcheck(OPERATORS.scale_rows.default, (prediction, factors, torch.float16))
+    torch.library.opcheck(OPERATORS.scale_in_place.default, (prediction, factors[0]))
 
 
 @pytest.mark.parametrize("indexed", [True, False])

@@ -15,14 +15,15 @@ from metamorph.data.toy_tasks import make_task
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.training import trainer as trainer_module
+from metamorph.training.batch import Batch
 from metamorph.training.checkpoint import latest_checkpoint, load_checkpoint
 from metamorph.training.loss import TargetCounts
 from metamorph.training.run_folder import read_metrics, resolve_device
 from metamorph.training.trainer import (
+    batch_losses,
     choose_trained,
     make_optimizer,
     open_model,
-    row_losses,
     train,
 )
 from tests.tiny_run import tiny_config
@@ -96,7 +97,7 @@ def gradients(model, rows) -> tuple[float, dict]:
     counts = TargetCounts.of(rows)
     total = 0.0
     for row in rows:
-        losses, _ = row_losses(model, row, counts, CPU)
+        losses, _ = batch_losses(model, Batch.of(row, model.vision, CPU), counts)
         loss = losses.text + losses.visual
         loss.backward()
         total += loss.item()
@@ -124,7 +125,8 @@ def test_a_row_without_images_has_a_visual_loss_of_zero_and_finite_gradients(fol
     encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
     text = encoder.encode(make_task(0, 0, "train", {"text": 1.0}).sample)
     row = pack_row([text], 64, 0)
-    losses, targets = row_losses(model, row, TargetCounts.of([row]), CPU)
+    batch = Batch.of(row, model.vision, CPU)
+    losses, targets = batch_losses(model, batch, TargetCounts.of([row]))
     assert losses.visual.item() == 0.0 and len(targets) == 0
     _, found = gradients(model, [row])
     # Every trained parameter has a gradient, so collectives stay the same on every rank.

@@ -1,0 +1,42 @@
+"""A packed row on the device that trains on it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metamorph.data.packing import PackedRow
+from metamorph.model.vision import VisionEncoder
+from metamorph_kernels import Intervals, key_intervals
+from metamorph_kernels.transfer import send
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step reads of one ``PackedRow``. All that the host must know is planned by then:
+    forward and backward never ask the device."""
+
+    pixels: Tensor  # [images, 3, S, S]
+    token_ids: Tensor  # this and all below as in PackedRow
+    positions: Tensor
+    intervals: Intervals
+    visual_positions: Tensor
+    text_rows: Tensor
+    text_labels: Tensor
+    visual_rows: Tensor
+    visual_targets: Tensor
+
+    @classmethod
+    def of(cls, row: PackedRow, vision: VisionEncoder, device: torch.device) -> "Batch":
+        """Plans, preprocesses and sends a row; on a GPU the copies run while the host goes on."""
+        return cls(
+            pixels=send(vision.preprocess(list(row.images)), device),
+            token_ids=send(row.token_ids, device),
+            positions=send(row.positions, device),
+            intervals=key_intervals(row.document_lengths, device=device),
+            visual_positions=send(row.visual_positions, device),
+            text_rows=send(row.text_rows, device),
+            text_labels=send(row.text_labels, device),
+            visual_rows=send(row.visual_rows, device),
+            visual_targets=send(row.visual_targets, device),
+        )
