@@ -14,7 +14,7 @@ from bench.results import Result
 from bench.timing import Candidate, captured, flush_bytes
 from bench.verification import error_bound, relative_error
 from metamorph_kernels import decode_attention, reference
-from metamorph_kernels.backends import triton_absence
+from metamorph_kernels.absence import triton_absence
 
 OPERATION = "decode attention"
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # q [B, Hq, D], caches [B, S, Hkv, D], lengths [B]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from bench import attention, decode
+from bench import attention, cosine, decode, pooling, text_loss
 from bench.limits import measure_limits
 from bench.machine import machine
 from bench.report import text
@@ -27,8 +27,8 @@ class Entry(Protocol):
 
 def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
-    cases = [*decode.cases(device_type), *attention.cases(device_type)]
-    return {case.name: case for case in cases}
+    modules = (decode, attention, cosine, text_loss, pooling)
+    return {case.name: case for module in modules for case in module.cases(device_type)}
 
 
 def record(entry: Entry, device: torch.device) -> dict:

@@ -1,4 +1,4 @@
-"""What gpu.sh runs, each step in a process of its own: tests, benchmarks, memory check, summary."""
+"""What gpu.sh runs, each step in a process of its own: build, tests, benchmarks, memory check."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,13 +57,17 @@ class Step:
 
 def steps(device_type: str, quick: bool, out: Path) -> list[Step]:
     """All of a session, in order."""
-    planned = [_tests(device_type, quick)]
+    on_gpu = device_type == "cuda"
+    planned = [_build()] if on_gpu else []  # before all that uses the library
+    planned.append(_tests(device_type, quick))
+    if on_gpu:
+        planned.append(_cuda_tests())
     for entry in entries(device_type).values():
         if entry.quick or not quick:
             command = [sys.executable, "-m", "bench.entries", entry.name]
             command += ["--device", device_type, "--out", str(out)]
             planned.append(Step(entry.name, command, seconds=300))
-    if device_type == "cuda":
+    if on_gpu:
         planned.append(_memory_check())
     return planned
 
@@ -138,24 +143,51 @@ def _execute(step: Step, out: Path, seconds: float) -> Outcome:
     return Outcome(status, output)
 
 
+def _build() -> Step:
+    """The CUDA library, beside its Python functions."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return Step("build", command, 180, _judge_build, {"METAMORPH_CUDA": "1"})
+
+
+def _judge_build(outcome: Outcome) -> Result:
+    line = ("checks", "", "ours CUDA library")
+    if outcome.status == 0:
+        return Result(*line, "ok", "built")
+    if outcome.status is not None and "did not compile" not in outcome.output:
+        return Result(*line, "absent", f"cannot be built here, {outcome.words}")
+    error = re.search(r"^.*\berror\b.*$", outcome.output, re.MULTILINE | re.IGNORECASE)
+    return failed(*line, error[0].strip() if error else outcome.words)
+
+
 def _tests(device_type: str, quick: bool) -> Step:
-    """Only the Triton tests, and nothing of pytest that asks for a package beside it."""
+    """Of the Triton kernels."""
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/test_triton_*"))
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT)]
-    command += ["--confcutdir", "tests/kernels", "-p", "no:cacheprovider", *files]
+    environment = {"TRITON_INTERPRET": "1"} if device_type == "cpu" else {}
     if quick:
-        command += ["-k", QUICK_TESTS]
-    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    if device_type == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    return Step("tests", command, 200 if quick else 900, _judge_tests, environment)
+        files += ["-k", QUICK_TESTS]
+    return _pytest("tests", "tests/kernels", files, 200 if quick else 900, environment)
 
 
-def _judge_tests(outcome: Outcome) -> Result:
-    line = ("checks", "", "ours tests")
+def _cuda_tests() -> Step:
+    """Of the CUDA library, which skip themselves where it is absent."""
+    return _pytest("CUDA tests", "tests/csrc", ["tests/csrc/test_on_gpu.py"], 200, {})
+
+
+def _pytest(
+    name: str, folder: str, arguments: list[str], seconds: int, environment: dict[str, str]
+) -> Step:
+    """Nothing of pytest that asks for a package beside it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT)]
+    command += ["--confcutdir", folder, "-p", "no:cacheprovider", *arguments]
+    environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environment
+    return Step(name, command, seconds, partial(_judge_tests, f"ours {name}"), environment)
+
+
+def _judge_tests(name: str, outcome: Outcome) -> Result:
+    line = ("checks", "", name)
     counts = ", ".join(re.findall(r"\d+ (?:passed|failed|skipped|errors?)\b", outcome.output))
     if outcome.status == 0:
-        return Result(*line, "ok", counts)
+        return Result(*line, "ok" if "passed" in counts else "absent", counts)
     names = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", outcome.output, re.MULTILINE)
     return failed(*line, "; ".join(filter(None, (counts, " ".join(names)))) or outcome.words)
 

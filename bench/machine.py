@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-CODE = ("kernels", "bench", "tests/kernels")
+CODE = ("kernels", "bench", "csrc", "tests/kernels", "tests/csrc")
+BUILD = ("setup.py", "CMakeLists.txt")
+SOURCES = (".py", ".cu", ".cuh", ".cpp", ".h")
 QUERIES = (
     "driver_version",
     "clocks.sm",
@@ -27,7 +29,9 @@ QUERIES = (
 def identity(device: torch.device) -> dict[str, str]:
     """What makes two results comparable: the same code, device and versions."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
+    files = [path for folder in CODE for path in (ROOT / folder).rglob("*")]
+    files += [ROOT / name for name in BUILD]
+    for path in sorted(path for path in files if path.suffix in SOURCES or path.name in BUILD):
         digest.update(path.relative_to(ROOT).as_posix().encode())
         digest.update(path.read_bytes())
     return {

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bench.documents import PackedRow
 from metamorph_kernels import interval_attention, interval_attention_fp8
-from metamorph_kernels.backends import triton_absence
+from metamorph_kernels.absence import triton_absence
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [T, Hq, D], k and v [T, Hkv, D] to out
 

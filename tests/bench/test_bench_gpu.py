@@ -119,13 +119,14 @@ def test_a_peer_that_fails_does_not_fail_the_run():
     ("status", "output", "expected", "reason"),
     [
         (0, "79 passed, 2 skipped in 3s", "ok", "79 passed, 2 skipped"),
+        (0, "81 skipped in 3s", "absent", "81 skipped"),
         (1, "FAILED a/b.py::test_x[1] - assert\n1 failed, 2 passed in 3s", "failed", "test_x[1]"),
         (2, "ERROR a/b.py\nNo module named triton", "failed", "No module named triton"),
         (None, "...", "failed", "out of time"),
     ],
 )
 def test_verdict_of_the_tests(status, output, expected, reason):
-    result = gpu._judge_tests(Outcome(status, output))
+    result = gpu._judge_tests("ours tests", Outcome(status, output))
     assert result.status == expected and reason in result.reason
 
 
@@ -144,14 +145,53 @@ def test_verdict_of_the_memory_check(status, output, expected):
     assert gpu._judge_memory_check(Outcome(status, output)).status == expected
 
 
-def test_the_tests_are_collected_with_nothing_but_torch_triton_and_pytest(tmp_path):
+@pytest.mark.parametrize(
+    ("status", "output", "expected", "reason"),
+    [
+        (0, "Built target metamorph_ops", "ok", "built"),
+        (1, "METAMORPH_CUDA=1, but nvcc was not found", "absent", "nvcc was not found"),
+        (1, "No module named 'setuptools'", "absent", "No module named 'setuptools'"),
+        (1, "a.cu(3): error: expected\ngmake: ***\ndid not compile", "failed", "a.cu(3): error"),
+        (1, "The CUDA library did not compile", "failed", "did not compile"),
+        (None, "", "failed", "out of time"),
+    ],
+)
+def test_verdict_of_the_build(status, output, expected, reason):
+    result = gpu._judge_build(Outcome(status, output))
+    assert result.status == expected and reason in result.reason
+
+
+def test_only_a_gpu_builds_the_library_and_builds_it_first(tmp_path):
+    for quick in (True, False):
+        names = [step.name for step in gpu.steps("cuda", quick, tmp_path)]
+        assert names[:3] == ["build", "tests", "CUDA tests"] and names[-1] == "memcheck"
+        assert not {"build", "CUDA tests", "memcheck"} & {
+            step.name for step in gpu.steps("cpu", quick, tmp_path)
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "device_type", "collected", "left_out"),
+    [
+        (
+            "tests",
+            "cpu",
+            "test_random_packings_against_float64[0]",
+            "test_random_packings_against_float64[1]",
+        ),
+        ("CUDA tests", "cuda", "test_on_gpu.py::test_opcheck", "test_setup.py"),
+    ],
+)
+def test_the_tests_are_collected_with_nothing_but_torch_triton_and_pytest(
+    tmp_path, name, device_type, collected, left_out
+):
     pytest.importorskip("triton")
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "for name in ('hypothesis', 'pytest_timeout', 'pytest_benchmark', 'transformers'):\n"
         "    sys.modules[name] = None\n"
     )
-    [step] = [step for step in gpu.steps("cpu", True, tmp_path) if step.name == "tests"]
+    [step] = [step for step in gpu.steps(device_type, True, tmp_path) if step.name == name]
     paths = [str(tmp_path), str(ROOT), str(ROOT / "kernels")]
     done = subprocess.run(
         [*step.command, "--collect-only"],
@@ -161,8 +201,7 @@ def test_the_tests_are_collected_with_nothing_but_torch_triton_and_pytest(tmp_pa
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "test_random_packings_against_float64[0]" in done.stdout
-    assert "test_random_packings_against_float64[1]" not in done.stdout
+    assert collected in done.stdout and left_out not in done.stdout
 
 
 def test_the_script_works_from_anywhere(tmp_path):
