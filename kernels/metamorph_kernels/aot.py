@@ -19,6 +19,10 @@ from pathlib import Path
 from metamorph_kernels.compilation import Compilation
 
 MOST_SHARED_BYTES = 232_448  # 227 KiB: what one block may use on sm_90
+PROCESSOR_SHARED_BYTES = 233_472  # 228 KiB, of which each block takes
+RESERVED_SHARED_BYTES = 1024  # for the system
+PROCESSOR_REGISTERS = 65_536
+REGISTER_UNIT = 8  # of a thread
 WARP_SIZE = 32
 
 
@@ -41,6 +45,7 @@ def compilations() -> Iterator[Compilation]:
         cosine_triton,
         decode_triton,
         linear_cosine_triton,
+        mlp_triton,
         pooling_triton,
     )
 
@@ -50,6 +55,7 @@ def compilations() -> Iterator[Compilation]:
         decode_triton,
         cosine_triton,
         linear_cosine_triton,
+        mlp_triton,
         pooling_triton,
     ):
         yield from module.compilations()
@@ -101,9 +107,20 @@ def faults(compilation: Compilation, resources: Resources) -> list[str]:
         found.append(f"spills {resources.stack} bytes, {compilation.stack_bytes} declared")
     if resources.shared > MOST_SHARED_BYTES:
         found.append(f"needs {resources.shared} bytes of shared memory")
+    elif fitting(compilation, resources) < compilation.residents:
+        found.append(f"fewer than {compilation.residents} blocks fit a processor")
     if compilation.tensor_cores and not resources.wgmma:
         found.append("matrix product without wgmma")
     return found
+
+
+def fitting(compilation: Compilation, resources: Resources) -> int:
+    """How many blocks fit one processor at a time."""
+    registers = -(-resources.registers // REGISTER_UNIT) * REGISTER_UNIT
+    return min(
+        PROCESSOR_SHARED_BYTES // (resources.shared + RESERVED_SHARED_BYTES),
+        PROCESSOR_REGISTERS // (registers * compilation.num_warps * WARP_SIZE),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m metamorph_kernels.aot",
         description="Compile every Triton kernel in every shipped configuration, without a GPU, "
         "and print what each uses. Exits with 1 if one spills registers, needs too much shared "
-        "memory or computes a matrix product without wgmma.",
+        "memory, leaves no room for a second block that is to share its processor, or computes a "
+        "matrix product without wgmma.",
     )
     parser.add_argument(
         "--arch", default="sm_90", help="the architecture to compile for (default: sm_90)"

@@ -10,8 +10,8 @@ class Compilation:
 
     `arguments` maps each parameter of `kernel`, a `triton.JITFunction`, to its Triton type as a
     string ("*fp32", "i32", "tensordesc<bf16[64, 128]>") or, for a constexpr, to its value. Where
-    `tensor_cores` is True the matrix products must use wgmma. `stack_bytes` may be spilled, for
-    the reason given.
+    `tensor_cores` is True the matrix products must use wgmma. `residents` blocks are to share a
+    processor. `stack_bytes` may be spilled, for the reason given.
     """
 
     kernel: Any
@@ -20,6 +20,7 @@ class Compilation:
     num_warps: int
     num_stages: int
     tensor_cores: bool = True
+    residents: int = 1
     stack_bytes: int = 0
     reason: str = ""
 

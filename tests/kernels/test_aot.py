@@ -12,11 +12,14 @@ from metamorph_kernels.aot import Resources
 FITS = Resources(registers=200, stack=0, shared=232_448, wgmma=True, tma=True)
 # Called by kernels, never launched.
 HELPERS = {
+    "halves",
     "inverse_length",
     "inverse_norm",
+    "normal_distribution",
     "pooled",
     "query_tile",
     "readers",
+    "strips",
     "taps",
     "weight_of",
 }
@@ -56,6 +59,11 @@ def test_what_counts_as_a_fault():
     assert aot.faults(case, replace(FITS, shared=232_449)) == [
         "needs 232449 bytes of shared memory"
     ]
+    pair = replace(case, residents=2, num_warps=8)
+    small = replace(FITS, registers=128, shared=115_712)
+    assert aot.faults(pair, small) == []
+    for more in ({"registers": 129}, {"shared": 115_713}):
+        assert aot.faults(pair, replace(small, **more)) == ["fewer than 2 blocks fit a processor"]
     assert aot.faults(case, replace(FITS, wgmma=False)) == ["matrix product without wgmma"]
     assert aot.faults(replace(case, tensor_cores=False), replace(FITS, wgmma=False)) == []
 

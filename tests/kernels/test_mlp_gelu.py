@@ -73,7 +73,7 @@ def test_module_has_the_keys_of_two_linear_layers():
         ({"b2": None}, "b2: expected a tensor, got NoneType"),
         ({"w2": torch.ones(2, 5).double()}, "w2: .*got torch.float64"),
         ({"b1": torch.ones(5, device="meta")}, "b1: expected device cpu.*got meta"),
-        ({"impl": "cuda"}, "impl: mlp_gelu takes 'auto', 'torch', got 'cuda'"),
+        ({"impl": "cuda"}, "impl: mlp_gelu takes 'auto', 'triton', 'torch', got 'cuda'"),
     ],
 )
 def test_refuses(change, words):
