@@ -176,7 +176,7 @@ def _quack_module(width: int, vocabulary: int) -> nn.Module:
 
 _LIGER, _QUACK = "liger_kernel.transformers.functional", "quack.linear_cross_entropy"
 LOSSES = [
-    *ours(linear_cross_entropy, "torch"),
+    *ours(linear_cross_entropy, "triton", "torch"),
     Provider("eager", _eager),
     compiled(_eager),
     Provider("torch linear_cross_entropy", _torch_chunked, _torch_absence),

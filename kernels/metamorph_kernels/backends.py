@@ -17,7 +17,7 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "decode_attention": ("triton", "torch"),
     "cosine_loss": ("triton", "cuda", "torch"),
     "linear_cosine_loss": ("triton", "torch"),
-    "linear_cross_entropy": ("torch",),
+    "linear_cross_entropy": ("triton", "torch"),
     "mlp_gelu": ("triton", "torch"),
     "pool_normalize": ("triton", "cuda", "torch"),
 }

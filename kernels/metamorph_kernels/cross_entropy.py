@@ -1,6 +1,7 @@
 """The output matrix together with the cross-entropy of its logits, a few rows at a time."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from metamorph_kernels.arguments import (
     check_reduction,
     check_shape,
     same_dtype,
-    without_autocast,
 )
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.products import add_product, wide_product
 
 IGNORED = -100
-LOGITS_AT_ONCE = 2**26  # 256 MiB in float32
+# 512 MiB in float32: beside fewer, reading and writing the weight gradient would take longer than
+# the product that adds to it. In PyTorch there are others beside them.
+LOGITS_AT_ONCE = {"triton": 2**27, "torch": 2**26}
+ROWS_OF_A_TILE = 128  # of a matrix product: chunks of whole tiles waste nothing
 
 
 def linear_cross_entropy(
@@ -44,10 +48,13 @@ def linear_cross_entropy(
     the logits again in the backward. The weight gradient adds up in float32. Give only rows that
     count: an ignored row costs what another costs.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction or
-    `impl`, for a smoothing outside 0..1 or a negative `z_loss`, and in eager mode on the CPU for a
-    label out of range. On a GPU such a label is not read on the host: it stops at PyTorch's
-    device-side assert.
+    Triton takes logits to losses and to their gradient, in the dtype of x, by two reads and one
+    write; the products are cuBLAS's. It does not take float64.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction, for
+    an `impl` that cannot run this call, for a smoothing outside 0..1 or a negative `z_loss`, and in
+    eager mode on the CPU for a label out of range. On a GPU such a label is not read on the host:
+    it becomes NaN in Triton and stops at PyTorch's device-side assert in PyTorch.
     """
     check_reduction(reduction)
     x, weight = same_dtype(x=x, weight=weight)
@@ -55,7 +62,8 @@ def linear_cross_entropy(
     check_shape("weight", weight, "V, H", None, x.shape[1])
     check_integers("labels", labels, (torch.int64,), x.device)
     check_shape("labels", labels, "N", x.shape[0])
-    resolve("linear_cross_entropy", impl, x)
+    triton_limit = "float64 runs in PyTorch only" if x.dtype == torch.float64 else None
+    backend = resolve("linear_cross_entropy", impl, x, triton_limit)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
     if not z_loss >= 0:
@@ -70,7 +78,8 @@ def linear_cross_entropy(
                 f"labels: expected 0 to {weight.shape[0] - 1} or {IGNORED}, got {outside[0].item()}"
             )
 
-    arguments = (x, weight, labels.where(counted, 0), counted, label_smoothing, z_loss)
+    rows = _Rows(float(label_smoothing), float(z_loss), backend)
+    arguments = (x, weight, labels.where(counted, 0), counted, rows)
     if reduction == "none":
         return _RowLosses.apply(*arguments)
     total = _SummedLoss.apply(*arguments)
@@ -102,28 +111,82 @@ class LinearCrossEntropy(nn.Module):
         )
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """What happens to logits, some rows at a time."""
+
+    smoothing: float
+    z_loss: float
+    backend: str
+
+    def chunks(self, x: Tensor, weight: Tensor) -> Iterator[slice]:
+        """Rows whose logits exist at once."""
+        most = max(LOGITS_AT_ONCE[self.backend] // len(weight), 1)
+        if most > ROWS_OF_A_TILE:
+            most -= most % ROWS_OF_A_TILE
+        for first in range(0, len(x), most):
+            yield slice(first, min(first + most, len(x)))
+
+    def losses(
+        self, x: Tensor, weight: Tensor, labels: Tensor, cotangents: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses [rows] of x [rows, H]; with cotangents [rows] also the logits' gradient [rows, V].
+
+        The gradient is wide in PyTorch, and has the dtype of x in Triton.
+        """
+        if self.backend == "torch":
+            logits = wide_product(x, weight.t())
+            log_sums = logits.logsumexp(-1)
+            losses = self._losses(logits, log_sums, labels)
+            if cotangents is None:
+                return losses, None
+            return losses, self._gradient(logits, log_sums, labels, cotangents)
+
+        from metamorph_kernels.cross_entropy_triton import linear_cross_entropy_rows
+
+        losses, gradient = linear_cross_entropy_rows(
+            x, weight, labels, cotangents, self.smoothing, self.z_loss
+        )
+        return losses, None if cotangents is None else gradient[:, : len(weight)]
+
+    def _losses(self, logits: Tensor, log_sums: Tensor, labels: Tensor) -> Tensor:
+        target = logits.gather(1, labels[:, None])[:, 0]
+        if self.smoothing:
+            target = (1 - self.smoothing) * target + self.smoothing * logits.mean(-1)
+        return log_sums - target + self.z_loss * log_sums.square()
+
+    def _gradient(
+        self, logits: Tensor, log_sums: Tensor, labels: Tensor, cotangents: Tensor
+    ) -> Tensor:
+        """It takes the place of the logits."""
+        gradient = logits.sub_(log_sums[:, None]).exp_()
+        if self.z_loss:
+            gradient.mul_(1 + 2 * self.z_loss * log_sums[:, None])
+        if self.smoothing:
+            gradient.sub_(self.smoothing / logits.shape[1])
+        labels = labels[:, None]
+        gradient.scatter_(1, labels, gradient.gather(1, labels) - (1 - self.smoothing))
+        return gradient.mul_(cotangents[:, None])
+
+
 class _SummedLoss(torch.autograd.Function):
     """The sum over rows; its gradients are computed beside it and only scaled in the backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, labels, counted, smoothing, z_loss) -> Tensor:
+    def forward(ctx, x, weight, labels, counted, rows) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=x.device)
         x_gradient = torch.empty_like(x) if wants_x else None
         weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
-        for rows in _chunks(x, weight):
-            logits = _wide_product(x[rows], weight.t())  # [rows, V]
-            log_sum = logits.logsumexp(-1)
-            losses = _losses(logits, log_sum, labels[rows], smoothing, z_loss)
-            total += losses.where(counted[rows], 0).sum()
-            if wants_x or wants_weight:
-                cotangent = counted[rows].to(wide)
-                residual = _residual(logits, log_sum, labels[rows], cotangent, smoothing, z_loss)
-                if wants_x:
-                    x_gradient[rows] = _wide_product(residual, weight)
-                if wants_weight:
-                    _add_product(weight_gradient, residual.t(), x[rows])
+        for part in rows.chunks(x, weight):
+            cotangents = counted[part].to(wide) if wants_x or wants_weight else None
+            losses, gradient = rows.losses(x[part], weight, labels[part], cotangents)
+            total += losses.where(counted[part], 0).sum()
+            if wants_x:
+                x_gradient[part] = wide_product(gradient, weight)
+            if wants_weight:
+                add_product(weight_gradient, gradient.t(), x[part])
         ctx.save_for_backward(x_gradient, weight_gradient)
         ctx.weight_dtype = weight.dtype
         return total
@@ -136,94 +199,36 @@ class _SummedLoss(torch.autograd.Function):
             x_gradient = x_gradient * gradient.to(x_gradient.dtype)
         if weight_gradient is not None:
             weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
-        return x_gradient, weight_gradient, None, None, None, None
+        return x_gradient, weight_gradient, None, None, None
 
 
 class _RowLosses(torch.autograd.Function):
     """The loss of each row; each has a cotangent of its own, so logits are computed again."""
 
     @staticmethod
-    def forward(ctx, x, weight, labels, counted, smoothing, z_loss) -> Tensor:
-        losses, log_sums = [x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))], []
-        for rows in _chunks(x, weight):
-            logits = _wide_product(x[rows], weight.t())  # [rows, V]
-            log_sums.append(logits.logsumexp(-1))
-            losses.append(_losses(logits, log_sums[-1], labels[rows], smoothing, z_loss))
-        ctx.save_for_backward(x, weight, labels, counted, *log_sums)
-        ctx.smoothing, ctx.z_loss = smoothing, z_loss
-        return torch.cat(losses).where(counted, 0)
+    def forward(ctx, x, weight, labels, counted, rows) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        losses = x.new_empty(len(x), dtype=wide)
+        for part in rows.chunks(x, weight):
+            losses[part], _ = rows.losses(x[part], weight, labels[part], None)
+        ctx.save_for_backward(x, weight, labels, counted)
+        ctx.rows = rows
+        return losses.where(counted, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        x, weight, labels, counted, *log_sums = ctx.saved_tensors
+        x, weight, labels, counted = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]
-        gradient = gradient.where(counted, 0)
+        cotangents = gradient.where(counted, 0)
         x_gradient = torch.empty_like(x) if wants_x else None
         weight_gradient = torch.zeros_like(weight, dtype=gradient.dtype) if wants_weight else None
-        for rows, log_sum in zip(_chunks(x, weight), log_sums, strict=True):
-            logits = _wide_product(x[rows], weight.t())
-            residual = _residual(
-                logits, log_sum, labels[rows], gradient[rows], ctx.smoothing, ctx.z_loss
-            )
+        for part in ctx.rows.chunks(x, weight):
+            _, gradient = ctx.rows.losses(x[part], weight, labels[part], cotangents[part])
             if wants_x:
-                x_gradient[rows] = _wide_product(residual, weight)
+                x_gradient[part] = wide_product(gradient, weight)
             if wants_weight:
-                _add_product(weight_gradient, residual.t(), x[rows])
+                add_product(weight_gradient, gradient.t(), x[part])
         if wants_weight:
             weight_gradient = weight_gradient.to(weight.dtype)
-        return x_gradient, weight_gradient, None, None, None, None
-
-
-def _chunks(x: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Rows whose logits exist at once."""
-    most = max(LOGITS_AT_ONCE // weight.shape[0], 1)
-    for first in range(0, len(x), most):
-        yield slice(first, min(first + most, len(x)))
-
-
-def _losses(
-    logits: Tensor, log_sum: Tensor, labels: Tensor, smoothing: float, z_loss: float
-) -> Tensor:
-    """[rows] from logits [rows, V] and the logarithm of the sum of their exponentials."""
-    target = logits.gather(1, labels[:, None])[:, 0]
-    if smoothing:
-        target = (1 - smoothing) * target + smoothing * logits.mean(-1)
-    return log_sum - target + z_loss * log_sum.square()
-
-
-def _residual(
-    logits: Tensor,
-    log_sum: Tensor,
-    labels: Tensor,
-    cotangent: Tensor,
-    smoothing: float,
-    z_loss: float,
-) -> Tensor:
-    """The gradient [rows, V] of losses with cotangents [rows]; it takes the place of the logits."""
-    residual = logits.sub_(log_sum[:, None]).exp_()
-    if z_loss:
-        residual.mul_(1 + 2 * z_loss * log_sum[:, None])
-    if smoothing:
-        residual.sub_(smoothing / logits.shape[1])
-    labels = labels[:, None]
-    residual.scatter_(1, labels, residual.gather(1, labels) - (1 - smoothing))
-    return residual.mul_(cotangent[:, None])
-
-
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32 or wider; where b is in half precision, the GPU multiplies in it."""
-    with without_autocast(b):
-        if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
-            return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
-        wide = torch.promote_types(b.dtype, torch.float32)
-        return a.to(wide) @ b.to(wide)
-
-
-def _add_product(sum: Tensor, a: Tensor, b: Tensor) -> None:
-    """sum += a b, in the float32 or wider of `sum`."""
-    with without_autocast(b):
-        if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
-            torch.addmm(sum, a.to(b.dtype), b, out_dtype=torch.float32, out=sum)
-        else:
-            sum.addmm_(a.to(sum.dtype), b.to(sum.dtype))
+        return x_gradient, weight_gradient, None, None, None
