@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
+# Files of tests side by side, each in a process with one thread: they are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test aot lint toy-assets clean
@@ -17,8 +19,8 @@ quickstart: $(INSTALLED) ## train a small MetaMorph that answers and draws, and 
 	$(BIN)/metamorph quickstart
 
 test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton's interpreter
-	$(BIN)/python -m pytest --durations=15
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton_*.py
+	$(PYTEST) --durations=15
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/test_triton_*.py
 
 aot: $(INSTALLED) ## compile every Triton kernel for Hopper, without a GPU, and show what it uses
 	$(BIN)/python -m metamorph_kernels.aot

@@ -105,8 +105,8 @@ class Trial:
     """One way to call all providers of a function: `forward` or `forward_and_backward`.
 
     `exact` are the results of the first inputs in float64. `plain` is PyTorch's own function in the
-    dtype of the inputs throughout, the yardstick of every error. `in_graph` calls all inputs in one
-    CUDA graph, for kernels shorter than their launch.
+    dtype of the inputs throughout, the yardstick of every error, which `precision` limits.
+    `in_graph` calls all inputs in one CUDA graph, for kernels shorter than their launch.
     """
 
     operation: str
@@ -116,16 +116,23 @@ class Trial:
     exact: Results
     plain: Compute
     in_graph: bool = False
+    precision: str | None = None  # where it is not that of the inputs
 
     def comparison(self, providers: Sequence[Provider], device: torch.device) -> Comparison:
         """Of these providers, neither verified nor timed yet."""
-        plain_error = largest_error(self.call(self.plain, self.inputs[0]), self.exact)
-        bound = error_bound(plain_error, self.inputs[0].precision)
         comparison = Comparison(self.operation, self.case)
+        self.join(comparison, providers, device)
+        return comparison
+
+    def join(
+        self, comparison: Comparison, providers: Sequence[Provider], device: torch.device
+    ) -> None:
+        """Add these providers, held to this trial's yardstick, to a comparison."""
+        plain_error = largest_error(self.call(self.plain, self.inputs[0]), self.exact)
+        bound = error_bound(plain_error, self.precision or self.inputs[0].precision)
         for provider in providers:
             make = partial(self._candidate, provider.compute, bound, device)
             comparison.add(provider.name, make, provider.absence(device))
-        return comparison
 
     def _candidate(self, compute: Compute, bound: float, device: torch.device) -> Candidate:
         if self.in_graph:

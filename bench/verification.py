@@ -10,7 +10,8 @@ from metamorph_kernels import Intervals
 QUERIES_AT_ONCE = 512  # bounds the scores held in float64
 ROWS_JUDGED_TOGETHER = 64
 # Relative to the norm of the exact result, whatever plain PyTorch has: it could be wrong too.
-LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float8": 1e-1}
+# A gradient in float8 has two bits of mantissa, and passes two layers.
+LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 2e-2, "float8": 1e-1, "float8 training": 1.5e-1}
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:

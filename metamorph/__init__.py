@@ -1,6 +1,12 @@
 """MetaMorph: teach a pretrained language model to see and to draw by instruction tuning alone."""
 
+import logging
 from importlib import import_module
+
+# Where torchao is installed diffusers imports it, and both then report what they miss of each other
+# and of this machine: five lines that concern nobody who asked for neither.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _HOMES = {
     "MetaMorph": "metamorph.model.unified",

@@ -13,6 +13,7 @@ from metamorph.errors import UserError
 from metamorph.generation.engine import Prompt, generate
 from metamorph.generation.row import Generation, ImageSegment
 from metamorph.generation.sampling import GREEDY, Sampling
+from metamorph.model.precision import autocast, check_precision, convert_to_float8
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
 from metamorph.tokens import IMAGE_PLACEHOLDER
@@ -37,16 +38,38 @@ class Reply:
 class Chat:
     """Model, tokenizer and, if the folder has one, diffusion decoder."""
 
-    def __init__(self, model: MetaMorph, tokenizer, decoder: VisualDecoder | None = None):
+    def __init__(
+        self,
+        model: MetaMorph,
+        tokenizer,
+        decoder: VisualDecoder | None = None,
+        *,
+        precision: str = "fp32",
+    ):
         self.model = model.eval()
+        self.precision = precision
         self.encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
         self.decoder = decoder
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Chat":
-        """Loads what the quickstart or ``metamorph train`` saved. Raises ``UserError``."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        precision: str = "fp32",
+        fp8_backend: str = "torchao",
+    ) -> "Chat":
+        """Loads what the quickstart or ``metamorph train`` saved.
+
+        ``precision`` and ``fp8_backend`` are of the language model and mean what they mean in
+        training; weights keep the file's dtype. Raises ``UserError``.
+        """
+        check_precision(precision, fp8_backend, torch.device(device))
         folder = Path(folder)
         model = MetaMorph.from_pretrained(folder, device)
+        if precision == "fp8":
+            convert_to_float8(model, fp8_backend)
         tokenizer = read_tokenizer(folder)
         decoder = None
         if (folder / "decoder").exists():
@@ -59,7 +82,7 @@ class Chat:
                 )
             decoder = decoder.to(device)
             decoder.set_progress_bar_config(disable=True)
-        return cls(model, tokenizer, decoder)
+        return cls(model, tokenizer, decoder, precision=precision)
 
     def prompt(self, text: str, images: tuple[Image.Image, ...] = ()) -> Prompt:
         """Tokens and features of one user turn. Pictures without a placeholder come first."""
@@ -91,7 +114,18 @@ class Chat:
 
         Raises ``UserError`` if a prompt and its answer could exceed the model's positions.
         """
-        encoded = [self.prompt(*prompt) for prompt in prompts]
+        with autocast(self.precision, self.model.projector.linear_1.weight.device):
+            encoded = [self.prompt(*prompt) for prompt in prompts]
+            self._check_lengths(encoded, max_new_tokens)
+            generations = generate(
+                self.model,
+                encoded,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+            )
+        return [self._reply(generation) for generation in generations]
+
+    def _check_lengths(self, encoded: list[Prompt], max_new_tokens: int) -> None:
         limit = self.model.config.language.max_position_embeddings
         for prompt in encoded:
             if len(prompt.token_ids) + max_new_tokens > limit:
@@ -99,13 +133,6 @@ class Chat:
                     f"prompt: its {len(prompt.token_ids)} tokens and max_new_tokens "
                     f"{max_new_tokens} exceed the model's max_position_embeddings {limit}"
                 )
-        generations = generate(
-            self.model,
-            encoded,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-        )
-        return [self._reply(generation) for generation in generations]
 
     def _reply(self, generation: Generation) -> Reply:
         segments: list[str | Tensor] = []

@@ -10,7 +10,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from metamorph.config import add_config_arguments, load_config, overrides_from_namespace
+from metamorph.config import (
+    FP8_BACKENDS,
+    PRECISIONS,
+    add_config_arguments,
+    load_config,
+    overrides_from_namespace,
+)
 from metamorph.errors import Stopped, UserError
 
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
@@ -33,6 +39,7 @@ Every key can be overridden:
   metamorph train configs/toy/instruct.yaml --training.steps 100 --output runs/short
   metamorph train configs/toy/instruct.yaml --data.kinds '{question: 1, draw: 1}'
   metamorph train configs/toy/instruct.yaml --resume true
+  metamorph train configs/toy/instruct.yaml --dry-run
 
 Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
 folder. Ctrl-C saves a checkpoint before it stops."""
@@ -94,6 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = add("train", "run one training stage", TRAIN_HELP)
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    train.add_argument(
+        "--dry-run", action="store_true",
+        help="load everything, show the plan and the first row of data, and train nothing",
+    )  # fmt: skip
     add_config_arguments(train)
 
     ask = add("generate", "ask a trained model for text and pictures", GENERATE_HELP)
@@ -130,6 +141,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--drawing-steps", type=whole(1), metavar="INT",
         help="denoising steps (default: the decoder's)",
     )  # fmt: skip
+    ask.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="arithmetic of the language model, as in training (default: %(default)s)",
+    )  # fmt: skip
+    ask.add_argument(
+        "--fp8-backend", choices=FP8_BACKENDS, default="torchao",
+        help="who computes float8 products (default: %(default)s)",
+    )  # fmt: skip
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
     add("doctor", "show versions, devices and usable backends", "Shows what this machine can use.")
@@ -150,14 +169,17 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
 def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
     config = load_config(arguments.config, overrides_from_namespace(arguments, unknown))
     if config.stage == "decoder":
-        from metamorph.decoder.training import train_decoder
-
-        result = train_decoder(config)
+        from metamorph.decoder.training import DecoderStage as Stage
+        from metamorph.decoder.training import train_decoder as train
     else:
+        from metamorph.training.trainer import LanguageStage as Stage
         from metamorph.training.trainer import train
+    if arguments.dry_run:
+        from metamorph.training.plan import dry_run
 
-        result = train(config)
-    print(f"saved {result}")
+        print(dry_run(config, Stage))
+    else:
+        print(f"saved {train(config)}")
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
@@ -179,7 +201,12 @@ def run_generate(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         generator=torch.Generator(device).manual_seed(arguments.seed),
     )
-    chat = Chat.from_pretrained(arguments.model, device)
+    chat = Chat.from_pretrained(
+        arguments.model,
+        device,
+        precision=arguments.precision,
+        fp8_backend=arguments.fp8_backend,
+    )
     reply = chat.reply(
         [(arguments.prompt, images)], max_new_tokens=arguments.max_new_tokens, sampling=sampling
     )[0]

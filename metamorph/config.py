@@ -31,6 +31,8 @@ from metamorph.errors import UserError
 from metamorph.strict_yaml import parse_text, read_yaml
 
 STAGES = ("language", "align", "instruct", "decoder")
+PRECISIONS = ("fp32", "bf16", "fp8")
+FP8_BACKENDS = ("torchao", "transformer_engine", "native")
 NUMBERS = dict[str, float]
 KINDS = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
@@ -64,6 +66,12 @@ class ModelConfig:
     language: str = option("Hugging Face Llama folder to start from", "")
     vision: str = option("Hugging Face SigLIP folder, the frozen encoder", "")
     grid: int = option("an image becomes grid x grid visual tokens", 8, minimum=1)
+    attention: str = option(
+        "who computes attention", "interval", choices=("interval", "flash_attn", "xformers")
+    )
+    rms_norm: str = option("who computes RMSNorm", "torch", choices=("torch", "apex", "liger"))
+    rotary: str = option("who rotates queries and keys", "torch", choices=("torch", "liger"))
+    swiglu: str = option("who computes SwiGLU", "torch", choices=("torch", "liger"))
 
 
 @dataclass
@@ -95,7 +103,13 @@ class TrainingConfig:
     beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
     gradient_clip: float = option("largest gradient norm", 1.0, above=0)
     visual_coefficient: float = option("weight of the visual loss beside text", 1.0, minimum=0)
-    precision: str = option("arithmetic of the step", "fp32", choices=("fp32", "bf16"))
+    precision: str = option("arithmetic of the step", "fp32", choices=PRECISIONS)
+    fp8_backend: str = option(
+        "who computes float8 products (precision fp8)",
+        "torchao",
+        choices=FP8_BACKENDS,
+    )
+    optimizer: str = option("who computes AdamW", "torch", choices=("torch", "apex"))
     checkpoint_every: int = option("steps between checkpoints", 500, minimum=1)
     keep_checkpoints: int = option("newest checkpoints to keep", 2, minimum=1)
     log_every: int = option("steps between lines of metrics.jsonl", 10, minimum=1)

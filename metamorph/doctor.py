@@ -1,31 +1,32 @@
 """`metamorph doctor`: what is installed here, what is usable, and why the rest is not."""
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 
 import torch
 
+from metamorph.libraries import AMPERE, PROBES, first_line, import_absence
 from metamorph_kernels import probe
 from metamorph_kernels.absence import triton_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
 PACKAGES = ("metamorph", "torch", "triton", "transformers", "diffusers", "numpy")
-BACKENDS = {  # distribution: import name
-    "triton": "triton",
-    "flash-attn": "flash_attn",
-    "xformers": "xformers",
-    "transformer-engine": "transformer_engine",
-    "apex": "apex",
-    "torchao": "torchao",
-    "liger-kernel": "liger_kernel",
+
+
+def _triton_absence(device_type: str) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return import_absence("triton", None if interpreted else AMPERE, device_type)
+
+
+BACKENDS = {  # distribution: why it cannot be used on a device type, or None
+    "triton": _triton_absence,
+    **PROBES,
 }
-WORKS_WITHOUT_GPU = ("torchao",)
 
 
 def report() -> dict:
@@ -37,7 +38,7 @@ def report() -> dict:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "nvcc": _nvcc(),
-        "backends": {name: _backend(name, module) for name, module in BACKENDS.items()},
+        "backends": {name: _backend(name, absence) for name, absence in BACKENDS.items()},
         "kernels": {
             "Triton": triton_absence(device_type),
             "CUDA C++": cuda_absence("cuda"),
@@ -56,7 +57,7 @@ def format_report(values: dict) -> str:
         "GPU": [(name, _words(device)) for name, device in devices] or [("none", gpu["reason"])],
         "CUDA compiler": [("nvcc", nvcc["version"] or f"no: {nvcc['reason']}")],
         "Optional backends": [
-            (name, backend["version"] if backend["usable"] else f"no: {backend['reason']}")
+            (name, backend["version"] if backend["usable"] else _unusable(backend))
             for name, backend in values["backends"].items()
         ],
         "Kernels of metamorph_kernels": [
@@ -82,6 +83,11 @@ def main() -> int:
 
 def _words(values: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _unusable(backend: dict) -> str:
+    version = f"{backend['version']}, " if backend["version"] else ""
+    return f"{version}no: {backend['reason']}"
 
 
 def _implementations(reasons: dict[str, str]) -> str:
@@ -129,7 +135,7 @@ def _no_gpu_reason() -> str:
     try:
         torch.cuda.init()
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return "torch sees no CUDA device"
 
 
@@ -155,23 +161,10 @@ def _output(command: list[str]) -> str:
         return ""
 
 
-def _backend(distribution: str, module: str) -> dict:
-    if importlib.util.find_spec(module) is None:
-        return {"usable": False, "version": None, "reason": "not installed"}
-    version = _version(distribution) or "version unknown"
-    without_gpu = distribution in WORKS_WITHOUT_GPU or _interpreted(distribution)
-    if not torch.cuda.is_available() and not without_gpu:
-        return {"usable": False, "version": version, "reason": f"{version} needs a GPU"}
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken installation may raise anything
-        return {"usable": False, "version": version, "reason": _first_line(error)}
-    return {"usable": True, "version": version, "reason": None}
-
-
-def _interpreted(distribution: str) -> bool:
-    return distribution == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+def _backend(distribution: str, absence: Callable[[str], str | None]) -> dict:
+    reason = absence("cuda")
+    return {
+        "usable": reason is None,
+        "version": _version(distribution) or ("version unknown" if reason is None else None),
+        "reason": reason,
+    }

@@ -194,9 +194,16 @@ class Answering:
 
 @pytest.mark.parametrize("decoder", [None, object()])
 def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(Chat, "from_pretrained", lambda folder, device: Answering(decoder))
+    asked = {}
+
+    def open_chat(folder, device, **precision):
+        asked.update(precision)
+        return Answering(decoder)
+
+    monkeypatch.setattr(Chat, "from_pretrained", open_chat)
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
-    code = main([*command, "--device", "cpu"])
+    code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
+    assert asked == {"precision": "fp8", "fp8_backend": "native"}
     shown = capsys.readouterr()
     path = tmp_path / "picture-1.png"
     if decoder is None:

@@ -138,7 +138,7 @@ def test_required_keys_may_come_from_overrides(write):
         ("training: {learning_rate: .inf}", ["got inf", "a number"]),
         ("training: {learning_rate: 0}", ["got 0", "above 0"]),
         ("training: {beta2: 1}", ["got 1", "below 1"]),
-        ("training: {precision: fp16}", ["got 'fp16'", "one of fp32, bf16"]),
+        ("training: {precision: fp16}", ["got 'fp16'", "one of fp32, bf16, fp8"]),
         ("decoder: {condition_dropout: 1.5}", ["got 1.5", "at least 0, at most 1"]),
         ("decoder: {condition_dropout: -0.5}", ["got -0.5", "at least 0, at most 1"]),
         ("data: {shuffle: 1}", ["'data.shuffle'", "got 1", "true or false"]),

@@ -2,12 +2,15 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
 
 import metamorph_kernels
-from metamorph import doctor
+from metamorph import doctor, libraries
+from metamorph.errors import UserError
+from tests import fake_libraries
 
 
 @pytest.fixture
@@ -16,6 +19,7 @@ def with_gpu(monkeypatch):
     for name in ("triton_absence", "cuda_absence"):
         monkeypatch.setattr(doctor, name, lambda device_type: None)
     monkeypatch.setattr(doctor, "probe", dict)
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
 
 
 @pytest.fixture
@@ -85,8 +89,9 @@ def test_gpus_are_listed(with_gpu, monkeypatch):
     assert values["gpu"]["devices"][0]["name"] == "Some GPU"
 
 
-def backend_of(monkeypatch, module: str) -> dict:
-    monkeypatch.setattr(doctor, "BACKENDS", {"some-backend": module})
+def backend_of(monkeypatch, module: str, oldest=libraries.AMPERE) -> dict:
+    absence = partial(libraries.import_absence, module, oldest)
+    monkeypatch.setattr(doctor, "BACKENDS", {"some-backend": absence})
     return doctor.report()["backends"]["some-backend"]
 
 
@@ -105,9 +110,23 @@ def test_broken_backend_gives_its_own_reason(monkeypatch, tmp_path, with_gpu):
 def test_working_backend_is_usable_only_with_a_gpu(monkeypatch, tmp_path, without_gpu):
     install(monkeypatch, tmp_path, "working_backend", "")
     backend = backend_of(monkeypatch, "working_backend")
-    assert not backend["usable"] and "needs a GPU" in backend["reason"]
-    monkeypatch.setattr(doctor, "WORKS_WITHOUT_GPU", ("some-backend",))
-    assert backend_of(monkeypatch, "working_backend")["usable"]
+    assert not backend["usable"] and backend["reason"] == "torch sees no CUDA device"
+    assert backend_of(monkeypatch, "working_backend", oldest=None)["usable"]
+
+
+def test_a_library_and_an_error_about_it_give_the_same_reason(monkeypatch, without_gpu):
+    fake_libraries.install(monkeypatch, "liger-kernel")
+    fake_libraries.install(monkeypatch, "flash-attn", leave_out="flash_attn_varlen_func")
+    backends = doctor.report()["backends"]
+    assert backends["liger-kernel"]["reason"] == "torch sees no CUDA device"
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
+    values = doctor.report()
+    assert values["backends"]["liger-kernel"]["usable"]
+    reason = "this version has no flash_attn.flash_attn_varlen_func"
+    assert values["backends"]["flash-attn"]["reason"] == reason
+    assert re.search(rf"^  flash-attn +no: {reason}$", doctor.format_report(values), re.MULTILINE)
+    with pytest.raises(UserError, match=reason):
+        libraries.require("model.attention: flash_attn", ["flash-attn"], torch.device("cuda"))
 
 
 def test_triton_is_usable_without_gpu_in_its_interpreter(monkeypatch, without_gpu):

@@ -21,10 +21,10 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
+    """What `make setup` installs: the other extras fit themselves to a machine with a GPU."""
     project = PROJECT["project"]
-    extras = project["optional-dependencies"].values()
     build = PROJECT["build-system"]["requires"]
-    names = [*project["dependencies"], *(name for extra in extras for name in extra), *build]
+    names = [*project["dependencies"], *project["optional-dependencies"]["test"], *build]
     return [Requirement(name) for name in names]
 
 

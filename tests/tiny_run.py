@@ -13,12 +13,12 @@ GRID = 2
 ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
 
 
-def write_language(folder: Path) -> Path:
+def write_language(folder: Path, width: int = 32) -> Path:
     """A random Llama of 2 layers with the toy tokenizer."""
     torch.manual_seed(0)
     tokenizer = build_toy_tokenizer()
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -26,11 +26,11 @@ def write_language(folder: Path) -> Path:
     return folder
 
 
-def write_vision(folder: Path) -> Path:
+def write_vision(folder: Path, width: int = 24) -> Path:
     """A random SigLIP vision tower of one layer for 64 px pictures."""
     torch.manual_seed(0)
     config = SiglipVisionConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
         image_size=64, patch_size=16,
     )  # fmt: skip
     SiglipVisionModel(config).save_pretrained(folder)

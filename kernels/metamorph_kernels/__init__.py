@@ -6,6 +6,7 @@ from metamorph_kernels.backends import probe
 from metamorph_kernels.cosine import cosine_loss
 from metamorph_kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from metamorph_kernels.decode import decode_attention
+from metamorph_kernels.float8_linear import linear_fp8, mlp_gelu_fp8
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 from metamorph_kernels.linear_cosine import LinearCosineLoss, linear_cosine_loss
 from metamorph_kernels.mlp import MLPGelu, mlp_gelu
@@ -25,7 +26,9 @@ __all__ = [
     "key_intervals",
     "linear_cosine_loss",
     "linear_cross_entropy",
+    "linear_fp8",
     "mlp_gelu",
+    "mlp_gelu_fp8",
     "pool_normalize",
     "probe",
     "register_with_transformers",

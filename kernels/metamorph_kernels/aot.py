@@ -45,9 +45,11 @@ def compilations() -> Iterator[Compilation]:
         cosine_triton,
         cross_entropy_triton,
         decode_triton,
+        float8_triton,
         linear_cosine_triton,
         mlp_triton,
         pooling_triton,
+        quantise_triton,
     )
 
     for module in (
@@ -59,6 +61,8 @@ def compilations() -> Iterator[Compilation]:
         linear_cosine_triton,
         mlp_triton,
         pooling_triton,
+        quantise_triton,
+        float8_triton,
     ):
         yield from module.compilations()
 

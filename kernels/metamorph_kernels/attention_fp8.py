@@ -8,9 +8,9 @@ from torch import Tensor
 from metamorph_kernels.arguments import check_floating, check_shape, softmax_scale, without_autocast
 from metamorph_kernels.attention import checked_inputs, head_dim_limit, map_documents
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.float8 import E4M3, quantise
 from metamorph_kernels.intervals import Intervals
 
-LARGEST_FP8 = 448.0  # of float8_e4m3fn
 # Weights up to 1 would vanish below 2 ** -10, and with them the many small ones beside a token that
 # all attend to. These vanish below 2 ** -17 of the largest.
 WEIGHT_SCALE = 256.0
@@ -68,12 +68,8 @@ def quantise_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_floating(x=x)
     check_shape("x", x, "T, H, D", None, None, None)
-    x = x.float()
-    scale = x.abs().amax((0, 2)) / LARGEST_FP8
-    scale = scale.masked_fill(scale == 0, 1)
-    # A subnormal scale is coarse: the quotient may exceed 448, which some versions cast to NaN.
-    scaled = (x / scale[:, None]).clamp(-LARGEST_FP8, LARGEST_FP8)
-    return scaled.to(torch.float8_e4m3fn), scale
+    values, scale = quantise(x, E4M3, (0, 2))
+    return values, scale[0, :, 0]
 
 
 def _interval_attention_fp8_torch(

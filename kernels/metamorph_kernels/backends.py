@@ -18,7 +18,9 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "cosine_loss": ("triton", "cuda", "torch"),
     "linear_cosine_loss": ("triton", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
+    "linear_fp8": ("triton", "torch"),
     "mlp_gelu": ("triton", "torch"),
+    "mlp_gelu_fp8": ("triton", "torch"),
     "pool_normalize": ("triton", "cuda", "torch"),
 }
 WIDEST_ROW = 8192  # what one program of a row kernel in Triton holds in registers

@@ -132,6 +132,54 @@ def mlp_gelu(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tenso
     return hidden @ w2.t() + b2
 
 
+def linear_fp8(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """float64, not rounded to the dtype of x."""
+    y = _rows_through_fp8(x) @ _rows_through_fp8(weight).t()
+    return y if bias is None else y + bias.double()
+
+
+def linear_fp8_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of x, weight and bias, which autograd cannot find: rounding counts as the identity."""
+    by_rows, by_columns = (_rows_through_fp8(rows, *_E5M2) for rows in (gradient, gradient.t()))
+    x_gradient = by_rows @ _rows_through_fp8(weight.t()).t()
+    weight_gradient = by_columns @ _rows_through_fp8(x.t()).t()
+    return x_gradient, weight_gradient, gradient.double().sum(0)
+
+
+def mlp_gelu_fp8(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    hidden = linear_fp8(x, w1, b1).to(x.dtype).double()
+    return linear_fp8(F.gelu(hidden), w2, b2)
+
+
+def mlp_gelu_fp8_gradients(
+    gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Those of x, w1, b1, w2 and b2; each layer's gradient is rounded to the dtype of x."""
+    hidden = linear_fp8(x, w1, b1).to(x.dtype).double().requires_grad_()
+    activation = F.gelu(hidden)
+    of_activation, of_w2, of_b2 = linear_fp8_gradients(gradient, activation.detach(), w2)
+    activation.backward(of_activation.to(x.dtype).double())
+    return *linear_fp8_gradients(hidden.grad.to(x.dtype), x, w1), of_w2, of_b2
+
+
+_E5M2 = (2, -14, 57344.0)
+
+
+def _rows_through_fp8(
+    x: Tensor, mantissa_bits: int = 3, lowest_exponent: int = -6, largest: float = 448.0
+) -> Tensor:
+    """float64 of what float8 keeps of x [N, C] with a float32 scale for each row."""
+    x = x.float()
+    scale = x.abs().amax(1, keepdim=True) / largest
+    scale = torch.where(scale == 0, 1, scale)
+    scaled = (x / scale).clamp(-largest, largest).double()
+    exponent = (scaled.frexp().exponent - 1).clamp(min=lowest_exponent)
+    step = torch.ldexp(torch.ones_like(scaled), exponent - mantissa_bits)
+    return (scaled / step).round() * step * scale.double()
+
+
 def pool(features: Tensor, grid: int) -> Tensor:
     """Bilinear resize alone, as a matrix [grid * grid, N]: [B, N, C] -> [B, grid * grid, C]."""
     side = math.isqrt(features.shape[1])

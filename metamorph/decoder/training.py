@@ -19,6 +19,7 @@ from metamorph.data.sources import open_source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
 from metamorph.errors import UserError
+from metamorph.model.precision import autocast
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
@@ -109,6 +110,16 @@ class DecoderStage:
     """
 
     def __init__(self, config: RunConfig):
+        if config.training.precision == "fp8":
+            raise UserError(
+                "training.precision: the decoder stage trains no language model, whose layers are "
+                "what fp8 means; it takes fp32 or bf16"
+            )
+        if config.training.optimizer != "torch":
+            raise UserError(
+                f"training.optimizer: the decoder stage takes torch only, "
+                f"got {config.training.optimizer}"
+            )
         self.config = config
         self.module = DecoderTrainer(config).to(resolve_device(config.device))
         training = config.training
@@ -125,8 +136,7 @@ class DecoderStage:
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         pictures = self.stream.take(self.config.decoder.batch_size)
-        bf16 = self.config.training.precision == "bf16"
-        with torch.autocast(self.module.unet.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(self.config.training.precision, self.module.unet.device):
             loss = self.module(pictures, generator)
         loss.backward()
         self.meter.add(len(pictures))

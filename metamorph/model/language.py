@@ -1,7 +1,8 @@
 """A lean Llama decoder over packed rows, with Hugging Face names for parameters and settings.
 
 There is no batch dimension: documents lie end to end in one row of T tokens, and the caller's
-attention function decides who sees whom.
+attention function decides who sees whom. Norms, rotation and activation are functions that modules
+hold, so that `fused_parts` can put those of another library in their place.
 """
 
 import math
@@ -44,15 +45,41 @@ def rotary_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Each row of x [T, H] over the root of its mean square and eps, times weight [H]."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate q [T, Hq, D] and k [T, Hkv, D] by the `rotary_tables` cos and sin."""
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [T, heads, D], pairing element i with element i + D / 2."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, both [T, F]."""
+    return F.silu(gate) * up
+
+
+class RMSNorm(nn.RMSNorm):
+    """The norm of a row [T, H], computed by `compute`."""
+
+    compute = staticmethod(rms_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x, self.weight, self.eps)
+
+
 class SelfAttention(nn.Module):
-    """Projections and rotary positions around the caller's attention function."""
+    """Projections and rotary positions (by `rotate`) around the caller's attention function."""
+
+    rotate = staticmethod(rotate)
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -67,14 +94,17 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
     ) -> Tensor:
-        q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # [T, Hq, D]
-        k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # [T, Hkv, D]
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hq, D]
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
+        q, k = self.rotate(q, k, cos, sin)
         return self.o_proj(attention(layer_index, q, k, v).flatten(1))
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), the middle of it by `activate`."""
+
+    activate = staticmethod(swiglu)
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -83,7 +113,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activate(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -91,9 +121,9 @@ class Block(nn.Module):
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
     def forward(
@@ -110,7 +140,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class Llama(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.errors import UserError
-from metamorph.model.language import Llama
+from metamorph.model.language import Attention, Llama
 from metamorph.model.language_config import LanguageConfig, check_types
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
@@ -89,12 +89,25 @@ class MetaMorphConfig:
         return {"model_type": MODEL_TYPE} | asdict(self) | {"language": language}
 
 
+def interval_row(intervals: Intervals) -> Attention:
+    """Attention of one packed row of T tokens, in all layers under the same intervals."""
+
+    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return interval_attention(q, k, v, intervals)
+
+    return attention
+
+
 class MetaMorph(nn.Module):
     """Language model, projector (C to H) and vision head (H to C), and maybe the encoder.
 
     Section 3 of MetaMorph (arXiv 2412.14164): features enter through the projector, and the
     state at each token predicts the next text token or the next feature.
+
+    `row_attention(intervals)` makes the attention of `forward`; `fused_parts` may replace it.
     """
+
+    row_attention = staticmethod(interval_row)
 
     def __init__(
         self,
@@ -150,12 +163,8 @@ class MetaMorph(nn.Module):
             positions: [T], counting from 0 in each document.
             intervals: who may see whom, from `metamorph_kernels.key_intervals`.
         """
-
-        def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return interval_attention(q, k, v, intervals)
-
         embeddings = self.embed(token_ids, features, visual_positions)
-        return self.language(embeddings, positions, attention)
+        return self.language(embeddings, positions, self.row_attention(intervals))
 
     def predict_visual(self, states: Tensor) -> Tensor:
         """Unit vectors [N, C], fp32, that the states [N, H] predict for the next position."""

@@ -111,7 +111,7 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
                 values = stage.accumulate_gradients(step)
                 norm = nn.utils.clip_grad_norm_(trained, training.gradient_clip)
                 stage.optimizer.step()
-                stage.optimizer.zero_grad(set_to_none=True)
+                stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
                 means.add({**values, "gradient_norm": norm})
                 bar.update()
 

@@ -14,7 +14,10 @@ from metamorph.data.conversation import ChatEncoder, SampleError
 from metamorph.data.packing import PackedRow, RowStream
 from metamorph.data.sources import open_source
 from metamorph.errors import UserError
+from metamorph.libraries import require
 from metamorph.model.assemble import assemble
+from metamorph.model.fused_parts import choose_parts, install_parts
+from metamorph.model.precision import MULTIPLE, autocast, check_precision, convert_to_float8
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
 from metamorph.training.batch import Batch
@@ -22,15 +25,17 @@ from metamorph.training.loop import run_steps
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
 from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import MeanBaseline, Meter
+from metamorph_kernels.transfer import send
 
 
 def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
     """The model and tokenizer that a run starts from, in fp32: ``precision`` says what the
     arithmetic is, the weights that the optimizer moves are always whole.
 
-    Raises ``UserError`` if the config names no start.
+    Raises ``UserError`` if the config names no start, or a library that cannot be used.
     """
-    start = config.model
+    start, device = config.model, resolve_device(config.device)
+    parts = choose_parts(start, device)  # what is missing should be known before weights are read
     if start.folder:
         model = MetaMorph.from_pretrained(start.folder)
         tokenizer = read_tokenizer(start.folder)
@@ -41,6 +46,8 @@ def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
         raise UserError("model: give either model.folder, or model.language and model.vision")
     if model.vision is None:
         raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
+    dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
+    install_parts(model, parts, device, dtype)
     return model.float(), tokenizer
 
 
@@ -57,7 +64,7 @@ def choose_trained(model: MetaMorph, stage: str) -> None:
         rows = torch.tensor([model.config.image_start_id, model.config.image_end_id])
         for weight in {model.language.model.embed_tokens.weight, model.language.output_weight}:
             weight.requires_grad_(True)
-            weight.register_hook(lambda gradient: _only_rows(gradient, rows.to(gradient.device)))
+            weight.register_hook(lambda gradient: _only_rows(gradient, send(rows, gradient.device)))
     else:
         raise ValueError(f"stage must be language, align or instruct, got {stage!r}")
 
@@ -67,7 +74,7 @@ def _only_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     return kept.index_copy(0, rows, gradient.index_select(0, rows))
 
 
-def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW; decay only for matrices outside the embeddings, so that untouched rows stay put."""
     decayed, plain = [], []
     for name, parameter in module.named_parameters():
@@ -75,15 +82,16 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
             is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
             (plain if parameter.ndim < 2 or is_embedding else decayed).append(parameter)
     training = config.training
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        fused=True,
-    )
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    options = {"lr": training.learning_rate, "betas": (training.beta1, training.beta2)}
+    if training.optimizer == "apex":
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam(groups, **options, adam_w_mode=True)
+    return torch.optim.AdamW(groups, **options, fused=True)
 
 
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
@@ -103,9 +111,20 @@ class LanguageStage:
 
     def __init__(self, config: RunConfig):
         self.config, self.device = config, resolve_device(config.device)
+        training = config.training
+        fp8 = training.precision == "fp8"
+        if training.optimizer == "apex":  # what is missing should be known before a model is loaded
+            require("training.optimizer: apex", ["apex"], self.device)
+        check_precision(training.precision, training.fp8_backend, self.device)
+        if fp8 and config.data.row_length % MULTIPLE:  # tokens add up in the gradients of weights
+            raise UserError(
+                f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, "
+                f"got {config.data.row_length}"
+            )
         model, self.tokenizer = open_model(config)
         choose_trained(model, config.stage)
         self.module = model.to(self.device)
+        self.float8 = convert_to_float8(model, training.fp8_backend) if fp8 else None
         self.optimizer = make_optimizer(model, config)
         encoder = ChatEncoder(self.tokenizer, model.config.tokens_per_image)
         source = open_source(config.data, config.seed)
@@ -123,8 +142,7 @@ class LanguageStage:
         text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
         for row in self.rows:
             batch = Batch.of(row, self.module.vision, self.device)
-            bf16 = training.precision == "bf16"
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            with autocast(training.precision, self.device):
                 losses, targets = batch_losses(self.module, batch, counts)
                 total = losses.text + training.visual_coefficient * losses.visual
             total.backward()

@@ -14,14 +14,14 @@ from bench_cases import (
     few_repeats,  # noqa: F401
 )
 
-from bench import cosine, entries, pooling, text_loss
+from bench import cosine, entries, mlp, pooling, text_loss
 from bench.trials import Inputs, Provider, compiled, forward_and_backward, largest_error, ours
 from metamorph_kernels import cosine_loss, reference
 from metamorph_kernels.absence import triton_absence
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("few_repeats")
-MODULES = (cosine, text_loss, pooling)
+MODULES = (cosine, mlp, text_loss, pooling)
 
 
 def lines(results, operation):
@@ -159,6 +159,7 @@ def test_cases_of_a_gpu_and_those_that_rehearse_them():
     assert {case.name for case in every if case.quick} == {
         "cosine-65536",
         "linear-cosine-16384",
+        "mlp-16384-1152",
         "text-loss-16384-128258",
         "pool-256",
     }

@@ -15,12 +15,16 @@ HELPERS = {
     "halves",
     "inverse_length",
     "inverse_norm",
+    "magnitude",
     "normal_distribution",
     "pooled",
     "query_tile",
     "readers",
+    "scale_of",
+    "store_scaled",
     "strips",
     "taps",
+    "to_float8",
     "weight_of",
 }
 

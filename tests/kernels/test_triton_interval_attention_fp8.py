@@ -14,7 +14,7 @@ from metamorph_kernels import (
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 LONGEST, MOST = (14, 4) if INTERPRETED else (700, 6)
 
-pytestmark = pytest.mark.usefixtures("poisoned", "tiles", "exact_casts")
+pytestmark = pytest.mark.usefixtures("poisoned", "tiles", "exact_float8")
 
 
 @pytest.fixture
@@ -23,23 +23,6 @@ def tiles(monkeypatch):
         small = attention_triton.Tiles(16, 16, num_warps=4, num_stages=1)
         table = dict.fromkeys(attention_fp8_triton.TILES, small)
         monkeypatch.setattr(attention_fp8_triton, "TILES", table)
-
-
-@pytest.fixture
-def exact_casts(monkeypatch):
-    """Triton's interpreter loses the carry when float8 rounds up to the next power of two."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    convert = interpreter._convert_float
-
-    def convert_exactly(data, source, target, rounding):
-        if target != interpreter.tl.float8e4nv:
-            return convert(data, source, target, rounding)
-        return torch.from_numpy(data).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert_exactly)
 
 
 def ours(q, k, v, intervals, **options):

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.packing import pack_row
 from metamorph.data.toy_tasks import make_task
+from metamorph.model.precision import convert_to_float8
 from metamorph.training.batch import Batch
 from metamorph.training.loss import TargetCounts
 from metamorph.training.trainer import batch_losses, choose_trained, open_model
@@ -77,6 +78,14 @@ def test_a_step_runs_where_no_number_can_be_read(step, kinds):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert operators.names <= set(ALLOWED), sorted(operators.names - set(ALLOWED))
     assert operators.copies == []
+
+
+def test_a_step_in_float8_runs_there_too(step):
+    model, run = step(torch.device("meta"), KINDS[0])
+    assert convert_to_float8(model, "native").converted
+    losses, _ = run()
+    assert losses.text.is_meta
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Optional libraries: why one of them cannot be used here, in one line for errors and the doctor.
+
+None of them is a dependency. A probe imports its library only where the device is one that it can
+run on; of apex so much as tells it from another package of that name.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from metamorph.errors import UserError
+from metamorph_kernels.absence import gpu_absence
+
+AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)  # compute capabilities
+
+
+def flash_attn_absence(device_type: str) -> str | None:
+    """Why flash-attn 2 cannot run on tensors of this device type, or None where it can."""
+    return _absence(device_type, AMPERE, {"flash_attn": ["flash_attn_varlen_func"]})
+
+
+def flash_attn_3_absence(device_type: str) -> str | None:
+    """Why flash-attn 3 cannot run on tensors of this device type, or None where it can."""
+    return _absence(device_type, HOPPER, {"flash_attn_interface": ["flash_attn_varlen_func"]})
+
+
+def xformers_absence(device_type: str) -> str | None:
+    """Why the attention of xformers cannot run on tensors of this device type, or None."""
+    needed = {
+        "xformers.ops": ["memory_efficient_attention"],
+        "xformers.ops.fmha.attn_bias": ["BlockDiagonalCausalMask"],
+    }
+    return _absence(device_type, AMPERE, needed)
+
+
+def liger_absence(device_type: str) -> str | None:
+    """Why Liger-Kernel cannot run on tensors of this device type, or None where it can."""
+    functions = ["LigerRMSNormFunction", "LigerRopeFunction", "LigerSiLUMulFunction"]
+    return _absence(device_type, AMPERE, {"liger_kernel.ops": functions})
+
+
+def apex_absence(device_type: str) -> str | None:
+    """Why NVIDIA apex cannot run on tensors of this device type, or None where it can."""
+    if not installed("apex"):
+        return "not installed"
+    try:
+        importlib.import_module("apex.optimizers")
+    except Exception as error:  # the `apex` of PyPI is a web toolkit, and fails in its own ways
+        return f"this is not NVIDIA apex, or it is broken ({first_line(error)})"
+    needed = {
+        "apex.optimizers": ["FusedAdam"],
+        "apex.normalization": ["FusedRMSNorm"],
+        "apex.normalization.fused_layer_norm": ["fused_rms_norm_affine"],
+    }
+    reason = _absence(device_type, AMPERE, needed)
+    if reason is not None:
+        return reason
+    try:  # both raise where apex was built without its CUDA extensions
+        importlib.import_module("apex.normalization").FusedRMSNorm(1)
+        parameter = torch.nn.Parameter(torch.zeros(1, device=device_type))
+        importlib.import_module("apex.optimizers").FusedAdam([parameter])
+    except Exception as error:
+        return first_line(error)
+    return None
+
+
+def torchao_absence(device_type: str) -> str | None:
+    """Why torchao's float8 layers cannot run on tensors of this device type, or None."""
+    needed = ["Float8LinearConfig", "convert_to_float8_training"]
+    return _absence(device_type, ADA, {"torchao.float8": needed})
+
+
+def transformer_engine_absence(device_type: str) -> str | None:
+    """Why Transformer Engine's float8 layers cannot run on tensors of this device type, or None."""
+    needed = {
+        "transformer_engine.pytorch": ["Linear", "autocast"],
+        "transformer_engine.common.recipe": ["Float8CurrentScaling"],
+    }
+    return _absence(device_type, ADA, needed)
+
+
+PROBES = {  # distribution: its probe
+    "flash-attn": flash_attn_absence,
+    "flash-attn-3": flash_attn_3_absence,
+    "xformers": xformers_absence,
+    "liger-kernel": liger_absence,
+    "apex": apex_absence,
+    "torchao": torchao_absence,
+    "transformer-engine": transformer_engine_absence,
+}
+
+
+def require(key: str, distributions: Sequence[str], device: torch.device) -> str:
+    """The first of `distributions` that can be used on `device`, for the configuration `key`.
+
+    Raises UserError, naming the key and the reason of each, if none can.
+    """
+    reasons = []
+    for name in distributions:
+        reason = PROBES[name](device.type)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise UserError(f"{key} cannot be used here ({'; '.join(reasons)}); see docs/libraries.md")
+
+
+def import_absence(module: str, oldest: tuple[int, int] | None, device_type: str) -> str | None:
+    """Why `module`, of which no name is needed, cannot be imported for this device, or None."""
+    return _absence(device_type, oldest, {module: []})
+
+
+def installed(package: str) -> bool:
+    """Whether Python finds this top-level package; nothing is imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def first_line(error: Exception) -> str:
+    """An error of another library, short enough for a line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _absence(
+    device_type: str, oldest: tuple[int, int] | None, needed: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Why the names that are needed of modules of one package cannot be used, or None.
+
+    `oldest` is the compute capability that they ask for, None where they run on a CPU too.
+    """
+    if not installed(next(iter(needed)).partition(".")[0]):
+        return "not installed"
+    reason = None if oldest is None else gpu_absence(device_type, oldest)
+    if reason is not None:
+        return reason
+    for module, names in needed.items():
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # a package built for another torch fails in its own ways
+            return first_line(error)
+        for name in names:
+            if not hasattr(found, name):
+                return f"this version has no {module}.{name}"
+    return None

@@ -1,0 +1,275 @@
+"""Stand-ins for optional libraries: their documented signatures and layouts in plain PyTorch.
+
+They accept what the real ones accept and no more, and overwrite what the real ones overwrite.
+"""
+
+import sys
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metamorph import libraries
+
+CALLS: list[str] = []  # what was called since the last `install`
+
+
+@torch.autocast("cpu", enabled=False)
+def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Causal attention of each document, in fp32; q, k, v [T, H, D]."""
+    dtype = q.dtype
+    q, k, v = q.float(), k.float(), v.float()
+    parts = []
+    for query, key, value in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", query, key) / q.shape[-1] ** 0.5
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        parts.append(torch.einsum("hqk,khd->qhd", weights, value))
+    return torch.cat(parts).to(dtype)
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+    softmax_scale=None, causal=False, deterministic=False,
+):  # fmt: skip
+    CALLS.append("flash_attn_varlen_func")
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q[-1] == len(q) == len(k)
+    lengths = cu_seqlens_q.diff().tolist()
+    assert max_seqlen_q == max_seqlen_k == max(lengths) and causal and softmax_scale is None
+    group = q.shape[1] // k.shape[1]
+    # Head 0 .. group - 1 of q attend to head 0 of k, and so on.
+    k, v = (torch.stack([x[:, h // group] for h in range(q.shape[1])], 1) for x in (k, v))
+    return _attend(q, k, v, lengths)
+
+
+def flash_attn_3_varlen_func(*arguments, **options):
+    out = flash_attn_varlen_func(*arguments, **options)
+    return out, out.new_zeros(out.shape[1], out.shape[0])  # as its early versions did
+
+
+class BlockDiagonalCausalMask:
+    @classmethod
+    def from_seqlens(cls, q_seqlen, kv_seqlen=None, *, device=None):
+        assert kv_seqlen is None and isinstance(device, torch.device)
+        mask = cls()
+        mask.lengths = list(q_seqlen)
+        return mask
+
+
+def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
+    CALLS.append("memory_efficient_attention")
+    assert query.ndim == 4 and len(query) == 1 and query.shape == key.shape == value.shape
+    assert isinstance(attn_bias, BlockDiagonalCausalMask) and scale is None
+    return _attend(query[0], key[0], value[0], attn_bias.lengths)[None]
+
+
+class LigerRMSNormFunction:
+    @staticmethod
+    def apply(X, W, eps, offset=0.0, casting_mode="llama", in_place=True, row_mode=None):
+        CALLS.append("LigerRMSNormFunction")
+        assert offset == 0.0 and casting_mode == "llama" and not in_place
+        x = X.float()
+        return W * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(X.dtype)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos[:, :, None] + turned * sin[:, :, None]
+
+
+class LigerRopeFunction(torch.autograd.Function):
+    """[B, heads, T, D] in and out; writes where q and k lie if heads follow tokens in memory."""
+
+    @staticmethod
+    def forward(ctx, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
+        CALLS.append("LigerRopeFunction")
+        assert cos.shape == sin.shape == (1, q.shape[2], q.shape[3]) and cos.dtype == q.dtype
+        ctx.save_for_backward(cos, sin)
+        q, k = (x.transpose(1, 2).contiguous() for x in (q, k))
+        for x in (q, k):
+            x.data.copy_(_turn(x, cos, sin))
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, dq, dk):
+        cos, sin = ctx.saved_tensors
+        dq, dk = (_turn(d.transpose(1, 2), cos, -sin).transpose(1, 2) for d in (dq, dk))
+        return dq, dk, None, None, None, None, None
+
+
+class LigerSiLUMulFunction(torch.autograd.Function):
+    """silu(a) * b; the backward writes its results over a and b."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        CALLS.append("LigerSiLUMulFunction")
+        ctx.save_for_backward(a, b)
+        return F.silu(a) * b
+
+    @staticmethod
+    def backward(ctx, dc):
+        a, b = ctx.saved_tensors
+        sigmoid = a.sigmoid()
+        slope = sigmoid * (1 + a * (1 - sigmoid))
+        results = dc * slope * b, dc * a * sigmoid
+        for saved, result in zip((a, b), results, strict=True):
+            saved.data.copy_(result)
+        return a, b
+
+
+def fused_rms_norm_affine(input, weight, normalized_shape, eps=1e-6, memory_efficient=False):
+    CALLS.append("fused_rms_norm_affine")
+    assert not torch.is_autocast_enabled("cpu")  # it would cast what it is given
+    assert input.dtype == weight.dtype and normalized_shape == weight.shape
+    x = input.float()
+    return (x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight).to(input.dtype)
+
+
+class FusedRMSNorm(torch.nn.Module):
+    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
+        super().__init__()
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """One step count a group, none a parameter; `zero_grad` takes no argument."""
+
+    def __init__(
+        self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8,
+        adam_w_mode=True, weight_decay=0.0, amsgrad=False, set_grad_none=True,
+    ):  # fmt: skip
+        CALLS.append("FusedAdam")
+        assert adam_w_mode and not amsgrad
+        options = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        super().__init__(params, options | {"weight_decay": weight_decay})
+
+    def zero_grad(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for parameter in group["params"]:
+                self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)
+        mean = state["exp_avg"] / (1 - beta1 ** group["step"])
+        square = state["exp_avg_sq"] / (1 - beta2 ** group["step"])
+        update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter
+        parameter.sub_(group["lr"] * update)
+
+
+class Float8CurrentScaling:
+    pass
+
+
+RECIPES: list[Float8CurrentScaling] = []  # of the float8 regions that are open now
+
+
+@contextmanager
+def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=None):
+    assert enabled and not calibrating
+    RECIPES.append(recipe)
+    try:
+        yield
+    finally:
+        RECIPES.pop()
+
+
+class Linear(torch.nn.Module):
+    """Rows in multiples of 8, inside `autocast` only; its class brings an extra state."""
+
+    def __init__(self, in_features, out_features, bias=True, params_dtype=None, device="cuda"):
+        super().__init__()
+        options = {"dtype": params_dtype, "device": device}
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = torch.nn.Parameter(torch.empty(out_features, in_features, **options))
+        if bias:
+            self.bias = torch.nn.Parameter(torch.empty(out_features, **options))
+        else:
+            self.bias = torch.empty(0, **options)
+
+    def get_extra_state(self):
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        assert state.numel() == 0
+
+    def forward(self, inp, is_first_microbatch=None):
+        CALLS.append("Linear")
+        assert isinstance(RECIPES[-1], Float8CurrentScaling)
+        assert inp.shape[0] % 8 == 0 and inp.shape[1] % 16 == 0 and len(self.weight) % 16 == 0
+        return F.linear(inp, self.weight, self.bias if self.bias.numel() else None)
+
+
+MODULES = {  # distribution: the modules it brings, and what of them is used
+    "flash-attn": {"flash_attn": {"flash_attn_varlen_func": flash_attn_varlen_func}},
+    "flash-attn-3": {"flash_attn_interface": {"flash_attn_varlen_func": flash_attn_3_varlen_func}},
+    "xformers": {
+        "xformers": {},
+        "xformers.ops": {"memory_efficient_attention": memory_efficient_attention},
+        "xformers.ops.fmha": {},
+        "xformers.ops.fmha.attn_bias": {"BlockDiagonalCausalMask": BlockDiagonalCausalMask},
+    },
+    "liger-kernel": {
+        "liger_kernel": {},
+        "liger_kernel.ops": {
+            "LigerRMSNormFunction": LigerRMSNormFunction,
+            "LigerRopeFunction": LigerRopeFunction,
+            "LigerSiLUMulFunction": LigerSiLUMulFunction,
+        },
+    },
+    "apex": {
+        "apex": {},
+        "apex.optimizers": {"FusedAdam": FusedAdam},
+        "apex.normalization": {"FusedRMSNorm": FusedRMSNorm},
+        "apex.normalization.fused_layer_norm": {"fused_rms_norm_affine": fused_rms_norm_affine},
+    },
+    "torchao": {
+        "torchao": {},
+        "torchao.float8": {"Float8LinearConfig": None, "convert_to_float8_training": None},
+    },
+    "transformer-engine": {
+        "transformer_engine": {},
+        "transformer_engine.common": {},
+        "transformer_engine.common.recipe": {"Float8CurrentScaling": Float8CurrentScaling},
+        "transformer_engine.pytorch": {"Linear": Linear, "autocast": autocast},
+    },
+}
+
+
+def remove_all(monkeypatch) -> None:
+    """As on a machine that has none of them."""
+    for modules in MODULES.values():
+        for name in modules:
+            monkeypatch.setitem(sys.modules, name, None)
+
+
+def install(monkeypatch, distribution: str, leave_out: str = "", **others) -> None:
+    """Put one of them in place, without the name `leave_out` and with `others` in its place."""
+    CALLS.clear()
+    for name, contents in MODULES[distribution].items():
+        module = ModuleType(name)
+        module.__spec__, module.__path__ = ModuleSpec(name, None), []
+        vars(module).update({key: others.get(key, contents[key]) for key in contents})
+        vars(module).pop(leave_out, None)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def pretend_gpu(monkeypatch) -> None:
+    """Let probes find a GPU on any device type."""
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)

@@ -1,0 +1,206 @@
+"""Precision: which layers become float8, by whom, and that the model stays what it is."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metamorph.errors import UserError
+from metamorph.model import assemble
+from metamorph.model.precision import (
+    Float8Linear,
+    Float8MLPGelu,
+    autocast,
+    check_precision,
+    convert_to_float8,
+)
+from metamorph_kernels import key_intervals
+from tests import fake_libraries
+from tests.tiny_run import GRID, write_language, write_vision
+
+CPU = torch.device("cpu")
+PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"] + [
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+]
+LAYERS = [f"language.model.layers.{layer}.{name}" for layer in (0, 1) for name in PROJECTIONS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precision")
+    write_language(folder / "llama")
+    write_vision(folder / "siglip", width=32)
+    return folder
+
+
+@pytest.fixture
+def model(folder):
+    torch.manual_seed(0)
+    return assemble(folder / "llama", folder / "siglip", grid=GRID)[0]
+
+
+@pytest.fixture
+def transformer_engine(monkeypatch):
+    fake_libraries.install(monkeypatch, "transformer-engine")
+    fake_libraries.pretend_gpu(monkeypatch)
+
+
+@pytest.fixture
+def torchao(monkeypatch):
+    pytest.importorskip("torchao")
+    fake_libraries.pretend_gpu(monkeypatch)  # on a CPU it emulates, which only tests want
+
+
+def states_of(model, tokens: int, precision: str) -> torch.Tensor:
+    """States [T, H] of a row of text and one picture; T need not be a multiple of anything."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, 400, (tokens,))
+    features = torch.nn.functional.normalize(torch.randn(1, GRID**2, 32), dim=-1)
+    places = torch.arange(3, 3 + GRID**2)
+    with autocast(precision, CPU):
+        return model(ids, torch.arange(tokens), key_intervals([tokens]), features, places)
+
+
+def test_native_converts_the_decoder_layers_and_the_projector(model):
+    before = {name: (parameter, parameter.dtype) for name, parameter in model.named_parameters()}
+    done = convert_to_float8(model, "native")
+    assert sorted(done.converted) == sorted([*LAYERS, "projector"])
+    found = {name for name, module in model.named_modules() if isinstance(module, Float8Linear)}
+    assert found == set(LAYERS)
+    assert isinstance(model.projector, Float8MLPGelu)
+    assert not isinstance(model.vision_head, Float8MLPGelu)
+    assert done.left == {"language.lm_head": "a head", "vision_head": "a head"}
+    after = dict(model.named_parameters())
+    assert list(after) == list(before) and list(model.state_dict()) == [*after]
+    for name, (parameter, dtype) in before.items():
+        assert after[name] is parameter and parameter.dtype == dtype
+
+
+def test_layers_of_other_widths_stay_and_are_named(tmp_path):
+    write_language(tmp_path / "llama", width=24)  # key and value are 12 wide, the MLP is 48
+    write_vision(tmp_path / "siglip")  # 24 wide
+    model, _ = assemble(tmp_path / "llama", tmp_path / "siglip", grid=GRID)
+    done = convert_to_float8(model, "native")
+    assert done.converted == ()
+    assert done.left["language.model.layers.1.self_attn.k_proj"] == (
+        "24 x 12, float8 needs multiples of 16"
+    )
+    assert done.left["projector"] == "24 x 24 x 24, float8 needs multiples of 16"
+    assert len(done.left) == len(LAYERS) + 3
+    assert not any(isinstance(module, Float8Linear) for module in model.modules())
+
+
+def test_native_rounds_what_it_converts_and_little_else(model):
+    expected = states_of(model, 21, "bf16")
+    convert_to_float8(model, "native")
+    found = states_of(model, 21, "fp8")
+    assert not torch.equal(found, expected)
+    error = (found - expected).norm() / expected.norm()
+    assert 0.001 < error < 0.1
+    found.square().sum().backward()
+    for name in [*LAYERS, "projector.linear_1", "projector.linear_2"]:
+        gradient = model.get_submodule(name).weight.grad
+        assert gradient.dtype == torch.float32 and gradient.abs().max() > 0
+
+
+def test_without_pictures_the_projector_has_no_rows(model):
+    convert_to_float8(model, "native")
+    none = torch.zeros(0, GRID**2, 32)
+    with autocast("fp8", CPU):
+        states = model(
+            torch.arange(5, 12), torch.arange(7), key_intervals([7]), none, torch.arange(0)
+        )
+    states.sum().backward()
+    assert model.projector.linear_1.weight.grad.abs().max() == 0
+
+
+def test_torchao_converts_the_decoder_layers(model, torchao):
+    from torchao.float8.float8_linear import Float8Linear as TorchaoLinear
+
+    names = list(model.state_dict())
+    expected = states_of(model, 21, "bf16")
+    done = convert_to_float8(model, "torchao")
+    found = {name for name, module in model.named_modules() if isinstance(module, TorchaoLinear)}
+    assert found == set(done.converted) == set(LAYERS)
+    assert done.left["projector"] == "converted by native only"
+    assert list(model.state_dict()) == names
+    config = model.get_submodule(LAYERS[0]).config
+    assert config.emulate and config.round_scales_to_power_of_2
+    states = states_of(model, 21, "fp8")
+    assert 0.001 < (states - expected).norm() / expected.norm() < 0.1
+
+
+def test_transformer_engine_converts_the_decoder_layers(model, transformer_engine):
+    names = list(model.state_dict())
+    parameters = dict(model.named_parameters())
+    expected = states_of(model, 21, "bf16")
+    done = convert_to_float8(model, "transformer_engine")
+    found = {
+        name for name, module in model.named_modules() if isinstance(module, fake_libraries.Linear)
+    }
+    assert found == set(done.converted) == set(LAYERS)
+    # No extra state, neither saved nor missed, and the very parameters of before.
+    assert list(model.state_dict()) == names
+    model.load_state_dict(model.state_dict(), strict=True)
+    assert all(parameters[name] is value for name, value in model.named_parameters())
+    # The stand-in computes in bf16, checks the recipe, and takes whole multiples of rows only.
+    fake_libraries.CALLS.clear()
+    torch.testing.assert_close(states_of(model, 21, "fp8"), expected)
+    torch.testing.assert_close(states_of(model, 32, "fp8"), states_of(model, 32, "fp8"))
+    assert fake_libraries.CALLS == ["Linear"] * len(LAYERS) * 3
+
+
+def test_a_block_recomputed_in_the_backward_is_recomputed_in_float8(model, transformer_engine):
+    convert_to_float8(model, "transformer_engine")
+    layer = model.get_submodule(LAYERS[0])
+    x = torch.randn(16, 32, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    fake_libraries.CALLS.clear()
+    y.sum().backward()  # outside of any context
+    assert fake_libraries.CALLS == ["Linear"]
+
+
+def test_libraries_are_imported_where_they_are_asked_for():
+    """torchao is not looked for here: where it is installed, transformers imports it."""
+    code = """
+import sys, metamorph.training.trainer
+print("transformer_engine" in sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.stdout.strip() == "False", shown.stderr
+
+
+@pytest.mark.parametrize("backend", ["torchao", "transformer_engine"])
+def test_a_backend_that_cannot_run_says_why(model, monkeypatch, backend):
+    library = backend.replace("_", "-")
+    fake_libraries.remove_all(monkeypatch)
+    with pytest.raises(UserError, match=rf"fp8: {backend} .*\(not installed\).* native runs every"):
+        convert_to_float8(model, backend)
+    fake_libraries.install(monkeypatch, library)
+    with pytest.raises(UserError, match=r"\(no kernels for cpu devices\)"):
+        convert_to_float8(model, backend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UserError, match=r"\(compute capability 8.0; .* need 8.9 or newer\)"):
+        check_precision("fp8", backend, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    check_precision("fp8", backend, torch.device("cuda"))
+    assert not any(isinstance(module, Float8Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend", "message"),
+    [
+        ("fp16", "native", "precision: expected one of fp32, bf16, fp8, got 'fp16'"),
+        ("bf16", "apex", "fp8_backend: expected one of torchao, .*, got 'apex'"),
+    ],
+)
+def test_what_is_no_precision(precision, backend, message):
+    with pytest.raises(UserError, match=message):
+        check_precision(precision, backend, CPU)
+
+
+def test_bf16_asks_for_no_backend(monkeypatch):
+    fake_libraries.remove_all(monkeypatch)
+    check_precision("bf16", "torchao", CPU)

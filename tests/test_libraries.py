@@ -1,0 +1,82 @@
+"""Why an optional library cannot be used, one reason for each way to lack it."""
+
+import sys
+
+import pytest
+import torch
+
+from metamorph import libraries
+from tests import fake_libraries
+
+
+@pytest.fixture(autouse=True)
+def no_libraries(monkeypatch):
+    fake_libraries.remove_all(monkeypatch)
+
+
+@pytest.mark.parametrize("library", fake_libraries.MODULES)
+def test_absent_then_without_gpu_then_usable(monkeypatch, library):
+    probe = libraries.PROBES[library]
+    assert probe("cpu") == "not installed"
+    fake_libraries.install(monkeypatch, library)
+    assert probe("cpu") == "no kernels for cpu devices"
+    fake_libraries.pretend_gpu(monkeypatch)
+    assert probe("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("library", "module", "name"),
+    [
+        ("flash-attn", "flash_attn", "flash_attn_varlen_func"),
+        ("flash-attn-3", "flash_attn_interface", "flash_attn_varlen_func"),
+        ("xformers", "xformers.ops", "memory_efficient_attention"),
+        ("xformers", "xformers.ops.fmha.attn_bias", "BlockDiagonalCausalMask"),
+        ("liger-kernel", "liger_kernel.ops", "LigerRopeFunction"),
+        ("apex", "apex.optimizers", "FusedAdam"),
+        ("apex", "apex.normalization.fused_layer_norm", "fused_rms_norm_affine"),
+    ],
+)
+def test_a_version_without_the_function(monkeypatch, library, module, name):
+    fake_libraries.install(monkeypatch, library, leave_out=name)
+    fake_libraries.pretend_gpu(monkeypatch)
+    assert libraries.PROBES[library]("cpu") == f"this version has no {module}.{name}"
+
+
+def test_a_package_that_cannot_be_imported(monkeypatch):
+    fake_libraries.install(monkeypatch, "xformers")
+    fake_libraries.pretend_gpu(monkeypatch)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    reason = libraries.xformers_absence("cpu")
+    assert reason.startswith("ModuleNotFoundError: import of xformers.ops halted")
+
+
+@pytest.mark.parametrize("code", ["import a_web_framework", ""], ids=["broken", "importable"])
+def test_the_apex_of_pypi_is_recognised(monkeypatch, tmp_path, code):
+    """Without a GPU too: on any machine it is the wrong package."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text(code)
+    for name in fake_libraries.MODULES["apex"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = libraries.apex_absence("cpu")
+    assert reason.startswith("this is not NVIDIA apex, or it is broken (ModuleNotFoundError")
+
+
+@pytest.mark.parametrize("name", ["FusedAdam", "FusedRMSNorm"])
+def test_an_apex_without_its_cuda_extensions(monkeypatch, name):
+    def refuse(*arguments):
+        raise RuntimeError(f"{name} requires cuda extensions")
+
+    fake_libraries.install(monkeypatch, "apex", **{name: refuse})
+    fake_libraries.pretend_gpu(monkeypatch)
+    assert libraries.apex_absence("cpu") == f"RuntimeError: {name} requires cuda extensions"
+
+
+def test_a_gpu_that_is_too_old(monkeypatch):
+    fake_libraries.install(monkeypatch, "flash-attn")
+    fake_libraries.install(monkeypatch, "flash-attn-3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert libraries.flash_attn_absence("cuda") is None
+    reason = "compute capability 8.0; the kernels need 9.0 or newer"
+    assert libraries.flash_attn_3_absence("cuda") == reason
