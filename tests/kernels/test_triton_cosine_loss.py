@@ -244,6 +244,13 @@ def test_a_factor_of_one_touches_nothing(device):
     assert torch.equal(values.view(torch.int32), bits)
 
 
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 9000])
+def test_scaling_ends_with_the_values(device, size):
+    memory = torch.ones(10_000, device=device)
+    OPERATORS.scale_in_place(memory[:size], torch.full((), 3.0, device=device))
+    assert memory[:size].eq(3).all() and memory[size:].eq(1).all()
+
+
 def test_a_second_backward_is_refused_or_gives_the_same(device):
     prediction = normal(5, 96, dtype=torch.float32, device=device).requires_grad_()
     target = normal(5, 96, device=device, seed=1)
