@@ -142,7 +142,7 @@ class _Trial:
     ) -> Candidate:
         run, arguments = self._calls(operation, prepared(), trained)
         error = self._error(run(*arguments(0)))
-        return Candidate(run, arguments, error, self._bound(operation, float8))
+        return Candidate(run, arguments, error, self._bound(operation, float8), float8=float8)
 
     def _calls(self, operation: str, attend: peers.Attend, trained: bool) -> tuple:
         """What to run, and its arguments in each repeat."""

@@ -10,7 +10,19 @@ from typing import Protocol
 
 import torch
 
-from bench import attention, cosine, decode, mlp, pooling, text_loss, training_step
+from bench import (
+    attention,
+    cosine,
+    decode,
+    diffusion,
+    generation,
+    ladder,
+    memory,
+    mlp,
+    pooling,
+    text_loss,
+    training_step,
+)
 from bench.limits import measure_limits
 from bench.machine import machine
 from bench.report import text
@@ -27,7 +39,9 @@ class Entry(Protocol):
 
 def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
-    modules = (decode, attention, cosine, mlp, text_loss, pooling, training_step)
+    operations = (decode, attention, cosine, mlp, text_loss, pooling)
+    whole_runs = (training_step, ladder, generation, diffusion, memory)
+    modules = operations + whole_runs
     return {case.name: case for module in modules for case in module.cases(device_type)}
 
 

@@ -14,8 +14,10 @@ FILE = "results.json"
 class Result:
     """One line of a table.
 
+    `case` is a sentence with its sizes, each before what it counts: "spans, 8192 tokens, ...".
     `status` is "ok", "failed" or "absent", the latter two with a reason. `rate` is useful work a
-    second, in `unit`: "TFLOP/s" or "GB/s". `error` and `bound` are those of the verification.
+    second, in `unit`: "TFLOP/s", "TFLOP/s fp8" or "GB/s". `error` and `bound` are those of the
+    verification.
     """
 
     operation: str
@@ -48,6 +50,7 @@ def timed(
     rate = None
     if work is not None:
         rate = work / timing.milliseconds / {"TFLOP/s": 1e9, "GB/s": 1e6}[unit]
+        unit += " fp8" if candidate.float8 and unit == "TFLOP/s" else ""
     return Result(
         operation,
         case,
@@ -69,21 +72,36 @@ def failed(operation: str, case: str, provider: str, error: BaseException | str)
     return Result(operation, case, provider, "failed", reason=error[:300])
 
 
+def is_ours(provider: str) -> bool:
+    return provider.startswith("ours")
+
+
+def is_peer(provider: str) -> bool:
+    """Neither ours nor a lower limit: "the products, no bias or GELU"."""
+    return not provider.startswith(("ours", "the "))
+
+
 def ours_failed(results: list[Result]) -> bool:
     """Did anything of ours fail? What fails in a peer is for its table, and no fault of a run."""
-    return any(
-        result.status == "failed" and result.provider.startswith("ours") for result in results
-    )
+    return any(result.status == "failed" and is_ours(result.provider) for result in results)
 
 
-def read_records(folder: Path) -> dict[str, dict]:
-    """Entry name to record: `machine`, `command`, `limits`, and `results` as `Result`."""
-    path = folder / FILE
+def read_records(path: Path) -> dict[str, dict]:
+    """Entry name to record: `machine`, `limits`, and `results` as `Result`; of a folder or a file.
+
+    Raises ValueError for what another version of this package wrote and this one cannot read.
+    """
+    path = path if path.suffix == ".json" else path / FILE
     if not path.exists():
         return {}
     records = json.loads(path.read_text())
-    for record in records.values():
-        record["results"] = [_from_json(result) for result in record["results"]]
+    for name, record in records.items():
+        try:
+            record["results"] = [_from_json(result) for result in record["results"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: {name} is from another version of bench; measure it again"
+            ) from error
     return records
 
 

@@ -18,7 +18,8 @@ class Candidate:
     """Something to time: run(*arguments(i)) in repeat i, of which only `run` is timed.
 
     `error` is that of its result beside the reference, NaN if nobody looked, and `bound` the
-    largest that counts as right. `calls` are in one run (a CUDA graph holds several).
+    largest that counts as right. `calls` are in one run (a CUDA graph holds several). `float8` says
+    that its matrix products are, which have a ceiling of their own.
     """
 
     run: Callable[..., object]
@@ -26,6 +27,7 @@ class Candidate:
     error: float
     bound: float
     calls: int = 1
+    float8: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,10 +140,14 @@ class Trial:
             run, outputs = captured(calls, device)
             run()
             error = largest_error(outputs[0], self.exact)
-            return Candidate(run, lambda _: (), error, bound, calls=len(calls))
+            return Candidate(run, lambda _: (), error, bound, len(calls), self._float8)
 
         def arguments(repeat: int) -> tuple:
             return compute, self.inputs[repeat % len(self.inputs)]
 
         error = largest_error(self.call(*arguments(0)), self.exact)
-        return Candidate(self.call, arguments, error, bound)
+        return Candidate(self.call, arguments, error, bound, float8=self._float8)
+
+    @property
+    def _float8(self) -> bool:
+        return (self.precision or "").startswith("float8")

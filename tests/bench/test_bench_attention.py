@@ -54,6 +54,7 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
         assert forward[name].status == "ok" and forward[name].rate > 0, forward[name]
     for name in ("ours torch", "SDPA dense mask"):
         assert backward[name].status == "ok"
+    assert (forward["ours fp8"].unit, forward["ours torch"].unit) == ("TFLOP/s fp8", "TFLOP/s")
     assert forward["flash-attn 2"].status == backward["ours fp8"].status == "absent"
     assert lines(results, attention.MASK)["FlexAttention"].status == "ok"
 

@@ -26,6 +26,7 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
             mlp.QUACK.name,
         }
         assert found["ours torch float8"].error > 1e3 * found["eager"].error
+        assert (found["ours torch float8"].unit, found["eager"].unit) == ("TFLOP/s fp8", "TFLOP/s")
 
 
 def test_a_tanh_for_the_erf_is_no_provider_of_ours(monkeypatch):

@@ -40,9 +40,10 @@ def test_a_wrong_step_is_not_timed(monkeypatch):
 def test_all_providers_move_the_same_weights():
     trial = training_step._Trial(TINY, CPU)
     models = [trial._model(Provider("a", "bf16")), trial._model(Provider("b", "fp8", "native"))]
+    base = trial.weights.base
     for model in models:
         names = dict(model.named_parameters())
-        assert all(names[name] is weight for name, weight in trial.base.named_parameters())
+        assert all(names[name] is weight for name, weight in base.named_parameters())
 
 
 def test_work_is_counted_by_what_has_to_be_done():
