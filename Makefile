@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test aot lint toy-assets clean
+.PHONY: help setup quickstart test aot bench lint toy-assets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton'
 
 aot: $(INSTALLED) ## compile every Triton kernel for Hopper, without a GPU, and show what it uses
 	$(BIN)/python -m metamorph_kernels.aot
+
+bench: $(INSTALLED) ## verify and time every entry that this machine can run
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,rounds
 
 lint: $(INSTALLED) ## check the code with ruff
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from bench import peers
 from bench.comparison import Comparison
-from bench.documents import PackedRow, packed_row
+from bench.documents import PackedRow, equal_row, packed_row
 from bench.results import Result
 from bench.timing import Candidate
 from bench.verification import error_bound, exact_attention, relative_error
@@ -24,7 +24,10 @@ MASK = "block mask"
 
 @dataclass(frozen=True)
 class Case:
-    """One row of tokens and the heads of a model; 32 and 8 heads of 128 are those of Llama 8B."""
+    """One row of tokens and the heads of a model; 32 and 8 heads of 128 are those of Llama 8B.
+
+    `equal` causal documents take the place of a mask's own.
+    """
 
     mask: str
     tokens: int
@@ -33,17 +36,27 @@ class Case:
     key_heads: int = 8
     dtype: torch.dtype = torch.bfloat16
     quick: bool = False
+    equal: int | None = None
 
     @property
     def name(self) -> str:
-        return f"attention-{self.mask.replace(' ', '-')}-{self.tokens}-{self.head_dim}"
+        documents = f"{self.equal}-equal-" if self.equal else ""
+        mask = self.mask.replace(" ", "-")
+        return f"attention-{documents}{mask}-{self.tokens}-{self.head_dim}"
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
+        mask = f"{self.equal} documents of equal length" if self.equal else self.mask
         return (
-            f"{self.mask}, {self.tokens} tokens, {self.query_heads}:{self.key_heads} heads of "
-            f"{self.head_dim}, {dtype}"
+            f"{mask}, {self.tokens} tokens, {self.query_heads}:{self.key_heads} "
+            f"heads of {self.head_dim}, {dtype}"
         )
+
+    @property
+    def row(self) -> PackedRow:
+        if self.equal:
+            return equal_row(self.tokens, self.equal)
+        return packed_row(self.tokens, self.mask)
 
     def run(self, device: torch.device) -> list[Result]:
         """Verify all providers in the heads of two key heads, then time forward and backward."""
@@ -55,14 +68,20 @@ def cases(device_type: str) -> list[Case]:
     masks = ("spans", "documents", "one document")
     if device_type == "cpu":
         small = {"query_heads": 4, "key_heads": 2, "dtype": torch.float32, "quick": True}
-        return [Case(mask, 384, 64, **small) for mask in masks]
+        more = small | {"quick": False}
+        lengths = [Case("spans", tokens, 64, **more) for tokens in (192, 768)]
+        counts = [Case("documents", 384, 64, equal=count, **more) for count in (1, 4, 16)]
+        return [Case(mask, 384, 64, **small) for mask in masks] + lengths + counts
     quick = {("spans", 8192), ("spans", 32768), ("documents", 8192), ("one document", 8192)}
     wide = [
         Case(mask, tokens, quick=(mask, tokens) in quick)
         for tokens in (8192, 32768, 4096, 16384)  # the most telling first: time may run out
         for mask in masks
     ]
-    return wide + [Case(mask, 8192, head_dim=64, quick=mask == "spans") for mask in masks]
+    narrow = [Case(mask, 8192, head_dim=64, quick=mask == "spans") for mask in masks]
+    counts = [Case("documents", 16384, equal=count) for count in (1, 8, 64, 512)]
+    long = [Case("spans", tokens) for tokens in (65_536, 131_072)]
+    return wide + narrow + counts + long
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class _Trial:
 
     def __init__(self, case: Case, device: torch.device):
         self.case, self.device = case, device
-        self.row = packed_row(case.tokens, case.mask)
+        self.row = case.row
         self.inputs = [Inputs.random(case, device, seed) for seed in range(INPUT_SETS)]
         group = case.query_heads // case.key_heads
         self.key_heads = sorted({0, case.key_heads - 1})

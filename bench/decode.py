@@ -96,6 +96,8 @@ def cases(device_type: str) -> list[Case]:
         Case("decode-32-8192", (8192,) * 32),
         Case("decode-1-8192", (8192,)),
         Case("decode-8-mixed", tuple(range(4096, 32769, 4096))),
+        Case("decode-8-8192", (8192,) * 8, quick=False),
+        Case("decode-64-8192", (8192,) * 64, quick=False),
     ]
 
 

@@ -61,6 +61,11 @@ class PackedRow:
         return key_intervals(self.lengths, self.spans, device=device)
 
 
+def equal_row(tokens: int, documents: int) -> PackedRow:
+    """Causal documents of one length, which divides the row."""
+    return PackedRow((tokens // documents,) * documents)
+
+
 def packed_row(tokens: int, mask: str, seed: int = 0) -> PackedRow:
     """A row of `tokens` under a mask: "spans", "documents" (the same, causal) or "one document".
 

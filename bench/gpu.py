@@ -36,8 +36,12 @@ class Outcome:
     def words(self) -> str:
         if self.status is None:
             return "stopped: out of time"
+        return f"exit status {self.status}: {self.last_line}"
+
+    @property
+    def last_line(self) -> str:
         lines = self.output.strip().splitlines() or ["no output"]
-        return f"exit status {self.status}: {lines[-1].strip()}"
+        return lines[-1].strip()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def steps(device_type: str, quick: bool, out: Path) -> list[Step]:
             planned.append(Step(entry.name, command, seconds=300))
     if on_gpu:
         planned.append(_memory_check())
+    elif not quick:
+        planned.append(_resources())
     return planned
 
 
@@ -157,6 +163,19 @@ def _judge_build(outcome: Outcome) -> Result:
         return Result(*line, "absent", f"cannot be built here, {outcome.words}")
     error = re.search(r"^.*\berror\b.*$", outcome.output, re.MULTILINE | re.IGNORECASE)
     return failed(*line, error[0].strip() if error else outcome.words)
+
+
+def _resources() -> Step:
+    """The table of every kernel's registers and shared memory, which goes to the log."""
+    command = [sys.executable, "-m", "metamorph_kernels.aot"]
+    return Step("resources", command, 900, _judge_resources)
+
+
+def _judge_resources(outcome: Outcome) -> Result:
+    line = ("checks", "", "ours resources")
+    if outcome.status == 0:
+        return Result(*line, "ok", outcome.last_line)
+    return failed(*line, outcome.words)
 
 
 def _tests(device_type: str, quick: bool) -> Step:

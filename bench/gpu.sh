@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
 # Tests and benchmarks of the GPU kernels from a bare checkout: needs bash, torch, Triton, pytest.
 #   bench/gpu.sh [--quick] [--device cuda|cpu] [--fresh]
-# OUT is the folder of results (default bench/out), PYTHON the interpreter (default python3).
+# OUT is the folder of results (default bench/out), PYTHON the interpreter (default python3), WHEELS
+# a folder of wheels of peers that the machine lacks: unpacked into build/, not installed.
 set -euo pipefail
 export OUT="$(realpath -m "${OUT:-$(dirname "${BASH_SOURCE[0]}")/out}")"
+WHEELS="${WHEELS:+$(realpath "$WHEELS")}"
+PYTHON="${PYTHON:-python3}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m bench.gpu "$@"
+if [[ -n "$WHEELS" ]]; then
+    shopt -s nullglob
+    for wheel in "$WHEELS"/*.whl; do  # one by one: a wheel for another Python is one peer less
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --target build/wheels \
+            "$wheel" || echo "left out: ${wheel##*/}" >&2
+    done
+    PYTHONPATH="$PYTHONPATH:$PWD/build/wheels"
+fi
+exec "$PYTHON" -m bench.gpu "$@"

@@ -86,7 +86,7 @@ def cases(device_type: str) -> list[Case]:
     if device_type == "cpu":
         return [
             Case(256, 64, width=64, vocabulary=1000, dtype=torch.float32, quick=True),
-            Case(1024, 256, width=256, vocabulary=32_002, dtype=torch.float32),
+            Case(1024, 256, width=256, vocabulary=8002, dtype=torch.float32),
         ]
     return [
         Case(16384, 4096, quick=True),

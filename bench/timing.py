@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -32,18 +33,34 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call: the median of its times and their 20th and 80th percentile.
+    """Of one call: its times in milliseconds, in the order in which they were taken.
 
     On a GPU also how long a call holds up the host, and the most that it allocates beyond what was
     there.
     """
 
-    milliseconds: float
-    low: float
-    high: float
-    repeats: int
+    samples: list[float]
     host_milliseconds: float | None
     peak_gigabytes: float | None
+
+    @cached_property
+    def milliseconds(self) -> float:
+        """The median."""
+        return statistics.median(self.samples)
+
+    @property
+    def low(self) -> float:
+        """The 20th percentile."""
+        return self._fifths[0]
+
+    @property
+    def high(self) -> float:
+        """The 80th percentile."""
+        return self._fifths[-1]
+
+    @cached_property
+    def _fifths(self) -> list[float]:
+        return statistics.quantiles(self.samples, n=5, method="inclusive")
 
 
 def measure(
@@ -160,13 +177,9 @@ def _host_clock(candidate: Candidate, repeat: int, _: float) -> float:
 
 
 def _summary(samples: list[float], candidate: Candidate, cost: _Cost) -> Timing:
-    low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
     on_gpu = cost.peak_gigabytes is not None
     return Timing(
-        milliseconds=statistics.median(samples),
-        low=low,
-        high=high,
-        repeats=len(samples),
+        samples=samples,
         host_milliseconds=1e3 * cost.launch_seconds / candidate.calls if on_gpu else None,
         peak_gigabytes=cost.peak_gigabytes,
     )

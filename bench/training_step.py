@@ -58,28 +58,40 @@ def cases(device_type: str) -> list[Case]:
 
 @dataclass(frozen=True)
 class Provider:
-    """A precision, who computes its float8 products, and whether blocks are compiled."""
+    """A precision, who computes its float8 products, and whether blocks are compiled.
+
+    `library` computes the parts of a block that `fused_parts` lets it.
+    """
 
     name: str
     precision: str
     float8_backend: str | None = None
     compiled: bool = False
+    library: str | None = None
 
     def absence(self, device: torch.device) -> str | None:
         if self.compiled and device.type != "cuda":
             return "compiled on a GPU only"
-        if self.float8_backend is None:
-            return None
         from metamorph.errors import UserError
+        from metamorph.model.fused_parts import choose_parts
         from metamorph.model.precision import check_precision
 
         try:
-            check_precision("fp8", self.float8_backend, device)
+            if self.float8_backend is not None:
+                check_precision("fp8", self.float8_backend, device)
+            choose_parts(self.parts, device)
         except UserError as error:
             return str(error)
         return None
 
+    @property
+    def parts(self):
+        from metamorph.config import ModelConfig
 
+        return ModelConfig(**dict.fromkeys(PARTS.get(self.library, ()), self.library))
+
+
+PARTS = {"apex": ("rms_norm",), "liger": ("rms_norm", "rotary", "swiglu")}
 PROVIDERS = [
     Provider("ours bf16", "bf16"),
     Provider("ours bf16, compiled", "bf16", compiled=True),
@@ -88,6 +100,8 @@ PROVIDERS = [
     Provider("torchao fp8", "fp8", "torchao"),
     Provider("torchao fp8, compiled", "fp8", "torchao", compiled=True),
     Provider("Transformer Engine fp8", "fp8", "transformer_engine"),
+    Provider("bf16, apex RMSNorm", "bf16", library="apex"),
+    Provider("bf16, Liger RMSNorm, rotary, SwiGLU", "bf16", library="liger"),
 ]
 
 
@@ -112,7 +126,12 @@ class _Trial:
         )
 
     def _model(self, provider: Provider) -> nn.Module:
-        return self.weights.model(provider.float8_backend, provider.compiled)
+        from metamorph.model.fused_parts import choose_parts, install_parts
+
+        model = self.weights.model(provider.float8_backend, provider.compiled)
+        parts = choose_parts(provider.parts, self.device)
+        install_parts(model, parts, self.device, torch.bfloat16)
+        return model
 
     def _backward(self, model: nn.Module, precision: str) -> Tensor:
         from metamorph.model.precision import autocast

@@ -25,7 +25,7 @@ MACHINE = {
 
 def timing(milliseconds, spread=0.01):
     low, high = milliseconds * (1 - spread), milliseconds * (1 + spread)
-    return Timing(milliseconds, low, high, 20, 0.1, 0.5)
+    return Timing([low, low, milliseconds, high, high], 0.1, 0.5)
 
 
 def line(operation, case, provider, milliseconds, rate=None, unit=None, spread=0.01):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bench.attention import flops
-from bench.documents import IMAGE_TOKENS, KINDS, PackedRow, packed_row
+from bench.documents import IMAGE_TOKENS, KINDS, PackedRow, equal_row, packed_row
 
 SMALL = PackedRow(lengths=(5, 1, 7), spans=((1, 3), (3, 4), (7, 11)))
 
@@ -70,3 +70,9 @@ def test_work_is_counted_by_visible_pairs(row):
     assert row.visible_pairs == (intervals.row_end - intervals.row_start).sum()
     # q k^T and weights v: a multiplication and an addition for each of D elements, twice.
     assert flops(row, query_heads=3, head_dim=8) == mask.sum() * 3 * 8 * 2 * 2
+
+
+def test_equal_documents_fill_the_row_and_one_of_them_is_plain_causal_attention():
+    assert equal_row(384, 4) == PackedRow((96, 96, 96, 96))
+    assert equal_row(384, 4).mask == "documents"
+    assert equal_row(384, 1).mask == "one document"

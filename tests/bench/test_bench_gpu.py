@@ -165,9 +165,16 @@ def test_only_a_gpu_builds_the_library_and_builds_it_first(tmp_path):
     for quick in (True, False):
         names = [step.name for step in gpu.steps("cuda", quick, tmp_path)]
         assert names[:3] == ["build", "tests", "CUDA tests"] and names[-1] == "memcheck"
-        assert not {"build", "CUDA tests", "memcheck"} & {
-            step.name for step in gpu.steps("cpu", quick, tmp_path)
-        }
+        on_cpu = [step.name for step in gpu.steps("cpu", quick, tmp_path)]
+        assert not {"build", "CUDA tests", "memcheck"} & set(on_cpu)
+        assert ("resources" in on_cpu) == (not quick)  # compiling every kernel takes minutes
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, "ok"), (1, "failed"), (None, "failed")])
+def test_verdict_of_the_resources(status, expected):
+    result = gpu._judge_resources(Outcome(status, "kernel registers\n9 configurations: all fit\n"))
+    assert result.status == expected
+    assert result.reason.endswith("out of time" if status is None else "9 configurations: all fit")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +229,32 @@ def test_the_script_works_from_anywhere(tmp_path):
         assert printed == f"{ROOT} {ROOT}:{ROOT}/kernels {folder} -m bench.gpu --quick\n"
 
 
+def test_the_script_unpacks_wheels_and_survives_a_bad_one(tmp_path):
+    (tmp_path / "peer-1.whl").touch()
+    (tmp_path / "alien-1.whl").touch()
+    interpreter = tmp_path / "python"
+    interpreter.write_text(
+        '#!/bin/sh\ncase "$*" in *alien*) exit 1;; *pip*) echo "$*";; *) echo "$PYTHONPATH"; esac\n'
+    )
+    interpreter.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "WHEELS": "."}
+    done = subprocess.run(
+        ["bash", ROOT / "bench" / "gpu.sh"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    installed, path = done.stdout.splitlines()
+    assert (
+        f"--no-index --no-deps --upgrade --target build/wheels {tmp_path}/peer-1.whl" in installed
+    )
+    # Last, so that nothing that the machine has is shadowed.
+    assert path == f"{ROOT}:{ROOT}/kernels:{ROOT}/build/wheels"
+    assert done.stderr == "left out: alien-1.whl\n"
+
+
 def test_tables_show_ratios_and_reasons():
     records = {
         "a": {
@@ -248,5 +281,6 @@ def test_tables_show_ratios_and_reasons():
 
 
 def _result(provider, milliseconds, rate):
-    timing = report.Timing(milliseconds, milliseconds - 0.5, milliseconds + 0.5, 9, 0.1, 0.5)
+    low, high = milliseconds - 0.5, milliseconds + 0.5
+    timing = report.Timing([high, low, milliseconds, low, high], 0.1, 0.5)
     return Result("op", "case", provider, "ok", "", timing, rate, "TFLOP/s", error=1e-3, bound=2e-3)

@@ -37,7 +37,7 @@ def test_the_float8_product_is_verified(monkeypatch):
 )
 def test_float8_work_has_a_unit_of_its_own(float8, unit, expected):
     candidate = Candidate(print, lambda _: (), error=0, bound=0, float8=float8)
-    times = Timing(2.0, 2.0, 2.0, 9, None, None)
+    times = Timing([2.0], None, None)
     result = timed("op", "case", "ours", candidate, times, work=4e9, unit=unit)
     assert result.unit == expected
     assert result.rate == pytest.approx(4e9 / 2e-3 / (1e12 if "FLOP" in unit else 1e9))

@@ -36,10 +36,10 @@ def test_two_sizes_that_vary_by_themselves_are_two_axes():
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        (attention, {("tokens", 4096, 32768)}),
+        (attention, {("tokens", 4096, 32768), ("tokens", 4096, 131_072), ("documents", 1, 512)}),
         (mlp, {("rows", 64, 65536)}),
         (text_loss, set()),
-        (decode, set()),
+        (decode, {("sequences", 1, 64)}),
     ],
 )
 def test_axes_of_the_real_cases(module, expected):

@@ -21,6 +21,7 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
     assert 3 * found["ours bf16"].error < found["ours fp8"].error
     assert found["ours bf16, compiled"].reason == "compiled on a GPU only"
     assert "transformer_engine cannot be used here" in found["Transformer Engine fp8"].reason
+    assert found["bf16, apex RMSNorm"].reason.startswith("model.rms_norm: apex")
 
 
 def test_a_wrong_step_is_not_timed(monkeypatch):
