@@ -40,12 +40,14 @@ bench.conftest.entries = lambda device_type: {entry.name: entry for entry in eve
 def session(folder, *options):
     (folder / "made_entries.py").write_text(PLUGIN)
     paths = [str(folder), str(ROOT), str(ROOT / "kernels")]
+    # pytest-benchmark takes no time in a process of pytest-xdist, which this test may run in.
+    environment = {key: value for key, value in os.environ.items() if "XDIST" not in key}
     command = [sys.executable, "-m", "pytest", "bench", "-p", "made_entries", "--device", "cpu"]
     command += ["--out", str(folder / "out"), "--benchmark-json", str(folder / "saved.json")]
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", "-rs", *options],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
     )
