@@ -17,7 +17,7 @@ from metamorph.config import (
     load_config,
     overrides_from_namespace,
 )
-from metamorph.errors import Stopped, UserError
+from metamorph.errors import SampleError, Stopped, UserError
 
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
 MAX_PIXELS = 50_000_000  # of a picture in a prompt
@@ -186,7 +186,6 @@ def run_generate(arguments: argparse.Namespace) -> None:
     import torch
 
     from metamorph.chat import Chat
-    from metamorph.data.conversation import SampleError
     from metamorph.data.images import open_image
     from metamorph.generation.sampling import Sampling
     from metamorph.training.run_folder import resolve_device
