@@ -1,7 +1,7 @@
 """Several sources mixed by weight, as a YAML file names them.
 
-Which part a sample comes from, and which sample of the part it is, is computed from its index
-alone: nothing is drawn and nothing counted.
+Which part a sample comes from, and which sample of the part it is, follows from its index alone.
+Each part is gone through in its own order, epoch after epoch.
 
     image_qa:
       weight: 0.6
@@ -13,9 +13,9 @@ alone: nothing is drawn and nothing counted.
       path: pairs/
 """
 
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
+
+import numpy as np
 
 from metamorph.config import DataConfig, PartConfig, read_section
 from metamorph.data.conversation import Sample
@@ -34,10 +34,14 @@ class Mixture:
     """The endless order of several sources. ``weights``: their relative shares, above 0."""
 
     def __init__(self, parts: dict[str, Source], weights: list[float], seed: int):
-        self.parts, self.seed = parts, seed
+        self.parts = parts
         self.sources = list(parts.values())
         self.counts = _whole_shares(weights)  # samples of each part in a period
-        self.starts = [0, *accumulate(self.counts)]
+        slots = (np.arange(PERIOD) * STRIDE + mixed(seed) % PERIOD) % PERIOD
+        self.turns = np.searchsorted(np.cumsum(self.counts), slots, side="right")  # whose they are
+        self.earlier = np.empty(PERIOD, np.int64)  # turns of the same part before each
+        for part, count in enumerate(self.counts):
+            self.earlier[self.turns == part] = np.arange(count)
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
@@ -45,9 +49,8 @@ class Mixture:
     def locate(self, index: int) -> tuple[int, int]:
         """The part that sample ``index`` comes from, and its index there."""
         period, turn = divmod(index, PERIOD)
-        slot = (turn * STRIDE + mixed(self.seed, period)) % PERIOD
-        part = bisect_right(self.starts, slot) - 1
-        return part, period * self.counts[part] + slot - self.starts[part]
+        part = int(self.turns[turn])
+        return part, period * self.counts[part] + int(self.earlier[turn])
 
     def sample(self, index: int) -> Sample:
         part, within = self.locate(index)

@@ -98,7 +98,9 @@ def test_unusable_samples_are_skipped_and_counted_by_cause(encoder):
     assert all(int(name) % 3 and int(name) % 5 for name in names)
     consumed = range(stream.next_index)
     assert stream.skips.counts["missing image"] == sum(i % 5 == 0 for i in consumed)
-    assert stream.skips.counts["longer than a row"] == sum(i % 5 != 0 and i % 3 == 0 for i in consumed)
+    assert stream.skips.counts["longer than a row"] == sum(
+        i % 5 != 0 and i % 3 == 0 for i in consumed
+    )
     assert "a row holds 200" in stream.skips.examples["longer than a row"]
 
 
