@@ -125,9 +125,10 @@ class FeatureFolder:
             if found.shape != (shard.rows, KEY_BYTES):
                 raise UserError(f"{folder / shard.file}: keys have shape {found.shape}")
             keys.append(found)
-        flat = np.concatenate(keys).view(f"S{KEY_BYTES}").ravel()
-        self.order = np.argsort(flat)  # rows of all shards, in the order of their keys
-        self.keys = flat[self.order]
+        unsorted = np.concatenate(keys)
+        self.order = np.argsort(_beginnings(unsorted))  # rows of all shards, sorted by key
+        self.keys = unsorted[self.order]
+        self.beginnings = _beginnings(self.keys)
         self.starts = np.cumsum([0] + [shard.rows for shard in self.index.shards])
         self._files: dict[int, safe_open] = {}
 
@@ -135,7 +136,7 @@ class FeatureFolder:
         return self.__dict__ | {"_files": {}}  # each process opens its own
 
     def all_keys(self) -> list[bytes]:
-        return [key.ljust(KEY_BYTES, b"\0") for key in self.keys.tolist()]  # numpy cuts zeros off
+        return [key.tobytes() for key in self.keys]
 
     def read(self, keys: list[bytes]) -> Tensor:
         """fp32 [len(keys), tokens, C]. Raises ``SampleError`` for a key that is not there."""
@@ -155,10 +156,13 @@ class FeatureFolder:
         return torch.cat(found)
 
     def _row(self, key: bytes) -> int | None:
-        place = np.searchsorted(self.keys, np.bytes_(key))
-        if place == len(self.keys) or self.keys[place] != np.bytes_(key):
-            return None
-        return int(self.order[place])
+        wanted = np.frombuffer(key, np.uint8)
+        place = int(np.searchsorted(self.beginnings, _beginnings(wanted[None])[0]))
+        while place < len(self.keys) and (self.keys[place, :8] == wanted[:8]).all():
+            if (self.keys[place] == wanted).all():
+                return int(self.order[place])
+            place += 1
+        return None
 
     def _open(self, shard: Shard):
         path = self.folder / shard.file
@@ -169,6 +173,11 @@ class FeatureFolder:
                 f"{path} cannot be read ({error}); metamorph encode with the same output "
                 f"makes it anew"
             ) from error
+
+
+def _beginnings(keys: np.ndarray) -> np.ndarray:
+    """The first 8 bytes of each key [N, 32] as a number, to search by."""
+    return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
 
 
 def open_features(folder: str, vision: VisionEncoder) -> FeatureFolder:
