@@ -4,12 +4,11 @@ Heavy imports wait until a verb needs them, so that ``--help`` answers at once.
 """
 
 import argparse
-import math
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
+from metamorph.arguments import not_negative, whole
 from metamorph.config import (
     FP8_BACKENDS,
     PRECISIONS,
@@ -17,7 +16,8 @@ from metamorph.config import (
     load_config,
     overrides_from_namespace,
 )
-from metamorph.errors import Stopped, UserError
+from metamorph.data.command_line import add_data_verbs, encode_data, validate_data
+from metamorph.errors import SampleError, Stopped, UserError
 
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
 MAX_PIXELS = 50_000_000  # of a picture in a prompt
@@ -52,34 +52,6 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
   metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings"""
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least ``least`` and, if given, at most ``most``."""
-    limits = f"at least {least}" if most is None else f"from {least} to {most}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < least or (most is not None and value > most):
-            message = f"expected a whole number, {limits}, got {text!r}"
-            raise argparse.ArgumentTypeError(message)
-        return value
-
-    return convert
-
-
-def not_negative(text: str) -> float:
-    """An argparse type: a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number, at least 0, got {text!r}")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamorph",
@@ -106,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="load everything, show the plan and the first row of data, and train nothing",
     )  # fmt: skip
     add_config_arguments(train)
+
+    add_data_verbs(add)
 
     ask = add("generate", "ask a trained model for text and pictures", GENERATE_HELP)
     ask.add_argument("prompt", metavar="PROMPT", help="question or request; may hold <image>")
@@ -186,7 +160,6 @@ def run_generate(arguments: argparse.Namespace) -> None:
     import torch
 
     from metamorph.chat import Chat
-    from metamorph.data.conversation import SampleError
     from metamorph.data.images import open_image
     from metamorph.generation.sampling import Sampling
     from metamorph.training.run_folder import resolve_device
@@ -264,7 +237,7 @@ def run_doctor() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb. Returns 0; 2 after one line on what a user can mend; 130 if stopped; 1 after a
-    quickstart whose model scored too low.
+    quickstart whose model scored too low, or data of which too much is bad.
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
@@ -275,6 +248,10 @@ def main(argv: list[str] | None = None) -> int:
             return run_quickstart(arguments)
         elif arguments.verb == "train":
             run_train(arguments, unknown)
+        elif arguments.verb == "validate-data":
+            return validate_data(arguments)
+        elif arguments.verb == "encode":
+            encode_data(arguments)
         elif arguments.verb == "generate":
             run_generate(arguments)
         else:

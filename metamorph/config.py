@@ -33,13 +33,17 @@ from metamorph.strict_yaml import parse_text, read_yaml
 STAGES = ("language", "align", "instruct", "decoder")
 PRECISIONS = ("fp32", "bf16", "fp8")
 FP8_BACKENDS = ("torchao", "transformer_engine", "native")
+SOURCES = ("toy_scenes", "jsonl", "webdataset", "parquet", "mixture")
+FAMILIES = ("conversations", "captions", "edits", "boxes", "video_questions", "video_frames")
 NUMBERS = dict[str, float]
+NAMES = dict[str, str]
 KINDS = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
     int: ("INT", "a whole number"),
     float: ("FLOAT", "a number"),
     bool: ("BOOL", "true or false"),
     NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
+    NAMES: ("MAPPING", "a mapping of names to names, such as {caption: TEXT}"),
 }
 SHARE = {"minimum": 0, "maximum": 1}
 LIMITS = {  # limit: in words, and what holds between a value and it
@@ -75,19 +79,44 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """Where samples come from and how they are packed."""
+class SourceConfig:
+    """One source of samples: its format, its family and where it lies."""
 
-    source: str = option("kind of source", "jsonl", choices=("toy_scenes", "jsonl"))
-    path: str = option("JSONL file of conversations (jsonl)", "")
-    image_root: str = option(
-        "folder that image paths start from, empty for the folder of the JSONL file (jsonl)", ""
+    source: str = option("kind of source", "jsonl", choices=SOURCES)
+    family: str = option(
+        "what conversation a record stands for (all but toy_scenes), see docs/data.md",
+        "conversations",
+        choices=FAMILIES,
     )
+    path: str = option("file of the samples; webdataset and parquet: or a folder, or *.tar", "")
+    image_root: str = option(
+        "folder that image and video paths start from, empty for the folder of the file (jsonl)", ""
+    )
+    fields: NAMES = option("fields of your records under other names: {caption: TEXT}", {})
+    frames_per_second: float = option("frames to take of a second of video", 1.0, above=0)
+    max_frames: int = option("most frames of a video", 45, minimum=2)
     kinds: NUMBERS = option("weight of each sample kind (toy_scenes)", {}, minimum=0)
     samples: int = option("samples in an epoch, 0 for endless (toy_scenes)", 0, minimum=0)
+
+
+@dataclass
+class PartConfig(SourceConfig):
+    """One part of a mixture file; its paths start from the folder of that file."""
+
+    source: str = option("kind of source", "jsonl", choices=SOURCES[:-1])
+    weight: float = option("relative share, 0 for the number of samples", 0.0, minimum=0)
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Where samples come from and how they are packed."""
+
     row_length: int = option("tokens in a packed row", 4096, minimum=2)
     max_pixels: int = option("refuse images with more pixels than this", 50_000_000, minimum=1)
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
+    skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
+    features: str = option("folder of cached features, see metamorph encode", "")
+    workers: int = option("processes that prepare samples ahead, 0 for none", 0, minimum=0)
 
 
 @dataclass
@@ -162,6 +191,18 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         elif _default(entry) is MISSING:
             raise UserError(f"{path}: key '{key}' is missing; it needs {_needs(entry)}")
     return _build(RunConfig, values)
+
+
+def read_section(config_class: type, values: Any, origin: str) -> Any:
+    """A flat config dataclass from a mapping, checked as `load_config` checks. `origin`: where
+    the mapping stands, for messages."""
+    fields = dict(_leaves(config_class))
+    values = {str(key): value for key, value in _mapping(values, "it", origin).items()}
+    for key in values:
+        if key not in fields:
+            closest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
+            raise UserError(f"{origin}: unknown key '{key}'; the nearest is '{closest}'")
+    return config_class(**{k: _convert(k, fields[k], v, origin) for k, v in values.items()})
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -271,12 +312,13 @@ def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any
 
 def _coerce(kind: Any, value: Any) -> Any:
     """`value` as `kind`, or None where it is something else."""
-    if kind == NUMBERS:
+    if kind in (NUMBERS, NAMES):
         if not isinstance(value, Mapping):
             return None
-        numbers = {name: _coerce(float, number) for name, number in value.items()}
-        named = all(isinstance(name, str) for name in numbers)
-        return numbers if named and None not in numbers.values() else None
+        _, item_kind = kind.__args__
+        items = {name: _coerce(item_kind, item) for name, item in value.items()}
+        named = all(isinstance(name, str) for name in items)
+        return items if named and None not in items.values() else None
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is not float:

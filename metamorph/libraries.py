@@ -81,6 +81,16 @@ def transformer_engine_absence(device_type: str) -> str | None:
     return _absence(device_type, ADA, needed)
 
 
+def av_absence(device_type: str) -> str | None:
+    """Why PyAV cannot decode videos here, or None where it can."""
+    return _absence(device_type, None, {"av": ["open", "FFmpegError"]})
+
+
+def pyarrow_absence(device_type: str) -> str | None:
+    """Why pyarrow cannot read parquet files here, or None where it can."""
+    return _absence(device_type, None, {"pyarrow.parquet": ["ParquetFile"]})
+
+
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
@@ -89,6 +99,8 @@ PROBES = {  # distribution: its probe
     "apex": apex_absence,
     "torchao": torchao_absence,
     "transformer-engine": transformer_engine_absence,
+    "av": av_absence,
+    "pyarrow": pyarrow_absence,
 }
 
 

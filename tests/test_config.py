@@ -21,7 +21,8 @@ from metamorph.config import (
 from metamorph.errors import UserError
 
 MINIMAL = "stage: align\noutput: runs/a\n"
-SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHIPPED = sorted({*CONFIGS.glob("**/*.yaml")} - {*CONFIGS.glob("mixtures/*")})
 
 
 @pytest.fixture

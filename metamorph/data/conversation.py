@@ -8,8 +8,10 @@ template is Llama-3's, without a system prompt.
 from dataclasses import dataclass, field
 
 from PIL import Image
+from torch import Tensor
 
-from metamorph.errors import UserError
+from metamorph.data.images import Picture
+from metamorph.errors import SampleError, UserError
 from metamorph.tokens import (
     BEGIN_OF_TEXT,
     END_HEADER,
@@ -24,14 +26,6 @@ USER, ASSISTANT = "user", "assistant"
 ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
 
 
-class SampleError(Exception):
-    """A sample that cannot be used. ``cause`` is a short name under which skips are counted."""
-
-    def __init__(self, cause: str, message: str):
-        super().__init__(message)
-        self.cause = cause
-
-
 @dataclass(frozen=True)
 class Turn:
     role: str  # USER or ASSISTANT
@@ -44,7 +38,8 @@ class Sample:
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image | Picture, ...] = ()
+    where: str = ""  # file and line, for messages
 
 
 @dataclass
@@ -56,7 +51,8 @@ class Document:
     supervised: list[bool] = field(default_factory=list)  # [L] text tokens of responses
     spans: list[tuple[int, int]] = field(default_factory=list)  # per image, end exclusive
     is_target: list[bool] = field(default_factory=list)  # per image: lies in a response
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image | Picture, ...] = ()
+    features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -5,17 +5,17 @@ token of a response image. Hence ``<image_start>`` predicts the first visual tok
 visual token predicts ``<image_end>``.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from metamorph.data.conversation import ChatEncoder, Document, SampleError
-from metamorph.data.sources import Source
-from metamorph.errors import UserError
+from metamorph.data.conversation import Document
+from metamorph.data.documents import DocumentSource
+from metamorph.data.skips import Skips
+from metamorph.errors import SampleError, UserError
 
 LOOKAHEAD = 32  # documents that may wait for a row with room
 
@@ -42,6 +42,7 @@ class PackedRow:
     visual_targets: Tensor
     sample_ids: tuple[str, ...]
     used: int  # tokens that are not padding
+    features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
 
 
 def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedRow:
@@ -74,6 +75,8 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
         token_ids += [pad_id] * padding
         positions += range(padding)
 
+    cached = [document.features for document in documents if document.features is not None]
+
     def index(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)
 
@@ -81,45 +84,48 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
         index(token_ids), index(positions), tuple(lengths), tuple(images), index(visual_positions),
         index(text_rows), index(text_labels), index(visual_rows), index(visual_targets),
         tuple(document.sample_id for document in documents), used,
+        torch.cat(cached) if cached else None,
     )  # fmt: skip
 
 
 class RowStream(Iterator[PackedRow]):
-    """Endless packed rows from a source: first fit, with a bounded number of waiting documents.
+    """Endless packed rows of one lane: first fit, with a bounded number of waiting documents.
 
-    Unusable samples and documents longer than a row are skipped and counted in ``skipped`` by
-    cause. ``state_dict`` is small and exact: a stream that loads it goes on with the same rows.
+    Lane l of n packs the samples at l, l + n, l + 2n, ... by itself; lane 0 of 1 packs them all.
+    Unusable samples and documents longer than a row are skipped and counted in ``skips`` by cause;
+    ``on_skip`` is called after each. ``state_dict`` is small and exact: a stream that loads it goes
+    on with the same rows.
     """
 
-    def __init__(self, source: Source, encoder: ChatEncoder, row_length: int, pad_id: int):
-        self.source, self.encoder = source, encoder
-        self.row_length, self.pad_id = row_length, pad_id
-        self.next_index = 0
+    def __init__(
+        self,
+        documents: DocumentSource,
+        pad_id: int,
+        lane: int = 0,
+        lanes: int = 1,
+        on_skip: Callable[[], None] = lambda: None,
+    ):
+        self.documents, self.pad_id = documents, pad_id
+        self.row_length = documents.row_length
+        self.lanes, self.on_skip = lanes, on_skip
+        self.next_index = lane
         self.waiting: list[tuple[int, Document]] = []
-        self.skipped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}  # cause: message of its first sample
-
-    def _document(self, index: int) -> Document:
-        document = self.encoder.encode(self.source.sample(index))
-        if len(document) > self.row_length:
-            raise SampleError(
-                "longer than a row",
-                f"sample {document.sample_id}: {len(document)} tokens, "
-                f"a row holds {self.row_length} (data.row_length)",
-            )
-        return document
+        self.skips = Skips()
 
     def _next_document(self) -> tuple[int, Document]:
         # Orders differ by epoch: only two epochs' worth in a row surely holds every sample.
-        for _ in range(2 * len(self.source)):
+        for _ in range(2 * len(self.documents)):
             index = self.next_index
-            self.next_index += 1
+            self.next_index += self.lanes
+            self.skips.tried += 1
             try:
-                return index, self._document(index)
+                return index, self.documents.document(index)
             except SampleError as error:
-                self.skipped[error.cause] += 1
-                self.examples.setdefault(error.cause, str(error))
-        raise UserError(f"no usable sample in two epochs; first of each cause: {self.examples}")
+                self.skips.add(error)
+                self.on_skip()
+        raise UserError(
+            f"no usable sample in two epochs; first of each cause: {self.skips.examples}"
+        )
 
     def __next__(self) -> PackedRow:
         row: list[Document] = []
@@ -144,15 +150,10 @@ class RowStream(Iterator[PackedRow]):
         return pack_row(row, self.row_length, self.pad_id)
 
     def state_dict(self) -> dict:
-        return {
-            "next_index": self.next_index,
-            "waiting": [index for index, _ in self.waiting],
-            "skipped": dict(self.skipped),
-            "examples": self.examples,
-        }
+        waiting = [index for index, _ in self.waiting]
+        return {"next_index": self.next_index, "waiting": waiting, **self.skips.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        self.waiting = [(index, self.documents.document(index)) for index in state["waiting"]]
         self.next_index = state["next_index"]
-        self.waiting = [(index, self._document(index)) for index in state["waiting"]]
-        self.skipped = Counter(state["skipped"])
-        self.examples = dict(state["examples"])
+        self.skips.load_state_dict(state)

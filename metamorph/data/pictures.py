@@ -1,22 +1,23 @@
 """The pictures of a source alone, as the decoder's training takes them."""
 
-from collections import Counter
-
 from PIL import Image
 
-from metamorph.data.conversation import SampleError
+from metamorph.data.images import opened
+from metamorph.data.skips import Skips, check_skip_limit
 from metamorph.data.sources import Source
-from metamorph.errors import UserError
+from metamorph.errors import SampleError, UserError
 
 
 class PictureStream:
-    """Endless pictures in the source's order. Unusable samples are counted in ``skipped``."""
+    """Endless pictures in the source's order. Unusable samples are counted in ``skips``.
 
-    def __init__(self, source: Source):
-        self.source = source
+    Raises ``UserError`` once a larger share than ``skip_limit`` is unusable.
+    """
+
+    def __init__(self, source: Source, skip_limit: float = 1.0):
+        self.source, self.skip_limit = source, skip_limit
         self.next_index = 0
-        self.skipped: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}  # cause: message of its first sample
+        self.skips = Skips()
         self.last_samples: list[str] = []  # ids behind the last ``take``
 
     def take(self, count: int) -> list[Image.Image]:
@@ -26,26 +27,22 @@ class PictureStream:
         tried = 0
         while len(pictures) < count:
             if not pictures and tried >= 2 * len(self.source):  # as in RowStream
-                raise UserError(f"data: no picture in two epochs; skipped: {self.examples}")
+                raise UserError(f"data: no picture in two epochs; skipped: {self.skips.examples}")
+            self.skips.tried += 1
             try:
                 sample = self.source.sample(self.next_index)
-                pictures += sample.images
+                pictures += [opened(image) for image in sample.images]
                 self.last_samples.append(sample.id)
             except SampleError as error:
-                self.skipped[error.cause] += 1
-                self.examples.setdefault(error.cause, str(error))
+                self.skips.add(error)
+                check_skip_limit([self.skips], self.skip_limit)
             self.next_index += 1
             tried += 1
         return pictures[:count]
 
     def state_dict(self) -> dict:
-        return {
-            "next_index": self.next_index,
-            "skipped": dict(self.skipped),
-            "examples": self.examples,
-        }
+        return {"next_index": self.next_index, **self.skips.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.next_index = state["next_index"]
-        self.skipped = Counter(state["skipped"])
-        self.examples = dict(state["examples"])
+        self.skips.load_state_dict(state)

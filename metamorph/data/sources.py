@@ -4,18 +4,23 @@ The order is a pure function of (seed, epoch, index), so that a run resumes by r
 number.
 """
 
-import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from metamorph.config import DataConfig
-from metamorph.data.conversation import ROLES, Sample, SampleError, Turn
-from metamorph.data.images import open_image, resolve_inside, shorten
+from metamorph.config import DataConfig, SourceConfig
+from metamorph.data.boxes import boxes
+from metamorph.data.conversation import Sample
+from metamorph.data.families import captions, conversations, edits
+from metamorph.data.json_lines import JsonLines
+from metamorph.data.order import BlockOrder, shuffled
+from metamorph.data.parquet import Parquet
+from metamorph.data.records import Records
 from metamorph.data.toy_tasks import DEFAULT_WEIGHTS, KINDS, make_task
-from metamorph.errors import UserError
+from metamorph.data.video_families import Sampling, video_frames, video_questions
+from metamorph.data.web_dataset import WebDataset
+from metamorph.errors import SampleError, UserError
 
 
 class Source(Protocol):
@@ -49,87 +54,72 @@ class ToyScenes:
         return make_task(self.seed, index % self.samples, "train", self.weights).sample
 
 
-class JsonLines:
-    """LLaVA conversations, one JSON object a line, with images below ``image_root``.
+class RecordSource:
+    """The records of files as samples, in an order that depends on the seed and epoch.
 
-    Only the line offsets are kept in memory; a line is parsed and its images are opened when its
-    turn comes.
+    ``family`` says what conversation a record stands for, see ``families``.
     """
 
-    def __init__(self, path: Path, image_root: Path, max_pixels: int, seed: int, shuffle: bool):
-        if not path.is_file():
-            raise UserError(f"data.path: {path} does not exist, expected a JSONL file")
-        if not image_root.is_dir():
-            raise UserError(f"data.image_root: {image_root} is not a folder")
-        self.path, self.image_root, self.max_pixels = path, image_root, max_pixels
+    def __init__(self, records: Records, family, seed: int, shuffle: bool):
+        self.records, self.family = records, family
         self.seed, self.shuffle = seed, shuffle
-        self.lines = []  # (byte offset, line number) of every line with content
-        with path.open("rb") as file:
-            offset = 0
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    self.lines.append((offset, number))
-                offset += len(line)
-        if not self.lines:
-            raise UserError(f"data.path: {path} holds no samples")
-        self._epoch, self._order = -1, torch.empty(0)
+        self.block_order = BlockOrder(records.blocks, seed) if records.blocks else None
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.records)
 
-    def _line_of(self, index: int) -> int:
+    def _position(self, index: int) -> int:
+        epoch, place = divmod(index, len(self))
         if not self.shuffle:
-            return index % len(self)
-        epoch = index // len(self)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self), generator=generator)
-        return int(self._order[index % len(self)])
+            return place
+        if self.block_order is not None:
+            return self.block_order.place(place, epoch)
+        return shuffled(place, len(self), self.seed, epoch)
 
     def sample(self, index: int) -> Sample:
-        offset, number = self.lines[self._line_of(index)]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            line = file.readline()
-        where = f"{self.path}:{number}"
+        position = self._position(index)
+        where = self.records.where(position)
         try:
-            record = json.loads(line)
-            names = _image_names(record.get("image"))
-            turns = tuple(_turn(turn) for turn in record["conversations"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            message = f"{where}: {type(error).__name__}: {error}"
-            raise SampleError("malformed line", message) from error
-        try:
-            images = tuple(
-                open_image(resolve_inside(self.image_root, name), self.max_pixels) for name in names
-            )
+            return self.family(self.records.record(position))
         except SampleError as error:
             raise SampleError(error.cause, f"{where}: {error}") from error
-        return Sample(str(record.get("id", where)), turns, images)
-
-
-def _image_names(value: object) -> list[str]:
-    """The names under ``image``: none, one or a list."""
-    names = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"image: expected a name or a list of names, got {shorten(repr(value))}")
-    return names
-
-
-def _turn(turn: dict) -> Turn:
-    text = turn["value"]
-    if not isinstance(text, str):
-        raise ValueError(f"value: expected text, got {shorten(repr(text))}")
-    text.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here
-    return Turn(ROLES[turn["from"]], text)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            message = f"{where}: {type(error).__name__}: {error}"
+            raise SampleError("malformed record", message) from error
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
     """The source that a run's ``data`` section names. Raises ``UserError`` if it cannot be used."""
+    if config.source == "mixture":
+        from metamorph.data.mixture import open_mixture
+
+        return open_mixture(config, seed)
+    return open_part(config, Path(), config.max_pixels, seed, config.shuffle)
+
+
+def open_part(
+    config: SourceConfig, base: Path, max_pixels: int, seed: int, shuffle: bool
+) -> Source:
+    """One source that is no mixture; relative paths start from ``base``."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
     if not config.path:
-        raise UserError("data.path: it is empty, expected a JSONL file")
-    path = Path(config.path)
-    image_root = Path(config.image_root) if config.image_root else path.parent
-    return JsonLines(path, image_root, config.max_pixels, seed, config.shuffle)
+        raise UserError("data.path: it is empty, expected the file or folder of the samples")
+    path = base / config.path
+    if config.source == "jsonl":
+        image_root = base / config.image_root if config.image_root else path.parent
+        records = JsonLines(path, image_root, max_pixels, config.fields)
+    elif config.source == "webdataset":
+        records = WebDataset(path, max_pixels, config.fields)
+    else:
+        records = Parquet(path, max_pixels, config.fields)
+    sampling = Sampling(config.frames_per_second, config.max_frames)
+    families = {
+        "conversations": conversations,
+        "captions": captions,
+        "edits": edits,
+        "boxes": partial(boxes, seed=seed),
+        "video_questions": partial(video_questions, sampling=sampling),
+        "video_frames": partial(video_frames, sampling=sampling, seed=seed),
+    }
+    return RecordSource(records, families[config.family], seed, shuffle)

@@ -130,7 +130,8 @@ class DecoderStage:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        self.stream = PictureStream(open_source(config.data, config.seed))
+        source = open_source(config.data, config.seed)
+        self.stream = PictureStream(source, config.data.skip_limit)
         self.meter = Meter()
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
@@ -152,7 +153,7 @@ class DecoderStage:
         return self.stream.last_samples
 
     def skipped(self) -> dict[str, tuple[int, str]]:
-        return {c: (n, self.stream.examples[c]) for c, n in self.stream.skipped.items()}
+        return self.stream.skips.by_cause()
 
     def state_dict(self) -> dict:
         return {"stream": self.stream.state_dict()}

@@ -16,7 +16,7 @@ class Batch:
     """What a step reads of one ``PackedRow``. All that the host must know is planned by then:
     forward and backward never ask the device."""
 
-    pixels: Tensor  # [images, 3, S, S]
+    pixels: Tensor | None  # [images, 3, S, S], or None where features are cached
     token_ids: Tensor  # this and all below as in PackedRow
     positions: Tensor
     intervals: Intervals
@@ -25,12 +25,14 @@ class Batch:
     text_labels: Tensor
     visual_rows: Tensor
     visual_targets: Tensor
+    features: Tensor | None = None  # [images, tokens, C] where they are cached
 
     @classmethod
     def of(cls, row: PackedRow, vision: VisionEncoder, device: torch.device) -> "Batch":
         """Plans, preprocesses and sends a row; on a GPU the copies run while the host goes on."""
+        cached = row.features is not None
         return cls(
-            pixels=send(vision.preprocess(list(row.images)), device),
+            pixels=None if cached else send(vision.preprocess(list(row.images)), device),
             token_ids=send(row.token_ids, device),
             positions=send(row.positions, device),
             intervals=key_intervals(row.document_lengths, device=device),
@@ -39,4 +41,9 @@ class Batch:
             text_labels=send(row.text_labels, device),
             visual_rows=send(row.visual_rows, device),
             visual_targets=send(row.visual_targets, device),
+            features=send(row.features, device) if cached else None,
         )
+
+    def visual_features(self, vision: VisionEncoder) -> Tensor:
+        """[images, tokens, C]: the cached ones, or what the frozen encoder says now."""
+        return vision(self.pixels) if self.features is None else self.features

@@ -6,7 +6,7 @@ metamorph train configs/toy/instruct.yaml --dry-run
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import count, groupby
 from textwrap import indent
 
 from torch import nn
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig, open_stage: Callable[[RunConfig], Stage]) -> str:
         parts.append(f"precision {training.precision}")
     else:
         parts.append(describe_precision(training.precision, stage.float8))
-        parts.append(describe_row(next(stage.stream), stage.tokenizer))
+        parts.append(describe_row(stage.lanes.next_rows()[0], stage.tokenizer))
     return "\n\n".join(parts)
 
 
@@ -109,8 +109,9 @@ def _ranges(numbers: tuple[int, ...]) -> str:
 def describe_row(row: PackedRow, tokenizer) -> str:
     """A packed row as text, document by document: pictures in brackets, targets in « »."""
     length = len(row.token_ids)
+    images = len(row.images if row.features is None else row.features)
     lines = [
-        f"first row: {len(row.sample_ids)} documents and {len(row.images)} pictures in "
+        f"first row: {len(row.sample_ids)} documents and {images} pictures in "
         f"{row.used} of {length} tokens",
         f"  « » marks what is learned: {len(row.text_rows)} text tokens to say, "
         f"{len(row.visual_rows)} visual tokens to draw",
@@ -118,12 +119,14 @@ def describe_row(row: PackedRow, tokenizer) -> str:
     ids = row.token_ids.tolist()
     learned = {at + 1 for rows in (row.text_rows, row.visual_rows) for at in rows.tolist()}
     visual = set(row.visual_positions.tolist())
-    pictures = enumerate(row.images, start=1)
+    pictures = iter(row.images)  # none where their features are cached
+    numbers = count(1)
 
     def show(is_picture: bool, places: list[int]) -> str:
         if is_picture:
-            number, image = next(pictures)
-            return f"[picture {number}: {image.width} x {image.height}, {len(places)} tokens]"
+            image = next(pictures, None)
+            size = "cached" if image is None else f"{image.width} x {image.height}"
+            return f"[picture {next(numbers)}: {size}, {len(places)} tokens]"
         return tokenizer.decode([ids[at] for at in places], clean_up_tokenization_spaces=False)
 
     start = 0

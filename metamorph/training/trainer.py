@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
-from metamorph.data.conversation import ChatEncoder, SampleError
-from metamorph.data.packing import PackedRow, RowStream
-from metamorph.data.sources import open_source
-from metamorph.errors import UserError
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.lanes import open_lanes
+from metamorph.data.packing import PackedRow
+from metamorph.errors import SampleError, UserError
 from metamorph.libraries import require
 from metamorph.model.assemble import assemble
 from metamorph.model.fused_parts import choose_parts, install_parts
@@ -97,7 +97,7 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimize
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, and its target features
     [images, tokens, C]."""
-    features = model.vision(batch.pixels)  # [images, tokens, C], without gradient
+    features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
     states = model(
         batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
     )
@@ -127,8 +127,10 @@ class LanguageStage:
         self.float8 = convert_to_float8(model, training.fp8_backend) if fp8 else None
         self.optimizer = make_optimizer(model, config)
         encoder = ChatEncoder(self.tokenizer, model.config.tokens_per_image)
-        source = open_source(config.data, config.seed)
-        self.stream = RowStream(source, encoder, config.data.row_length, model.config.pad_id)
+        self.lanes = open_lanes(
+            config.data, config.seed, encoder, model.config.pad_id, model.vision,
+            training.rows_per_step,
+        )  # fmt: skip
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, self.device
         )
@@ -137,7 +139,7 @@ class LanguageStage:
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
         training = self.config.training
-        self.rows = [next(self.stream) for _ in range(training.rows_per_step)]
+        self.rows = self.lanes.next_rows()
         counts = TargetCounts.of(self.rows)
         text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
         for row in self.rows:
@@ -177,14 +179,14 @@ class LanguageStage:
         return [sample for row in self.rows for sample in row.sample_ids]
 
     def skipped(self) -> dict[str, tuple[int, str]]:
-        return {c: (n, self.stream.examples[c]) for c, n in self.stream.skipped.items()}
+        return self.lanes.skips().by_cause()
 
     def state_dict(self) -> dict:
-        return {"stream": self.stream.state_dict(), "baseline": self.baseline.total.tolist()}
+        return {"lanes": self.lanes.state_dict(), "baseline": self.baseline.total.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
         try:
-            self.stream.load_state_dict(state["stream"])
+            self.lanes.load_state_dict(state["lanes"])
         except SampleError as error:
             raise UserError(f"resume: the data changed since the checkpoint: {error}") from error
         self.baseline.total = torch.tensor(state["baseline"], device=self.device)

@@ -5,18 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metamorph.data.conversation import ASSISTANT, USER, Sample, SampleError, Turn
+from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
+from metamorph.data.documents import Documents
 from metamorph.data.packing import RowStream, pack_row
 from metamorph.data.sources import ToyScenes
 from metamorph.data.toy_tasks import KINDS, make_task
-from metamorph.errors import UserError
+from metamorph.errors import SampleError, UserError
 
 ALL_KINDS = dict.fromkeys(KINDS, 1.0)
 PAD = 1
 
 
 def toy_stream(encoder, row_length=400) -> RowStream:
-    return RowStream(ToyScenes(0, ALL_KINDS, 0), encoder, row_length, PAD)
+    return RowStream(Documents(ToyScenes(0, ALL_KINDS, 0), encoder, row_length), PAD)
 
 
 @settings(max_examples=30)
@@ -92,13 +93,15 @@ class SomeBad:
 
 
 def test_unusable_samples_are_skipped_and_counted_by_cause(encoder):
-    stream = RowStream(SomeBad(), encoder, 200, PAD)
+    stream = RowStream(Documents(SomeBad(), encoder, 200), PAD)
     names = [name for _ in range(2) for name in next(stream).sample_ids]
     assert all(int(name) % 3 and int(name) % 5 for name in names)
     consumed = range(stream.next_index)
-    assert stream.skipped["missing image"] == sum(i % 5 == 0 for i in consumed)
-    assert stream.skipped["longer than a row"] == sum(i % 5 != 0 and i % 3 == 0 for i in consumed)
-    assert "a row holds 200" in stream.examples["longer than a row"]
+    assert stream.skips.counts["missing image"] == sum(i % 5 == 0 for i in consumed)
+    assert stream.skips.counts["longer than a row"] == sum(
+        i % 5 != 0 and i % 3 == 0 for i in consumed
+    )
+    assert "a row holds 200" in stream.skips.examples["longer than a row"]
 
 
 def test_a_source_without_any_usable_sample_is_an_error(encoder):
@@ -107,7 +110,7 @@ def test_a_source_without_any_usable_sample_is_an_error(encoder):
             raise SampleError("missing image", "gone")
 
     with pytest.raises(UserError, match="no usable sample.*missing image.*gone"):
-        next(RowStream(AllBad(), encoder, 200, PAD))
+        next(RowStream(Documents(AllBad(), encoder, 200), PAD))
 
 
 def test_documents_that_do_not_fit_are_refused(encoder):

@@ -52,6 +52,7 @@ def test_every_kind_of_bad_sample_is_skipped_counted_and_printed(folder, capsys)
                     "image_root": str(images),
                     "row_length": 128,
                     "max_pixels": 10_000,
+                    "skip_limit": 1.0,
                 },
                 "training": {"steps": 2, "log_every": 1},
             }
@@ -62,7 +63,7 @@ def test_every_kind_of_bad_sample_is_skipped_counted_and_printed(folder, capsys)
     printed = capsys.readouterr().out
     causes = {
         "missing image", "corrupt image", "image too large", "image outside its root",
-        "image count differs", "longer than a row", "empty conversation", "malformed line",
+        "image count differs", "longer than a row", "empty conversation", "malformed record",
     }  # fmt: skip
     assert set(skipped) == causes
     for cause, count in skipped.items():

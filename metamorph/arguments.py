@@ -1,0 +1,33 @@
+"""Types of command-line arguments that say what they expect."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least ``least`` and, if given, at most ``most``."""
+    limits = f"at least {least}" if most is None else f"from {least} to {most}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            message = f"expected a whole number, {limits}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return convert
+
+
+def not_negative(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, at least 0, got {text!r}")
+    return value

@@ -1,0 +1,76 @@
+"""Visual thinking: the response shows the part of the image that matters, then answers.
+
+Three written forms: ``box`` beside a conversation of two turns; Visual-CoT as published, where a
+second image name ends in ``###[x1, y1, x2, y2]``; VStar, whose ``target_instances`` are marked in a
+copy of the whole image.
+"""
+
+import json
+import math
+import random
+from typing import Any
+
+from metamorph.data.conversation import Sample
+from metamorph.data.families import ask, sample_of
+from metamorph.data.images import Box, Crop, Marked, Picture, shorten
+from metamorph.data.records import Record, checked_text
+
+BOX_MARK = "###"
+BOX_REQUEST = "Please provide the bounding box"  # of Visual-CoT; we answer with the crop instead
+HINTS = (
+    "Look closely before you answer.",
+    "Show the part that matters, then answer.",
+    "Zoom in first.",
+    "Think with an image before you answer.",
+    "",
+)
+LEADS = (
+    "Let me look closer: <image>",
+    "This is the part that matters: <image>",
+    "I will think about it visually. <image>",
+    "<image>",
+)
+
+
+def boxes(record: Record, seed: int) -> Sample:
+    """``image``, ``conversations`` and a box in one of the three forms; see the module."""
+    turns = record.turns()
+    if len(turns) < 2:
+        raise ValueError(f"conversations: expected a question and an answer, got {len(turns)}")
+    image, shown = _shown(record)
+    question = turns[0].text.replace("<image>", "").partition(BOX_REQUEST)[0].strip()
+    rng = random.Random(f"{seed} boxes {record.id}")
+    hint, lead = rng.choice(HINTS), rng.choice(LEADS)
+    prompt = f"<image>{question} {hint}".rstrip()
+    return sample_of(record, ask(prompt, f"{lead} {turns[-1].text}"), [image, shown])
+
+
+def _shown(record: Record) -> tuple[Picture, Picture]:
+    """The whole image and what the response shows of it."""
+    targets = record.get("target_instances")
+    if targets is not None:
+        image = record.picture("image")
+        marks = [(checked_text("name", t["name"]), _corners(t["bbox"])) for t in targets]
+        return image, Marked(image, tuple(marks))
+    if record.get("box") is not None:
+        image = record.picture("image")
+        return image, Crop(image, _numbers(record.get("box")))
+    value = record.get("image")
+    if not isinstance(value, list) or len(value) != 2 or BOX_MARK not in str(value[1]):
+        raise ValueError("expected a 'box', 'target_instances', or a second image name with ###[]")
+    image = record.files.picture(value[0])
+    return image, Crop(image, _numbers(json.loads(value[1].partition(BOX_MARK)[2])))
+
+
+def _numbers(value: Any) -> Box:
+    """Four finite numbers, else ``ValueError``."""
+    is_box = isinstance(value, list) and len(value) == 4
+    if not is_box or not all(type(side) in (int, float) and math.isfinite(side) for side in value):
+        raise ValueError(f"box: expected four numbers, got {shorten(repr(value))}")
+    return tuple(float(side) for side in value)
+
+
+def _corners(value: Any) -> Box:
+    """``[x, y, width, height]`` as corners."""
+    x, y, width, height = _numbers(value)
+    return x, y, x + width, y + height

@@ -1,0 +1,133 @@
+"""Samples of a source as documents whose images are open, or whose features are read.
+
+Document ``index`` is a pure function of ``index``; so it may be made anywhere, in any order, and
+``DocumentsAhead`` lets other processes make the next ones.
+"""
+
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from metamorph.data.conversation import ChatEncoder, Document
+from metamorph.data.features import FeatureFolder
+from metamorph.data.images import key_of, opened, squashed
+from metamorph.data.sources import Source
+from metamorph.errors import SampleError, UserError
+
+AHEAD = 8  # documents that a process prepares ahead
+
+
+class Documents:
+    """What ``RowStream`` packs.
+
+    ``image_size``: images are squashed to so many pixels a side, as the encoder would do it, to
+    keep those that wait small; 0 leaves them. ``features`` replaces images by cached features.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encoder: ChatEncoder,
+        row_length: int,
+        image_size: int = 0,
+        features: FeatureFolder | None = None,
+    ):
+        self.source, self.encoder, self.row_length = source, encoder, row_length
+        self.image_size, self.features = image_size, features
+
+    def __len__(self) -> int:
+        """Samples of one epoch."""
+        return len(self.source)
+
+    def document(self, index: int) -> Document:
+        """Raises ``SampleError`` if it is unusable or longer than a row."""
+        sample = self.source.sample(index)
+        document = self.encoder.encode(sample)
+        if len(document) > self.row_length:
+            raise SampleError(
+                "longer than a row",
+                f"sample {document.sample_id}: {len(document)} tokens, "
+                f"a row holds {self.row_length} (data.row_length)",
+            )
+        try:
+            if self.features is not None:
+                features = self.features.read([key_of(image) for image in document.images])
+                return replace(document, images=(), features=features)
+            return replace(document, images=tuple(map(self._opened, document.images)))
+        except SampleError as error:
+            where = sample.where or f"sample {sample.id}"
+            raise SampleError(error.cause, f"{where}: {error}") from error
+
+    def _opened(self, image) -> Image.Image:
+        image = opened(image)
+        return squashed(image, self.image_size) if self.image_size else image
+
+
+class DocumentSource(Protocol):
+    """``Documents``, or the same made ahead."""
+
+    row_length: int
+
+    def __len__(self) -> int: ...
+
+    def document(self, index: int) -> Document: ...
+
+
+class DocumentsAhead:
+    """The same documents, prepared by other processes for readers that take every ``stride``-th.
+
+    The processes hold no position: what is prepared ahead and never asked for is dropped.
+    """
+
+    def __init__(self, documents: Documents, workers: int, stride: int, readers: int):
+        self.documents, self.stride = documents, stride
+        self.row_length = documents.row_length
+        self.depth = -(-AHEAD * workers // readers)
+        self.pool = ProcessPoolExecutor(
+            workers, get_context("spawn"), initializer=_start, initargs=(documents,)
+        )
+        self.waiting: dict[int, deque[tuple[int, Future]]] = {}  # by reader
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def document(self, index: int) -> Document:
+        """As ``Documents.document``; waits until it is there."""
+        queue = self.waiting.setdefault(index % self.stride, deque())
+        if queue and queue[0][0] != index:
+            for _, future in queue:
+                future.cancel()
+            queue.clear()
+        following = queue[-1][0] + self.stride if queue else index
+        try:
+            while len(queue) <= self.depth:
+                queue.append((following, self.pool.submit(_prepare, following)))
+                following += self.stride
+            return queue.popleft()[1].result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "data.workers: a process that prepares samples ended at once or was killed, "
+                "perhaps for lack of memory; try fewer"
+            ) from error
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+_documents: Documents  # of a process that prepares
+
+
+def _start(documents: Documents) -> None:
+    global _documents
+    _documents = documents
+    torch.set_num_threads(1)  # processes share the cores
+
+
+def _prepare(index: int) -> Document:
+    return _documents.document(index)

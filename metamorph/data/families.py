@@ -1,0 +1,40 @@
+"""What conversation a record stands for: a function for each family of data.
+
+Section 3.2 of MetaMorph (arXiv 2412.14164) names six: image QA, generation, video QA, pure video,
+visual thinking and image to image. Here are those whose images lie ready.
+"""
+
+from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
+from metamorph.data.records import Record
+
+
+def sample_of(record: Record, turns, images) -> Sample:
+    return Sample(record.id, tuple(turns), tuple(images), record.where)
+
+
+def ask(prompt: str, response: str) -> tuple[Turn, Turn]:
+    return Turn(USER, prompt), Turn(ASSISTANT, response)
+
+
+def conversations(record: Record) -> Sample:
+    """LLaVA's and Cambrian's format: ``image`` (none, one or a list) and ``conversations``."""
+    return sample_of(record, record.turns(), record.pictures("image"))
+
+
+def captions(record: Record) -> Sample:
+    """``image`` and ``caption``: asks for the image, and the response draws it."""
+    caption = record.text("caption").strip().rstrip(".")
+    if not caption:
+        raise ValueError("caption: it is empty")
+    turns = ask(
+        f"Generate an image of {caption}.", "Here is an image based on your request: <image>"
+    )
+    return sample_of(record, turns, [record.picture("image")])
+
+
+def edits(record: Record) -> Sample:
+    """InstructPix2Pix: ``original_image``, ``edit_prompt`` and ``edited_image``."""
+    turns = ask(f"<image>{record.text('edit_prompt')}", "<image>")
+    return sample_of(
+        record, turns, [record.picture("original_image"), record.picture("edited_image")]
+    )

@@ -1,0 +1,191 @@
+"""Visual features on disk, in place of images: reading what ``metamorph encode`` wrote.
+
+    index.json               the encoder's identity, the grid, the stored form and its error, shards
+    shard-00000.safetensors  features [rows, tokens, C] and keys [rows, 32]
+
+Features are unit vectors, so int8 codes need no scale: made unit length again, they are what a
+scale for each token would give.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from metamorph.errors import SampleError, UserError
+from metamorph.model.vision import VisionEncoder
+from metamorph.model.weights import read_json
+
+DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp32": torch.float32}
+INDEX = "index.json"
+KEY_BYTES = 32
+LARGEST_CODE = 127
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of features. Errors are 1 - cosine between what is stored and fp32."""
+
+    file: str
+    rows: int
+    sha256: str
+    mean_error: float
+    largest_error: float
+
+
+@dataclass(frozen=True)
+class FeatureIndex:
+    """What ``index.json`` says. ``encoder``: see ``identity``."""
+
+    encoder: str
+    grid: int
+    width: int
+    dtype: str  # a key of DTYPES
+    shards: tuple[Shard, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> "FeatureIndex":
+        """Raises ``UserError`` if there is none, or it was changed by hand."""
+        path = folder / INDEX
+        try:
+            values = read_json(path)
+            shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+            index = cls(**values, shards=shards)
+            sound = index.dtype in DTYPES and all(Path(s.file).name == s.file for s in shards)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is no index of features: {error}") from error
+        if not sound:
+            raise UserError(f"{path} is no index of features: unknown dtype or file name")
+        return index
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def mean_error(self) -> float:
+        """Of all rows; 0 if there are none."""
+        return sum(s.mean_error * s.rows for s in self.shards) / max(self.rows, 1)
+
+    @property
+    def largest_error(self) -> float:
+        return max((shard.largest_error for shard in self.shards), default=0.0)
+
+
+def identity(vision: VisionEncoder) -> str:
+    """A hash of all that decides an encoder's features: weights, shapes, preprocessing, grid.
+
+    Weights count as bfloat16, in which a model folder may hold its copy of the encoder.
+    """
+    facts = [vision.config.image_size, vision.config.patch_size, vision.mean, vision.std]
+    facts += [vision.grid, vision.config.num_attention_heads, vision.config.hidden_act]
+    facts.append(vision.config.layer_norm_eps)
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, tensor in sorted(vision.tower.state_dict().items()):
+        if name.startswith(("embeddings.", "encoder.")):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            if tensor.is_floating_point():
+                rounded = tensor.detach().cpu().to(torch.bfloat16).contiguous()
+                digest.update(rounded.view(torch.int16).numpy().data)
+    return digest.hexdigest()
+
+
+def store(features: Tensor, dtype: str) -> Tensor:
+    """Unit vectors [..., C] in their stored form, one of ``DTYPES``."""
+    if dtype != "int8":
+        return features.to(DTYPES[dtype])
+    largest = features.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    return (features.float() / largest * LARGEST_CODE).round().to(torch.int8)
+
+
+def restore(stored: Tensor) -> Tensor:
+    """fp32 unit vectors [..., C] of what ``store`` made."""
+    features = stored.float()
+    return F.normalize(features, dim=-1) if stored.dtype == torch.int8 else features
+
+
+class FeatureFolder:
+    """Features by key. Files are mapped into memory; all keys are held, 32 bytes each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.index = FeatureIndex.read(folder)
+        keys = [np.zeros((0, KEY_BYTES), np.uint8)]
+        for shard in self.index.shards:
+            found = self._open(shard).get_tensor("keys").numpy()
+            if found.shape != (shard.rows, KEY_BYTES):
+                raise UserError(f"{folder / shard.file}: keys have shape {found.shape}")
+            keys.append(found)
+        unsorted = np.concatenate(keys)
+        self.order = np.argsort(_beginnings(unsorted))  # rows of all shards, sorted by key
+        self.keys = unsorted[self.order]
+        self.beginnings = _beginnings(self.keys)
+        self.starts = np.cumsum([0] + [shard.rows for shard in self.index.shards])
+        self._files: dict[int, safe_open] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": {}}  # each process opens its own
+
+    def all_keys(self) -> list[bytes]:
+        return [key.tobytes() for key in self.keys]
+
+    def read(self, keys: list[bytes]) -> Tensor:
+        """fp32 [len(keys), tokens, C]. Raises ``SampleError`` for a key that is not there."""
+        tokens, width = self.index.grid**2, self.index.width
+        found = [torch.zeros(0, tokens, width)]
+        for key in keys:
+            row = self._row(key)
+            if row is None:
+                message = f"no features of image {key.hex()[:16]} in {self.folder}"
+                raise SampleError("feature missing", message)
+            shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+            if shard not in self._files:
+                self._files[shard] = self._open(self.index.shards[shard])
+            start = row - int(self.starts[shard])
+            stored = self._files[shard].get_slice("features")[start : start + 1]
+            found.append(restore(stored))
+        return torch.cat(found)
+
+    def _row(self, key: bytes) -> int | None:
+        wanted = np.frombuffer(key, np.uint8)
+        place = int(np.searchsorted(self.beginnings, _beginnings(wanted[None])[0]))
+        while place < len(self.keys) and (self.keys[place, :8] == wanted[:8]).all():
+            if (self.keys[place] == wanted).all():
+                return int(self.order[place])
+            place += 1
+        return None
+
+    def _open(self, shard: Shard):
+        path = self.folder / shard.file
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); metamorph encode with the same output "
+                f"makes it anew"
+            ) from error
+
+
+def _beginnings(keys: np.ndarray) -> np.ndarray:
+    """The first 8 bytes of each key [N, 32] as a number, to search by."""
+    return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
+
+
+def open_features(folder: str, vision: VisionEncoder) -> FeatureFolder:
+    """The folder ``data.features``. Raises ``UserError`` if another encoder made it."""
+    features = FeatureFolder(Path(folder))
+    if features.index.encoder != identity(vision):
+        raise UserError(
+            f"data.features: {folder} was made by another encoder, or for another grid than "
+            f"{vision.grid}; encode the data anew"
+        )
+    return features

@@ -1,0 +1,106 @@
+"""The rows of every optimizer step, the same however many processes share them.
+
+Row l of every step comes from lane l, which packs its own samples. Process r of n takes the lanes
+r, r + n, ...: what a step trains on, and in which order samples come, does not depend on n.
+"""
+
+import time
+
+from metamorph.config import DataConfig
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.documents import Documents, DocumentsAhead
+from metamorph.data.features import open_features
+from metamorph.data.packing import PackedRow, RowStream
+from metamorph.data.skips import Skips, check_skip_limit, sum_skips
+from metamorph.data.sources import open_source
+from metamorph.errors import UserError
+from metamorph.model.vision import VisionEncoder
+
+
+class Lanes:
+    """The lanes of one process of ``world_size``.
+
+    ``rows_per_step``: rows of an optimizer step over all processes, which is the number of lanes.
+    Raises ``UserError`` if the processes cannot share them evenly.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        pad_id: int,
+        rows_per_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        skip_limit: float = 1.0,
+    ):
+        if rows_per_step % world_size:
+            raise UserError(
+                f"training.rows_per_step: {rows_per_step} rows cannot be shared evenly by "
+                f"{world_size} processes; it needs a multiple of them"
+            )
+        own = range(rank, rows_per_step, world_size)
+        self.ahead = None
+        if workers:
+            self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
+        self.streams = {
+            lane: RowStream(documents, pad_id, lane, rows_per_step, self._check_limit)
+            for lane in own
+        }
+        self.skip_limit = skip_limit
+        self.wait_seconds = 0.0  # that ``next_rows`` has taken so far
+
+    def next_rows(self) -> list[PackedRow]:
+        """This process's rows of the next step, in the order of their lanes.
+
+        Raises ``UserError`` once a larger share of samples than ``skip_limit`` is unusable.
+        """
+        started = time.perf_counter()
+        rows = [next(stream) for stream in self.streams.values()]
+        self.wait_seconds += time.perf_counter() - started
+        return rows
+
+    def skips(self) -> Skips:
+        """The unusable samples of this process's lanes together."""
+        return sum_skips(stream.skips for stream in self.streams.values())
+
+    def _check_limit(self) -> None:
+        check_skip_limit([stream.skips for stream in self.streams.values()], self.skip_limit)
+
+    def state_dict(self) -> dict[str, dict]:
+        """The state of each lane of this process, by its number. JSON-able."""
+        return {str(lane): stream.state_dict() for lane, stream in self.streams.items()}
+
+    def load_state_dict(self, states: dict[str, dict]) -> None:
+        """Takes its own from the states of all lanes, whichever processes they were saved by.
+
+        Raises ``SampleError`` if the data changed since, ``UserError`` for other lanes.
+        """
+        for lane, stream in self.streams.items():
+            if str(lane) not in states:
+                raise UserError(f"resume: the checkpoint has no state of data lane {lane}")
+            stream.load_state_dict(states[str(lane)])
+
+    def close(self) -> None:
+        """Ends the processes that prepare samples."""
+        if self.ahead is not None:
+            self.ahead.close()
+
+
+def open_lanes(
+    config: DataConfig,
+    seed: int,
+    encoder: ChatEncoder,
+    pad_id: int,
+    vision: VisionEncoder,
+    rows_per_step: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Lanes:
+    """The lanes of a process as the ``data`` section describes them. Raises ``UserError``."""
+    source = open_source(config, seed)
+    features = open_features(config.features, vision) if config.features else None
+    documents = Documents(source, encoder, config.row_length, vision.image_size, features)
+    return Lanes(
+        documents, pad_id, rows_per_step, rank, world_size, config.workers, config.skip_limit
+    )

@@ -1,0 +1,38 @@
+"""What the data tools on the command line work on: a run file, or a mixture file alone."""
+
+from pathlib import Path
+
+from metamorph.config import DataConfig, RunConfig, load_config
+from metamorph.data.conversation import ChatEncoder
+from metamorph.errors import UserError
+from metamorph.model.assemble import add_image_tokens
+from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.strict_yaml import read_yaml
+
+
+def read_data_file(path: Path) -> RunConfig:
+    """A run file, or a mixture file as the data of a run that has no model.
+
+    They are told apart by the key ``stage``. Raises ``UserError`` for anything else.
+    """
+    written = read_yaml(path)
+    if isinstance(written, dict) and "stage" in written:
+        return load_config(path)
+    return RunConfig("instruct", "none", data=DataConfig(source="mixture", path=str(path)))
+
+
+def open_chat_encoder(config: RunConfig) -> ChatEncoder:
+    """The tokens of a run's samples, from its model's tokenizer. No weights are read.
+
+    Raises ``UserError`` if the run names no model.
+    """
+    start = config.model
+    folder, grid = start.folder or start.language, start.grid
+    if not folder:
+        raise UserError("--tokenizer: a mixture file names no model, give a folder with one")
+    if start.folder:
+        grid = MetaMorphConfig.from_dict(read_json(Path(folder) / "config.json")).grid
+    tokenizer = read_tokenizer(Path(folder))
+    add_image_tokens(tokenizer)
+    return ChatEncoder(tokenizer, grid * grid)

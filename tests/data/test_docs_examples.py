@@ -1,0 +1,90 @@
+"""docs/data.md: its examples, put into one folder with the shipped mixture, pack into rows."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from data_files import image_bytes, write_video
+from PIL import Image
+
+from metamorph.config import DataConfig, SourceConfig, iter_fields
+from metamorph.data.documents import Documents
+from metamorph.data.lanes import Lanes
+from metamorph.data.mixture import parts_of, read_mixture
+from metamorph.data.sources import open_source
+from metamorph.data.validate import validate_part
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs/data.md").read_text()
+MIXTURE = ROOT / "configs/mixtures/six_families.yaml"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The files of the page, with pictures and videos of the names that it uses."""
+    (tmp_path / "images").mkdir()
+    for name, colour in (("cat", "grey"), ("dog", "brown")):
+        data = image_bytes(colour, (64, 48), "JPEG")
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(data)
+    (tmp_path / "videos" / "clip").mkdir(parents=True)
+    for number in range(12):
+        frame = Image.new("RGB", (32, 32), (20 * number,) * 3)
+        frame.save(tmp_path / "videos" / "clip" / f"{number:04}.png")
+    write_video(tmp_path / "videos" / "film.mp4", frames=24)
+    for name, text in re.findall(r"`(\w+\.jsonl)`:\n\n```json\n(.*?)```", PAGE, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block, "docs/data.md", "exec"), {})
+    shutil.copy(MIXTURE, tmp_path)
+    return tmp_path
+
+
+def open_example(folder):
+    config = DataConfig(source="mixture", path=str(folder / MIXTURE.name))
+    return open_source(config, seed=0)
+
+
+def test_every_example_is_used_and_well_formed(folder, encoder):
+    parts = parts_of(open_example(folder))
+    assert len(parts) == 6
+    assert {part.family for part in read_mixture(MIXTURE).values()} == set(
+        SourceConfig.__dataclass_fields__["family"].metadata["choices"]
+    )
+    for name, part in parts.items():
+        report = validate_part(name, part, encoder, row_length=2000)
+        assert report.bad_share == 0, report.text()
+    assert sum(map(len, parts.values())) == 3 + 2 + 2 + 2 + 3 + 1
+    written = {path.name for path in folder.glob("*.jsonl")}
+    assert written == {
+        Path(p.path).name for p in read_mixture(MIXTURE).values() if "jsonl" in p.path
+    }
+
+
+def test_the_mixture_packs_into_rows_of_all_families(folder, encoder):
+    source = open_example(folder)
+    lanes = Lanes(Documents(source, encoder, 2000), 1, rows_per_step=2)
+    rows = [row for _ in range(4) for row in lanes.next_rows()]
+    assert not lanes.skips().counts
+    assert all(row.used > 1500 for row in rows)
+    assert any(len(row.visual_rows) for row in rows)
+    seen = {source.locate(i)[0] for i in range(200)}
+    assert seen == set(range(6))
+
+
+def test_the_shares_are_those_of_the_paper():
+    weights = {name: part.weight for name, part in read_mixture(MIXTURE).items()}
+    total = sum(weights.values())
+    shares = {name: round(100 * weight / total, 1) for name, weight in weights.items()}
+    assert total == 16_066
+    assert shares == {
+        "image_qa": 44.0, "generation": 31.1, "video_qa": 9.9, "pure_video": 8.8,
+        "visual_thinking": 3.2, "image_to_image": 3.0,
+    }  # fmt: skip
+
+
+def test_the_page_names_only_keys_that_exist():
+    known = {key for key, *_ in iter_fields(DataConfig)}
+    named = set(re.findall(r"`(?:--)?data\.(\w+)`", PAGE))
+    assert named and named <= known

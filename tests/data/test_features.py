@@ -1,0 +1,211 @@
+"""Cached features: what is stored, how far it is from the encoder, and how a cut run goes on."""
+
+import json
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from data_files import turns, write_lines
+from PIL import Image
+from safetensors import safe_open
+
+from metamorph.config import DataConfig
+from metamorph.data.encode import FeatureWriter, encode, verify
+from metamorph.data.features import (
+    DTYPES,
+    FeatureFolder,
+    FeatureIndex,
+    identity,
+    open_features,
+    restore,
+    store,
+)
+from metamorph.data.images import key_of
+from metamorph.data.mixture import parts_of
+from metamorph.data.sources import ToyScenes, open_source
+from metamorph.errors import SampleError, UserError
+from metamorph.model.vision import VisionEncoder
+from tests.tiny_run import write_vision
+
+GRID = 2
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory) -> VisionEncoder:
+    folder = write_vision(tmp_path_factory.mktemp("siglip"))
+    return VisionEncoder.from_pretrained(folder, GRID)
+
+
+@pytest.fixture
+def source():
+    return ToyScenes(0, {"edit": 1.0, "draw": 1.0, "text": 1.0}, samples=20)
+
+
+def images_of(source) -> list:
+    return [image for i in range(len(source)) for image in source.sample(i).images]
+
+
+def write(source, vision, folder, dtype="fp32", **options):
+    options = {"shard_rows": 8, "batch_size": 5, "threads": 2} | options
+    return encode({"data": source}, vision, folder, dtype, **options)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_stored_features_are_the_encoders_within_the_error_they_report(
+    source, vision, tmp_path, dtype
+):
+    index, skips = write(source, vision, tmp_path / "f", dtype)
+    images = images_of(source)
+    keys = [key_of(image) for image in images]
+    assert index.rows == len(set(keys)) > 16 and not skips.counts
+    live = vision(vision.preprocess(images))
+    cached = FeatureFolder(tmp_path / "f").read(keys)
+    assert cached.shape == live.shape and cached.dtype == torch.float32
+    error = 1 - F.cosine_similarity(cached, live, dim=-1)
+    if dtype == "fp32":
+        # A batch of another size may round its sums in another order.
+        torch.testing.assert_close(cached, live, rtol=0, atol=1e-6)
+    assert error.max() <= index.largest_error + 1e-6
+    assert (
+        index.mean_error <= index.largest_error < {"fp32": 1e-6, "bf16": 1e-4, "int8": 1e-3}[dtype]
+    )
+    norms = cached.norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-2)
+
+
+def test_int8_keeps_direction_at_full_width():
+    features = F.normalize(
+        torch.randn(3, 4, 1152, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    stored = store(features, "int8")
+    assert stored.dtype == torch.int8 and stored.abs().amax() == 127
+    assert (1 - F.cosine_similarity(restore(stored), features, dim=-1)).max() < 1e-4
+    assert torch.equal(restore(store(torch.zeros(1, 1152), "int8")), torch.zeros(1, 1152))
+
+
+def test_each_image_is_stored_once_in_shards_of_their_size(source, vision, tmp_path):
+    index, _ = write(source, vision, tmp_path, shard_rows=8)
+    assert [shard.rows for shard in index.shards[:-1]] == [8] * (len(index.shards) - 1)
+    with safe_open(tmp_path / "shard-00000.safetensors", "pt") as file:
+        assert file.get_tensor("features").shape == (8, GRID * GRID, vision.width)
+    write(source, vision, tmp_path)  # again: nothing is left to do
+    assert FeatureFolder(tmp_path).index == index
+
+
+def test_a_run_that_was_cut_short_goes_on(source, vision, tmp_path, monkeypatch):
+    whole, _ = write(source, vision, tmp_path / "whole")
+    calls = []
+    forward = VisionEncoder.forward
+
+    def failing(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, pixels)
+
+    monkeypatch.setattr(VisionEncoder, "forward", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, vision, tmp_path / "cut")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cut").glob("*.safetensors")}
+    assert kept
+    resumed, _ = write(source, vision, tmp_path / "cut")
+    for name, content in kept.items():
+        assert (tmp_path / "cut" / name).read_bytes() == content
+    assert resumed.rows == whole.rows
+    keys = [key_of(image) for image in images_of(source)]
+    one, other = (FeatureFolder(tmp_path / name).read(keys) for name in ("whole", "cut"))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_damage_is_found_and_mended(source, vision, tmp_path):
+    index, _ = write(source, vision, tmp_path)
+    assert verify(tmp_path) == []
+    path = tmp_path / index.shards[1].file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    (tmp_path / index.shards[0].file).unlink()
+    assert verify(tmp_path) == [index.shards[0].file, index.shards[1].file]
+    mended, _ = write(source, vision, tmp_path)
+    assert verify(tmp_path) == [] and mended.rows == index.rows
+
+
+def test_an_image_that_was_not_encoded_makes_its_sample_unusable(source, vision, tmp_path):
+    write(source, vision, tmp_path)
+    folder = FeatureFolder(tmp_path)
+    copy = pickle.loads(pickle.dumps(folder))  # as another process gets it
+    with pytest.raises(SampleError) as caught:
+        copy.read([key_of(Image.new("RGB", (9, 9)))])
+    assert caught.value.cause == "feature missing"
+    assert folder.read([]).shape == (0, GRID * GRID, vision.width)
+
+
+def test_keys_that_begin_alike_or_hold_zeros_are_told_apart(tmp_path):
+    index = FeatureIndex("", 1, 4, "fp32")
+    keys = [bytes(8) + bytes([i]) * 24 for i in range(5)] + [b"\1" * 30 + bytes(2)]
+    features = F.normalize(torch.randn(6, 1, 4), dim=-1)
+    writer = FeatureWriter(tmp_path, index, shard_rows=2)
+    writer.add(keys, features)
+    folder = FeatureFolder(tmp_path)
+    assert len(folder.index.shards) == 3 and set(folder.all_keys()) == set(keys)
+    order = [5, 3, 0, 0, 4, 1, 2]
+    assert torch.equal(folder.read([keys[i] for i in order]), features[order])
+    with pytest.raises(SampleError):
+        folder.read([bytes(8) + b"\7" * 24])
+
+
+def test_features_of_another_encoder_or_form_are_refused(source, vision, tmp_path):
+    write(source, vision, tmp_path / "f", "int8")
+    folder = str(tmp_path / "f")
+    assert open_features(folder, vision).index.dtype == "int8"
+    torch.manual_seed(1)
+    other = VisionEncoder(vision.config, GRID)
+    with pytest.raises(UserError, match="data.features.*made by another encoder"):
+        open_features(folder, other)
+    with pytest.raises(UserError, match="another encoder, or for another grid than 4"):
+        open_features(folder, VisionEncoder(vision.config, 4))
+    with pytest.raises(UserError, match="--output:.*holds features of dtype int8, not bf16"):
+        write(source, vision, tmp_path / "f", "bf16")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(UserError, match="--output:.*notes holds something else"):
+        write(source, vision, tmp_path / "notes")
+
+
+def test_the_identity_survives_a_bfloat16_copy(vision):
+    copy = VisionEncoder(vision.config, GRID)
+    copy.load_state_dict(vision.to(torch.bfloat16).state_dict())
+    assert identity(copy.float()) == identity(vision)
+    vision.float()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"shards": 3}', '{"encoder": "", "grid": 2, "width": 3, "dtype": "x", "shards": []}'],
+)
+def test_an_index_of_another_kind_is_a_user_error(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UserError, match="is no index of features"):
+        FeatureFolder(tmp_path)
+
+
+def test_shards_may_not_lie_elsewhere(source, vision, tmp_path):
+    write(source, vision, tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["shards"][0]["file"] = "../shard-00000.safetensors"
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="is no index of features"):
+        FeatureFolder(tmp_path)
+
+
+def test_unreadable_images_are_skipped_and_counted(vision, tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    names = ("a.png", "b.png", "gone.png", "a.png")
+    records = [{"image": name, "conversations": turns("<image>", "a")} for name in names]
+    path = write_lines(tmp_path / "data.jsonl", *records)
+    source = open_source(DataConfig(path=str(path), shuffle=False), 0)
+    index, skips = encode(parts_of(source), vision, tmp_path / "f", "bf16")
+    assert index.rows == 1 and skips.tried == 4
+    assert skips.counts == {"corrupt image": 1, "missing image": 1}

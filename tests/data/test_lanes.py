@@ -1,0 +1,166 @@
+"""Rows of a step do not depend on how many processes share them, nor on who prepares them."""
+
+import json
+
+import pytest
+import torch
+
+from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
+from metamorph.data.documents import Documents
+from metamorph.data.lanes import Lanes
+from metamorph.data.packing import RowStream
+from metamorph.data.sources import ToyScenes
+from metamorph.data.toy_tasks import KINDS
+from metamorph.errors import SampleError, UserError
+
+PAD, ROWS = 1, 4
+
+
+class SomeCorrupt(ToyScenes):
+    """Toy scenes of which one in ten cannot be used."""
+
+    def sample(self, index: int) -> Sample:
+        if index % 10 == 3:
+            raise SampleError("corrupt image", f"sample {index} is broken")
+        return super().sample(index)
+
+
+@pytest.fixture
+def documents(encoder) -> Documents:
+    source = SomeCorrupt(0, dict.fromkeys(KINDS, 1.0), 0)
+    return Documents(source, encoder, row_length=300, image_size=32)
+
+
+def world(documents, size: int, **options) -> list[Lanes]:
+    return [Lanes(documents, PAD, ROWS, rank, size, **options) for rank in range(size)]
+
+
+def step(processes: list[Lanes]) -> list:
+    """The rows of a step of all processes, in the order of their lanes."""
+    rows = [None] * ROWS
+    for rank, lanes in enumerate(processes):
+        rows[rank :: len(processes)] = lanes.next_rows()
+    return rows
+
+
+def saved(processes: list[Lanes]) -> dict[str, dict]:
+    """As a checkpoint keeps it: the states of all lanes, through JSON."""
+    states = {lane: s for lanes in processes for lane, s in lanes.state_dict().items()}
+    return json.loads(json.dumps(states))
+
+
+def same(one, other) -> bool:
+    return (
+        one.sample_ids == other.sample_ids
+        and torch.equal(one.token_ids, other.token_ids)
+        and [i.tobytes() for i in one.images] == [i.tobytes() for i in other.images]
+    )
+
+
+def test_2_then_4_then_1_processes_continue_the_same_order(documents):
+    whole = world(documents, 1)
+    expected = [step(whole) for _ in range(9)]
+    found, state = [], None
+    for size in (2, 4, 1):
+        processes = world(documents, size)
+        if state is not None:
+            for lanes in processes:
+                lanes.load_state_dict(state)
+        found += [step(processes) for _ in range(3)]
+        state = saved(processes)
+    for rows, others in zip(expected, found, strict=True):
+        assert all(map(same, rows, others))
+    # What was skipped is known in full, whoever skipped it.
+    assert whole[0].skips().counts == processes[0].skips().counts
+    assert whole[0].skips().counts["corrupt image"] > 5
+
+
+def test_one_lane_is_the_plain_stream(documents):
+    stream, lanes = RowStream(documents, PAD), Lanes(documents, PAD, 1)
+    for _ in range(5):
+        assert same(next(stream), lanes.next_rows()[0])
+
+
+def test_lanes_share_out_all_samples(documents):
+    [lanes] = world(documents, 1)
+    taken = []
+    for _ in range(6):
+        for number, row in enumerate(lanes.next_rows()):
+            indices = [int(name.split("-")[3]) for name in row.sample_ids]
+            assert {index % ROWS for index in indices} == {number}
+            taken += indices
+    assert len(set(taken)) == len(taken)
+    state = lanes.state_dict()
+    for lane, stream in state.items():
+        waiting = set(stream["waiting"])
+        passed = range(int(lane), stream["next_index"], ROWS)
+        lost = {i for i in passed if i not in taken and i not in waiting}
+        assert all(index % 10 == 3 for index in lost)
+
+
+def test_processes_that_cannot_share_rows_evenly_are_refused(documents):
+    with pytest.raises(UserError, match="rows_per_step: 4 rows.*3 processes"):
+        Lanes(documents, PAD, ROWS, rank=0, world_size=3)
+
+
+def test_a_checkpoint_of_other_lanes_is_refused(documents):
+    with pytest.raises(UserError, match="no state of data lane 2"):
+        Lanes(documents, PAD, ROWS).load_state_dict(Lanes(documents, PAD, 2).state_dict())
+
+
+def test_images_are_squashed_as_the_encoder_would(documents):
+    rows = Lanes(documents, PAD, 1).next_rows()
+    assert {image.size for row in rows for image in row.images} == {(32, 32)}
+
+
+def test_waiting_for_data_is_timed(documents):
+    lanes = Lanes(documents, PAD, 1)
+    assert lanes.wait_seconds == 0
+    lanes.next_rows()
+    once = lanes.wait_seconds
+    lanes.next_rows()
+    assert 0 < once < lanes.wait_seconds
+
+
+class ManyCorrupt(SomeCorrupt):
+    def sample(self, index: int) -> Sample:
+        if index % 4 == 1:
+            raise SampleError("corrupt image", f"sample {index} is broken")
+        if index % 50 == 2:
+            raise SampleError("missing image", f"sample {index} is gone")
+        return Sample(str(index), (Turn(USER, "hello"), Turn(ASSISTANT, "hi")))
+
+
+def test_too_many_unusable_samples_stop_the_run_with_their_causes(encoder):
+    documents = Documents(ManyCorrupt(0, {}, 0), encoder, row_length=300)
+    allowed = Lanes(documents, PAD, 2, skip_limit=0.4)
+    for _ in range(30):
+        allowed.next_rows()
+    stopped = Lanes(documents, PAD, 2, skip_limit=0.2)
+    with pytest.raises(UserError) as caught:
+        for _ in range(30):
+            stopped.next_rows()
+    message = str(caught.value)
+    assert "data.skip_limit" in message and "more than 20%" in message
+    assert "corrupt image (first: sample 1 is broken)" in message
+    assert "missing image (first: sample 2 is gone)" in message
+    assert 100 <= stopped.skips().tried <= 110  # as soon as a share says anything
+
+
+@pytest.mark.slow
+def test_rows_prepared_by_other_processes_are_the_same(documents):
+    inline = Lanes(documents, PAD, 2)
+    ahead = Lanes(documents, PAD, 2, workers=2)
+    try:
+        for _ in range(3):
+            assert all(map(same, inline.next_rows(), ahead.next_rows()))
+        # Going back drops what was prepared ahead, and nothing else.
+        state = json.loads(json.dumps(inline.state_dict()))
+        ahead.next_rows()
+        ahead.load_state_dict(state)
+        for _ in range(3):
+            assert all(map(same, inline.next_rows(), ahead.next_rows()))
+        assert inline.state_dict() == ahead.state_dict()
+        assert ahead.skips().counts["corrupt image"] > 0
+    finally:
+        ahead.close()
