@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +153,17 @@ def test_too_many_unusable_samples_stop_the_run_with_their_causes(encoder):
     assert 100 <= stopped.skips().tried <= 110  # as soon as a share says anything
 
 
+def wait_until_ignoring(pid: int, number: int) -> None:
+    """A process that only just starts is none that prepares samples yet."""
+    for _ in range(600):
+        status = Path(f"/proc/{pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        if ignored & 1 << (number - 1):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {pid} does not ignore signal {number}")
+
+
 @pytest.mark.slow
 def test_rows_prepared_by_other_processes_are_the_same(documents):
     inline = Lanes(documents, PAD, 2)
@@ -160,6 +173,7 @@ def test_rows_prepared_by_other_processes_are_the_same(documents):
             assert all(map(same, inline.next_rows(), ahead.next_rows()))
         # Ctrl-C reaches every process of a terminal; the run decides when these end.
         for pid in ahead.ahead.pool._processes:
+            wait_until_ignoring(pid, signal.SIGINT)
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
         # Going back drops what was prepared ahead, and nothing else.
