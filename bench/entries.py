@@ -13,6 +13,7 @@ import torch
 from bench import (
     attention,
     cosine,
+    data_path,
     decode,
     diffusion,
     generation,
@@ -40,7 +41,7 @@ class Entry(Protocol):
 def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
     operations = (decode, attention, cosine, mlp, text_loss, pooling)
-    whole_runs = (training_step, ladder, generation, diffusion, memory)
+    whole_runs = (training_step, ladder, data_path, generation, diffusion, memory)
     modules = operations + whole_runs
     return {case.name: case for module in modules for case in module.cases(device_type)}
 

@@ -4,11 +4,14 @@ Document ``index`` is a pure function of ``index``; so it may be made anywhere, 
 ``DocumentsAhead`` lets other processes make the next ones.
 """
 
+import os
+import signal
+import threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Protocol
 
 import torch
@@ -127,6 +130,14 @@ def _start(documents: Documents) -> None:
     global _documents
     _documents = documents
     torch.set_num_threads(1)  # processes share the cores
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the run saves first, and then ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()  # a pool's processes would outlive one that was killed
+    os._exit(1)
 
 
 def _prepare(index: int) -> Document:

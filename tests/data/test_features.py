@@ -164,7 +164,9 @@ def test_features_of_another_encoder_or_form_are_refused(source, vision, tmp_pat
     with pytest.raises(UserError, match="data.features.*made by another encoder"):
         open_features(folder, other)
     with pytest.raises(UserError, match="another encoder, or for another grid than 4"):
-        open_features(folder, VisionEncoder(vision.config, 4))
+        finer = VisionEncoder(vision.config, 4)
+        finer.load_state_dict(vision.state_dict())
+        open_features(folder, finer)
     with pytest.raises(UserError, match="--output:.*holds features of dtype int8, not bf16"):
         write(source, vision, tmp_path / "f", "bf16")
     (tmp_path / "notes").mkdir()

@@ -1,6 +1,12 @@
 """Rows of a step do not depend on how many processes share them, nor on who prepares them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +153,17 @@ def test_too_many_unusable_samples_stop_the_run_with_their_causes(encoder):
     assert 100 <= stopped.skips().tried <= 110  # as soon as a share says anything
 
 
+def wait_until_ignoring(pid: int, number: int) -> None:
+    """A process that only just starts is none that prepares samples yet."""
+    for _ in range(600):
+        status = Path(f"/proc/{pid}/status").read_text()
+        ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+        if ignored & 1 << (number - 1):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {pid} does not ignore signal {number}")
+
+
 @pytest.mark.slow
 def test_rows_prepared_by_other_processes_are_the_same(documents):
     inline = Lanes(documents, PAD, 2)
@@ -154,6 +171,11 @@ def test_rows_prepared_by_other_processes_are_the_same(documents):
     try:
         for _ in range(3):
             assert all(map(same, inline.next_rows(), ahead.next_rows()))
+        # Ctrl-C reaches every process of a terminal; the run decides when these end.
+        for pid in ahead.ahead.pool._processes:
+            wait_until_ignoring(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
         # Going back drops what was prepared ahead, and nothing else.
         state = json.loads(json.dumps(inline.state_dict()))
         ahead.next_rows()
@@ -164,3 +186,39 @@ def test_rows_prepared_by_other_processes_are_the_same(documents):
         assert ahead.skips().counts["corrupt image"] > 0
     finally:
         ahead.close()
+
+
+ORPHANS = """
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.documents import Documents
+from metamorph.data.lanes import Lanes
+from metamorph.data.sources import ToyScenes
+from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.model.assemble import add_image_tokens
+
+if __name__ == "__main__":
+    tokenizer = build_toy_tokenizer()
+    add_image_tokens(tokenizer)
+    documents = Documents(ToyScenes(0, {}, 0), ChatEncoder(tokenizer, 4), 300)
+    lanes = Lanes(documents, 1, 1, workers=1)
+    lanes.next_rows()
+    print(*lanes.ahead.pool._processes, flush=True)
+    input()
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(ORPHANS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    pid = int(run.stdout.readline())
+    run.kill()
+    try:
+        run.communicate(timeout=10)  # until the last process that holds its output has ended
+    except subprocess.TimeoutExpired:
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail("the process outlived its run by 10 s")

@@ -132,10 +132,13 @@ def test_bad_videos_are_counted_by_cause(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_playlist_under_another_name_is_not_followed(tmp_path):
-    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n" + str(tmp_path / "whole.mp4"))
-    write_video(tmp_path / "whole.mp4")
-    assert cause(source_of(tmp_path, "video_frames", {"video": "list.mp4"})) == "corrupt video"
+def test_the_name_decides_how_a_file_is_read_not_its_content(tmp_path):
+    """What guesses the format may take a file for a playlist, which names other files."""
+    write_video(tmp_path / "film.mkv")
+    (tmp_path / "film.mkv").rename(tmp_path / "film.mp4")
+    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\n" + str(tmp_path / "film.mp4"))
+    source = source_of(tmp_path, "video_frames", {"video": "film.mp4"}, {"video": "list.mp4"})
+    assert cause(source, 0) == cause(source, 1) == "corrupt video"
 
 
 def test_without_pyav_files_are_refused_with_the_reason(tmp_path, monkeypatch):
