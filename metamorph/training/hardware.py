@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense peaks and widths of one GPU in a node of eight, decimal units, a direction each."""
+    """Dense peaks and link widths of one GPU in a node of eight; decimal units, a direction each.
+
+    ``teraflops`` is by precision, and lacks what the GPU has no units for.
+    """
 
     name: str
-    bf16_teraflops: float
+    teraflops: dict[str, float]
     memory_gigabytes: float
     memory_gigabytes_per_second: float
     nvlink_gigabytes_per_second: float  # to the GPUs of the same node
@@ -16,21 +19,25 @@ class Gpu:
     source: str
 
 
+HOPPER = {"fp32": 67, "bf16": 989.4, "fp8": 1978.9}
 GPUS = {
-    "h100": Gpu("H100 SXM", 989.4, 80, 3350, 450, 50, "NVIDIA H100 data sheet; DGX H100, 400 Gb/s"),
-    "h200": Gpu("H200 SXM", 989.4, 141, 4800, 450, 50, "NVIDIA H200 data sheet; DGX H200, 400 Gb/s"),
-    "a100": Gpu("A100 SXM", 312, 80, 2039, 300, 25, "NVIDIA A100 data sheet; DGX A100, 200 Gb/s"),
-}
+    "h100": Gpu("H100 SXM", HOPPER, 80, 3350, 450, 50, "NVIDIA's data sheet, 400 Gb/s network"),
+    "h200": Gpu("H200 SXM", HOPPER, 141, 4800, 450, 50, "NVIDIA's data sheet, 400 Gb/s network"),
+    "a100": Gpu(
+        "A100 SXM 80 GB", {"fp32": 19.5, "bf16": 312}, 80, 2039, 300, 25,
+        "NVIDIA's data sheet, 200 Gb/s network",
+    ),
+}  # fmt: skip
 GPUS_IN_A_NODE = 8
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the peaks above that a step is assumed to reach. None of them was measured here."""
+    """Shares of the peaks above that a step is assumed to reach. None of them was measured."""
 
     products: float = 0.60  # large matrix products
     attention: float = 0.40
-    encoder: float = 0.45  # matrices of width 1152
+    encoder: float = 0.45  # its matrices are narrow
     memory: float = 0.80
     links: float = 0.75
 
