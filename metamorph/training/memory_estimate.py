@@ -114,12 +114,14 @@ def activation_bytes(
     visual = work.images * config.tokens_per_image
     block = block_bytes(language, mode, widths)
     recomputed = 0 if mode == "none" else block_bytes(language, "none", widths)
-    projector = visual * (width + 2 * config.projector_hidden_size) * widths.products
+    # Features, before and after the GELU, and the result until it is in its place.
+    projector = visual * (width + 2 * config.projector_hidden_size + hidden) * widths.products
     states = work.tokens * hidden * (WIDE + widths.gathered)  # around the last norm
     # Selected states; before and after the GELU; the prediction.
     head = hidden + 2 * config.vision_head_hidden_size + width
     visual_head = work.visual_targets * (head * widths.products + width * WIDE)
-    text = 2 * work.text_targets * hidden * widths.products  # states, and their gradient
+    # The gradient is computed beside the loss, from selected states that are let go then.
+    text = work.text_targets * hidden * widths.products
     text += vocabulary * hidden * WIDE * (TEXT_HEAD in trained)
     logits = min(LOGITS_AT_ONCE["triton"], work.text_targets * vocabulary)
     encoder = 0
@@ -131,7 +133,8 @@ def activation_bytes(
     return {
         "blocks": work.tokens * (language.num_hidden_layers * block + recomputed),
         "projector and heads": projector + states + visual_head + text,
-        "logits of a chunk": logits * (WIDE + widths.products),
+        "logits of a chunk": logits * (WIDE + widths.products)
+        + work.text_targets * hidden * widths.products,
         "encoder": encoder,
     }
 

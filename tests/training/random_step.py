@@ -66,12 +66,13 @@ class RandomRow:
         intervals = key_intervals(list(self.lengths), device=device)
         states = model(token_ids, positions, intervals, features, visual)
         labels = token_ids[: self.text_targets]
+        rows = torch.arange(length - self.text_targets, length, device=device)
         text = linear_cross_entropy(
-            states[length - self.text_targets :], model.language.output_weight, labels,
-            reduction="sum",
-        )  # fmt: skip
-        drawn = self.drawn * config.tokens_per_image
-        return text + model.visual_loss(states[:drawn], features.flatten(0, 1)[:drawn])
+            states.index_select(0, rows), model.language.output_weight, labels, reduction="sum"
+        )
+        drawn = visual[: self.drawn * config.tokens_per_image]
+        targets = features.flatten(0, 1).index_select(0, drawn)
+        return text + model.visual_loss(states.index_select(0, drawn), targets)
 
 
 ROW = RandomRow(lengths=(30, 30, 7, 50), images=5, drawn=3, text_targets=41)
