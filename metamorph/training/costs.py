@@ -101,12 +101,12 @@ def describe_memory(costs: Costs) -> str:
         return f"  {name:<36}{size / GIBI:>10.3f}"
 
     chosen = costs.activations[costs.checkpointing]
-    lines = [f"{'memory of a GPU, estimated (GiB)':<38}{'':>10}"]
-    lines += [line(name, size) for part in (costs.states, costs.working) for name, size in part.items()]
+    lines = ["memory of a GPU, estimated (GiB)"]
+    lines += [line(name, size) for name, size in (costs.states | costs.working).items()]
     for mode, activations in costs.activations.items():
         here = " *" if mode == costs.checkpointing else ""
         lines.append(line(f"activations of blocks, {mode}{here}", activations["blocks"]))
-    lines += [line(name, size) for name, size in chosen.items() if name not in ("blocks", "encoder")]
+    lines += [line(name, chosen[name]) for name in ("projector and heads", "logits of a chunk")]
     lines.append(line("encoder (before the rest)", chosen["encoder"]))
     lines.append(line("peak", costs.total_bytes))
     lines.append("  * training.activation_checkpointing; without CUDA's own, NCCL's and fragments")

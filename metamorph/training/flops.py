@@ -9,7 +9,7 @@ save memory is in `repeated_flops`, and belongs to the time of a step but not to
 The frozen encoder is counted apart from the language model: figures of others mostly leave it out.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from transformers import SiglipVisionConfig
@@ -52,6 +52,14 @@ class Workload:
             visual_targets=len(row.visual_rows),
             images=len(row.visual_positions) // tokens_per_image,
         )
+
+    @classmethod
+    def mean(cls, rows: Sequence[PackedRow], tokens_per_image: int) -> "Workload":
+        """The mean row of some; at least one."""
+        total = cls()
+        for row in rows:
+            total += cls.of(row, tokens_per_image)
+        return total * (1 / len(rows))
 
     def __add__(self, other: "Workload") -> "Workload":
         return Workload(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -125,9 +133,7 @@ def language_flops(
         TEXT_HEAD: product(TEXT_HEAD, 2 * work.text_targets * hidden * language.vocab_size),
         # Features take no gradient, so the first product has no input gradient.
         PROJECTOR: Flops(first + second, (first + 2 * second) * (PROJECTOR in trained)),
-        VISION_HEAD: product(
-            VISION_HEAD, 2 * work.visual_targets * head_inner * (hidden + width)
-        ),
+        VISION_HEAD: product(VISION_HEAD, 2 * work.visual_targets * head_inner * (hidden + width)),
     }
 
 

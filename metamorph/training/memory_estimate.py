@@ -14,7 +14,13 @@ from transformers import SiglipVisionConfig
 from metamorph.config import TrainingConfig
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorphConfig
-from metamorph.training.flops import TEXT_HEAD, Workload
+from metamorph.training.flops import (
+    PROJECTIONS,
+    PROJECTOR,
+    TEXT_HEAD,
+    VISION_HEAD,
+    Workload,
+)
 from metamorph.training.sharding import Unit
 from metamorph_kernels.cross_entropy import LOGITS_AT_ONCE
 
@@ -79,7 +85,7 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
     }
 
 
-def block_bytes(language: LanguageConfig, mode: str, widths: Widths) -> float:
+def block_bytes(language: LanguageConfig, mode: str, widths: Widths, is_trained: bool) -> float:
     """What one block keeps for its backward, for each token. ``mode`` as in ``CHECKPOINTING``."""
     hidden, inner = language.hidden_size, language.intermediate_size
     queries = language.num_attention_heads * language.head_dim
@@ -90,9 +96,11 @@ def block_bytes(language: LanguageConfig, mode: str, widths: Widths) -> float:
     if mode == "selective":  # results of products and of attention
         kept = 2 * queries + 2 * keys + 2 * hidden + 2 * inner
         return hidden * widths.gathered + kept * widths.products + lse
-    # Each norm keeps its float32 input; its result, q, k, v and the attention's result are inputs
-    # of what follows, as are gate, silu(gate), up and the product of the two.
-    kept = 2 * hidden + 2 * queries + 2 * keys + 4 * inner
+    # Each norm keeps its input in float32; attention q, k, v and its result; SwiGLU gate, its silu
+    # and up. What else a product reads is kept for its weight gradient.
+    kept = 2 * queries + 2 * keys + 3 * inner
+    if is_trained:
+        kept += 2 * hidden + inner
     return 2 * (hidden * WIDE + WIDE) + kept * widths.products + lse
 
 
@@ -112,13 +120,16 @@ def activation_bytes(
     language, width = config.language, config.visual_width
     hidden, vocabulary = language.hidden_size, language.vocab_size
     visual = work.images * config.tokens_per_image
-    block = block_bytes(language, mode, widths)
-    recomputed = 0 if mode == "none" else block_bytes(language, "none", widths)
+    is_trained = PROJECTIONS in trained
+    block = block_bytes(language, mode, widths, is_trained)
+    recomputed = 0 if mode == "none" else block_bytes(language, "none", widths, is_trained)
     # Features, before and after the GELU, and the result until it is in its place.
-    projector = visual * (width + 2 * config.projector_hidden_size + hidden) * widths.products
+    projector = (width + 2 * config.projector_hidden_size + hidden) * (PROJECTOR in trained)
+    projector *= visual * widths.products
     states = work.tokens * hidden * (WIDE + widths.gathered)  # around the last norm
-    # Selected states; before and after the GELU; the prediction.
-    head = hidden + 2 * config.vision_head_hidden_size + width
+    # Before the GELU, and the prediction; selected states and after the GELU, if trained.
+    head = config.vision_head_hidden_size + width
+    head += (hidden + config.vision_head_hidden_size) * (VISION_HEAD in trained)
     visual_head = work.visual_targets * (head * widths.products + width * WIDE)
     # The gradient is computed beside the loss, from selected states that are let go then.
     text = work.text_targets * hidden * widths.products

@@ -17,8 +17,8 @@ from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.weights import read_tokenizer
 from metamorph.training.assumed_samples import PACKED, assumed_row, describe_families
 from metamorph.training.costs import GIBI, Costs, describe_flops, describe_memory, step_costs
-from metamorph.training.flops import Workload
-from metamorph.training.hardware import ASSUMED, Gpu
+from metamorph.training.flops import PROJECTIONS, Workload, trained_parts
+from metamorph.training.hardware import ASSUMED, PUBLISHED, Gpu
 from metamorph.training.memory_estimate import Widths, block_bytes
 from metamorph.training.plan import describe_parameters
 from metamorph.training.roofline import (
@@ -44,6 +44,15 @@ from metamorph.training.trainer import choose_trained
 
 PAPER_SAMPLES = 0.73  # a second and GPU: 16.07 million in less than a day on 256 H100s
 LOOKED_AT = 8  # rows of data
+LABELS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "encoder": "encoder",
+    "activations": "norms and activations",
+    "sharing": "gathers and reductions",
+    "replicas": "sums over copies",
+    "optimizer": "optimizer",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     widths = Widths.of(training, world_size > 1)
     reduced = Widths.of(training, False).weights
     sent = traffic(found, replicas, sharing, rows_here, widths.gathered, reduced)
-    kept = block_bytes(model.config.language, "none", widths)
+    kept = block_bytes(model.config.language, "none", widths, PROJECTIONS in trained_parts(model))
     moved = costs.work.tokens * model.config.language.num_hidden_layers * kept
     states = costs.states
     updated = 2 * states["gradients"] + 2 * states["optimizer states"] + 2 * states["weights"]
@@ -124,12 +133,10 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
         stream = RowStream(open_source(data, config.seed), encoder, length, model.pad_id)
         seen = [next(stream) for _ in range(min(LOOKED_AT, config.training.rows_per_step))]
-        work = Workload()
-        for row in seen:
-            work += Workload.of(row, model.tokens_per_image)
+        work = Workload.mean(seen, model.tokens_per_image)
         samples = sum(len(row.sample_ids) for row in seen) / len(seen)
         source = [f"  as in the first {len(seen)} rows of the data"]
-        return Rows(work * (1 / len(seen)), samples, source)
+        return Rows(work, samples, source)
     work, samples = assumed_row(config.stage, length, model.tokens_per_image)
     source = [
         f"  assumed, for the data or a tokenizer is not there: rows {PACKED:.0%} full of",
@@ -193,9 +200,7 @@ def describe_prediction(
         (costs.model_flops + encoder) / peak for encoder in (0, costs.encoder.total)
     )
     lines = ["predicted step (seconds)"]
-    lines += [
-        f"  {entry.name:<24}{getattr(prediction, entry.name):>10.3f}" for entry in fields(prediction)
-    ]
+    lines += [f"  {label:<24}{getattr(prediction, name):>10.3f}" for name, label in LABELS.items()]
     bound = "compute" if prediction.compute >= prediction.communication else "communication"
     lines += [
         f"  {'step':<24}{prediction.step:>10.3f}   bound by {bound}",
@@ -204,21 +209,22 @@ def describe_prediction(
     ]
     if config.stage == "instruct":
         lines.append(
-            f"  the paper's run: at least {PAPER_SAMPLES} samples/s/GPU (16.07 million samples in "
-            f"less than a day on 256 H100s, 8B, said by an author)"
+            f"  the paper's 8B run: at least {PAPER_SAMPLES} samples/s/GPU (16.07 million in less "
+            f"than a day on 256 H100s,\n  an author said); its samples may be longer than these"
         )
-    shares = ", ".join(f"{entry.name} {getattr(ASSUMED, entry.name):.0%}" for entry in fields(ASSUMED))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in vars(ASSUMED).items())
     peaks = ", ".join(f"{name} {figure:g}" for name, figure in gpu.teraflops.items())
     return "\n".join([
         *lines,
         "assumptions:",
         RULES,
-        f"  peak           {peaks} TFLOP/s dense; memory {gpu.memory_gigabytes_per_second:,} GB/s "
-        f"({gpu.source})",
+        f"  peak           {peaks} TFLOP/s dense, memory {gpu.memory_gigabytes_per_second:,} GB/s",
         f"  links          {gpu.nvlink_gigabytes_per_second} GB/s each way in a node of eight "
         f"(NVLink), {gpu.network_gigabytes_per_second} GB/s to other nodes",
-        f"  shares         {shares} of those: guesses, not measured",
+        f"                 ({gpu.source})",
+        f"  shares         {shares}: guesses, by which an 8B text",
+        f"                 run on 8 H100s comes out near the {PUBLISHED:,} tokens/s/GPU that "
+        f"torchtitan publishes",
         f"  activations    moved {ACTIVATION_PASSES} times what blocks keep without checkpointing: "
         f"a guess",
     ])  # fmt: skip
-

@@ -33,7 +33,8 @@ def random_model(seed: int, layers: int = 3) -> MetaMorph:
     )  # fmt: skip
     config = MetaMorphConfig(
         language, visual_width=24, grid=2, image_start_id=1, image_end_id=2, eos_ids=[0], pad_id=0,
-        projector_hidden_size=choose.randint(20, 40), vision_head_hidden_size=choose.randint(20, 40),
+        projector_hidden_size=choose.randint(20, 40),
+        vision_head_hidden_size=choose.randint(20, 40),
     )  # fmt: skip
     return MetaMorph(config, vision=VisionEncoder(vision, config.grid))
 
@@ -51,10 +52,6 @@ class RandomRow:
         drawn = self.drawn * model.config.tokens_per_image
         pairs = causal_pairs(self.lengths)
         return Workload(sum(self.lengths), pairs, self.text_targets, drawn, self.images)
-
-    def pixels(self, model: MetaMorph) -> Tensor:
-        side = model.vision.image_size
-        return torch.randn(self.images, 3, side, side)
 
     def loss(self, model: MetaMorph, features: Tensor) -> Tensor:
         """Text and visual loss of features [images, tokens, C], both summed."""

@@ -5,6 +5,8 @@ uses for its weight gradient and which the test tells it. It does not see Triton
 it know masks: it counts the whole square of a document, so the square is what it is compared with.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,7 +51,8 @@ def test_formulas_equal_the_counter_forward_and_backward(seed, stage):
     model = random_model(seed)
     choose_trained(model, stage)
     features = torch.randn(ROW.images, 4, 24)
-    work = Workload(**vars(ROW.workload(model)) | {"visible_pairs": sum(n * n for n in ROW.lengths)})
+    squares = sum(length * length for length in ROW.lengths)
+    work = replace(ROW.workload(model), visible_pairs=squares)
     parts = language_flops(model.config, work, trained_parts(model))
 
     loss, forward = count(lambda: ROW.loss(model, features))
