@@ -181,10 +181,13 @@ def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
     if arguments.world_size is not None:
         if not arguments.dry_run:
             raise UserError("--world-size: it plans, so it needs --dry-run beside it")
+        if config.stage == "decoder":
+            from metamorph.decoder.plan import plan_decoder as plan
+        else:
+            from metamorph.training.world_plan import plan_world as plan
         from metamorph.training.hardware import GPUS
-        from metamorph.training.world_plan import plan_world
 
-        print(plan_world(config, arguments.world_size, GPUS[arguments.gpu_type]))
+        print(plan(config, arguments.world_size, GPUS[arguments.gpu_type]))
         return
     if config.stage == "decoder":
         from metamorph.decoder.training import DecoderStage as Stage

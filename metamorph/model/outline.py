@@ -47,6 +47,15 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
         return MetaMorph(config, vision=encoder), sources
 
 
+def outline_encoder(start: ModelConfig) -> tuple[VisionEncoder, str]:
+    """The encoder of `model.vision` alone, on the meta device, and where its sizes are from."""
+    if not start.vision:
+        raise UserError("model.vision: to plan a decoder, give the SigLIP folder")
+    sizes, source = _sizes("model.vision", start.vision)
+    with torch.device("meta"):
+        return VisionEncoder(_vision_config(sizes), start.grid), source
+
+
 def public_sizes(key: str, folder: str) -> dict:
     """What is known of a public model by the last part of `folder`. UserError for another."""
     path = ARCHITECTURES / f"{Path(folder).name}.json"

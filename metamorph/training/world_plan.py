@@ -75,6 +75,8 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
             f"training.rows_per_step: {training.rows_per_step} rows cannot be shared by "
             f"{world_size} processes alike; it needs a multiple of {world_size}"
         )
+    if config.parallel.cpu_offload:
+        raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
     if training.precision not in gpu.teraflops:
         raise UserError(
             f"training.precision: {gpu.name} has no {training.precision}, "
@@ -127,7 +129,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     """The first rows of the data where it and a tokenizer are there, else an assumption."""
     tokenizer_folder = _tokenizer_folder(config.model)
     data, length = config.data, config.data.row_length
-    if tokenizer_folder and (data.source == "toy_scenes" or Path(data.path).is_file()):
+    if tokenizer_folder and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
         tokenizer = read_tokenizer(tokenizer_folder)
         add_image_tokens(tokenizer)
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
