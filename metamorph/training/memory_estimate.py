@@ -65,12 +65,13 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
 
     Sharded: the root stays gathered, and of the blocks one is in use while the next comes; whole
     gradients are reduced as they come, but with several ``rows`` a GPU only after the last. Not
-    sharded: autocast keeps a copy of every matrix in the dtype of the products.
+    sharded: autocast keeps a copy of every matrix in the dtype of the products until the backward;
+    the encoder's are counted too, although they are let go at once.
     """
     widths = Widths.of(training, is_sharded=any(unit.is_sharded for unit in units))
     sharded = [unit for unit in units if unit.is_sharded]
     if not sharded:
-        copies = sum(unit.whole_trained for unit in units) * widths.products
+        copies = sum(unit.whole for unit in units) * widths.products
         return {"weights for products": copies if widths.products < widths.weights else 0}
     blocks = [unit for unit in sharded if not unit.is_root]
     [root] = [unit for unit in sharded if unit.is_root]

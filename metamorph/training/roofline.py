@@ -55,9 +55,10 @@ def compute_seconds(
     gpu: Gpu,
     assumed: Efficiency,
 ) -> dict[str, float]:
-    """Seconds of matrix products, attention and encoder, the operations in ``flops``' terms.
+    """Seconds of matrix products, attention and encoder.
 
-    ``precision`` fp8 speeds the language projections up alone.
+    ``parts``, ``repeated`` and ``encoder`` are from ``language_flops``, ``repeated_flops`` and
+    ``encoder_flops`` over one GPU's rows. fp8 speeds up the language projections alone.
     """
     attention = parts[ATTENTION].total + ATTENTION_REPEATED * parts[ATTENTION].forward
     repeated_projections = repeated - ATTENTION_REPEATED * parts[ATTENTION].forward

@@ -145,6 +145,13 @@ def test_checkpointing_keeps_less():
     assert none > selective > full == 2 * language.hidden_size
 
 
+@pytest.mark.parametrize(("precision", "copies"), [("fp32", 0), ("bf16", 2)])
+def test_one_process_keeps_copies_for_autocast(precision, copies):
+    found = units(random_model(0))
+    working = working_bytes(found, TrainingConfig(precision=precision), rows=3)
+    assert working == {"weights for products": copies * found[0].whole}
+
+
 def test_of_encoder_and_language_model_only_the_larger_is_in_the_peak():
     sums = {"weights": 100}, {"gathered weights": 10}
     assert peak_bytes(*sums, {"blocks": 5, "encoder": 3}) == 115
