@@ -20,6 +20,7 @@ from metamorph.data.command_line import add_data_verbs, encode_data, validate_da
 from metamorph.errors import SampleError, Stopped, UserError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+GPU_TYPES = ("h100", "h200", "a100")  # those of metamorph.training.hardware
 MAX_PIXELS = 50_000_000  # of a picture in a prompt
 MAX_SEED = 2**32 - 1
 
@@ -40,6 +41,7 @@ Every key can be overridden:
   metamorph train configs/toy/instruct.yaml --data.kinds '{question: 1, draw: 1}'
   metamorph train configs/toy/instruct.yaml --resume true
   metamorph train configs/toy/instruct.yaml --dry-run
+  metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256
 
 Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
 folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, a second one stops it
@@ -77,6 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true",
         help="load everything, show the plan and the first row of data, and train nothing",
+    )  # fmt: skip
+    train.add_argument(
+        "--world-size", type=whole(1), metavar="INT",
+        help="with --dry-run: plan for this many GPUs, which need not be here, nor weights or data",
+    )  # fmt: skip
+    train.add_argument(
+        "--gpu-type", choices=GPU_TYPES, default="h100",
+        help="with --world-size: which GPUs to plan for (default: %(default)s)",
     )  # fmt: skip
     add_config_arguments(train)
 
@@ -143,6 +153,17 @@ def run_quickstart(arguments: argparse.Namespace) -> int:
 
 def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
     config = load_config(arguments.config, overrides_from_namespace(arguments, unknown))
+    if arguments.world_size is not None:
+        if not arguments.dry_run:
+            raise UserError("--world-size: it plans, so it needs --dry-run beside it")
+        if config.stage == "decoder":
+            from metamorph.decoder.plan import plan_decoder as plan
+        else:
+            from metamorph.training.world_plan import plan_world as plan
+        from metamorph.training.hardware import GPUS
+
+        print(plan(config, arguments.world_size, GPUS[arguments.gpu_type]))
+        return
     if config.stage == "decoder":
         from metamorph.decoder.training import DecoderStage as Stage
         from metamorph.decoder.training import train_decoder as train

@@ -15,10 +15,14 @@ from metamorph.config import RunConfig
 from metamorph.data.packing import PackedRow
 from metamorph.model.precision import Float8Layers
 from metamorph.training.checkpoint import load_checkpoint
+from metamorph.training.costs import describe_flops, describe_memory, step_costs
+from metamorph.training.flops import Workload
 from metamorph.training.loop import Stage
 from metamorph.training.run_folder import find_checkpoint, resolve_device
+from metamorph.training.sharding import units
 
 PART_NAMES = {"vision": "encoder", "vision_head": "vision head"}
+SHOWN = ("first row", "second row")
 IN_BLOCK = re.compile(r"(?<=\.layers\.)\d+")
 
 
@@ -44,7 +48,12 @@ def dry_run(config: RunConfig, open_stage: Callable[[RunConfig], Stage]) -> str:
         parts.append(f"precision {training.precision}")
     else:
         parts.append(describe_precision(training.precision, stage.float8))
-        parts.append(describe_row(stage.lanes.next_rows()[0], stage.tokenizer))
+        rows = stage.lanes.next_rows()
+        mean = Workload.mean(rows, stage.module.config.tokens_per_image)
+        costs = step_costs(config, stage.module, units(stage.module), mean, len(rows))
+        parts += [describe_flops(costs, len(rows)), describe_memory(costs)]
+        for title, row in zip(SHOWN, rows, strict=False):
+            parts.append(describe_row(title, row, stage.tokenizer))
     return "\n\n".join(parts)
 
 
@@ -106,12 +115,12 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     return ",".join(runs)
 
 
-def describe_row(row: PackedRow, tokenizer) -> str:
+def describe_row(title: str, row: PackedRow, tokenizer) -> str:
     """A packed row as text, document by document: pictures in brackets, targets in « »."""
     length = len(row.token_ids)
     images = len(row.images if row.features is None else row.features)
     lines = [
-        f"first row: {len(row.sample_ids)} documents and {images} pictures in "
+        f"{title}: {len(row.sample_ids)} documents and {images} pictures in "
         f"{row.used} of {length} tokens",
         f"  « » marks what is learned: {len(row.text_rows)} text tokens to say, "
         f"{len(row.visual_rows)} visual tokens to draw",

@@ -127,3 +127,15 @@ def test_reasons_are_named_once_for_like_layers():
     left = {f"m.layers.{n}.k_proj": "24 x 12" for n in range(3)}
     text = describe_precision("fp8", Float8Layers("native", (), left))
     assert text.splitlines()[1:] == ["  m.layers.0-2.k_proj: left as in bf16, 24 x 12"]
+
+
+def test_operations_and_memory_of_the_first_step(folder, capsys):
+    """Two rows a step: both are counted, and shown."""
+    text = dry_run(folder, tiny_config(folder, "instruct", rows_per_step=2), capsys)
+    assert "\nteraflops of 2 rows " in text and "  encoder, apart " in text
+    assert "\nsecond row: " in text and "third row" not in text
+    memory = text.partition("memory of a GPU, estimated (GiB)")[2].partition("\n\n")[0]
+    assert "activations of blocks, none *" in memory and "  peak " in memory
+    trained = sum(trained for trained, _ in table(text).values())
+    line = next(line for line in memory.splitlines() if "optimizer states" in line)
+    assert float(line.split()[-1]) == pytest.approx(8 * trained / 2**30, abs=5e-4)

@@ -1,0 +1,93 @@
+"""A MetaMorph of the right sizes and without weights, to plan with.
+
+Sizes come from the folders that a run starts from or, while those are not there, from the public
+sizes of a model of the same name in ``metamorph/assets/architectures``.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import SiglipVisionConfig
+
+from metamorph.config import ModelConfig
+from metamorph.errors import UserError
+from metamorph.model.assemble import add_image_tokens
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.unified import MetaMorph, MetaMorphConfig
+from metamorph.model.vision import VisionEncoder
+from metamorph.model.weights import read_json, read_tokenizer
+
+ARCHITECTURES = Path(__file__).parents[1] / "assets" / "architectures"
+
+
+def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
+    """A model on the meta device with its encoder, and where its sizes are from, a line each.
+
+    A `model.folder` that is there decides; otherwise `model.language` and `model.vision` do.
+    Raises UserError if neither says enough.
+    """
+    folder = Path(start.folder)
+    if start.folder and folder.is_dir():
+        config = MetaMorphConfig.from_dict(read_json(folder / "config.json"))
+        vision = read_json(folder / "encoder" / "config.json")
+        sources = [f"sizes of model.folder, {folder}"]
+    elif start.language and start.vision:
+        absent = [f"model.folder, {folder}, is not there yet"] if start.folder else []
+        language, language_source = _sizes("model.language", start.language)
+        vision, vision_source = _sizes("model.vision", start.vision)
+        config = _unified(Path(start.language), language, vision, start.grid)
+        sources = [*absent, language_source, vision_source]
+    else:
+        raise UserError(
+            "model: to plan without weights, give model.language and model.vision, or a "
+            "model.folder that is there"
+        )
+    with torch.device("meta"):
+        encoder = VisionEncoder(_vision_config(vision), config.grid)
+        return MetaMorph(config, vision=encoder), sources
+
+
+def outline_encoder(start: ModelConfig) -> tuple[VisionEncoder, str]:
+    """The encoder of `model.vision` alone, on the meta device, and where its sizes are from."""
+    if not start.vision:
+        raise UserError("model.vision: to plan a decoder, give the SigLIP folder")
+    sizes, source = _sizes("model.vision", start.vision)
+    with torch.device("meta"):
+        return VisionEncoder(_vision_config(sizes), start.grid), source
+
+
+def public_sizes(key: str, folder: str) -> dict:
+    """What is known of a public model by the last part of `folder`. UserError for another."""
+    path = ARCHITECTURES / f"{Path(folder).name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in ARCHITECTURES.glob("*.json")))
+        raise UserError(
+            f"{key}: {folder} is not there, and {Path(folder).name!r} is no model of known size; "
+            f"known are {known}"
+        )
+    return read_json(path)
+
+
+def _sizes(key: str, folder: str) -> tuple[dict, str]:
+    if Path(folder).is_dir():
+        return read_json(Path(folder) / "config.json"), f"sizes of {key}, {folder}"
+    return public_sizes(key, folder), (
+        f"{key}, {folder}, is not there: public sizes of {Path(folder).name}"
+    )
+
+
+def _vision_config(data: dict) -> SiglipVisionConfig:
+    return SiglipVisionConfig(**data.get("vision_config", data))
+
+
+def _unified(folder: Path, language: dict, vision: dict, grid: int) -> MetaMorphConfig:
+    """As `assemble` would make it: the two image tokens join the vocabulary."""
+    sizes = LanguageConfig.from_dict(language)
+    if folder.is_dir():
+        ids = add_image_tokens(read_tokenizer(folder))
+    else:
+        ids = {"image_start_id": sizes.vocab_size, "image_end_id": sizes.vocab_size + 1}
+        ids |= {"pad_id": 0, "eos_ids": [0]}  # they change no size
+    sizes.vocab_size = max(sizes.vocab_size, ids["image_start_id"] + 1, ids["image_end_id"] + 1)
+    width = _vision_config(vision).hidden_size
+    return MetaMorphConfig(language=sizes, visual_width=width, grid=grid, **ids)

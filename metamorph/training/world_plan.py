@@ -1,0 +1,234 @@
+"""What a run would need on many GPUs, planned on any machine, without weights or data.
+
+metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256 --gpu-type h100
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from metamorph.config import ModelConfig, RunConfig
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.documents import Documents
+from metamorph.data.packing import RowStream
+from metamorph.data.sources import open_source
+from metamorph.errors import UserError
+from metamorph.model.assemble import add_image_tokens
+from metamorph.model.outline import outline
+from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.weights import read_tokenizer
+from metamorph.training.assumed_samples import PACKED, assumed_row, describe_families
+from metamorph.training.costs import GIBI, Costs, describe_flops, describe_memory, step_costs
+from metamorph.training.flops import PROJECTIONS, Workload, trained_parts
+from metamorph.training.hardware import ASSUMED, PUBLISHED, Gpu
+from metamorph.training.memory_estimate import Widths, block_bytes
+from metamorph.training.plan import describe_parameters
+from metamorph.training.roofline import (
+    ACTIVATION_PASSES,
+    GIGA,
+    RULES,
+    TERA,
+    Prediction,
+    communication_seconds,
+    compute_seconds,
+    memory_seconds,
+)
+from metamorph.training.sharding import (
+    Traffic,
+    fake_processes,
+    make_mesh,
+    mesh_shape,
+    shard,
+    traffic,
+    units,
+)
+from metamorph.training.trainer import choose_trained
+
+PAPER_SAMPLES = 0.73  # a second and GPU: 16.07 million in less than a day on 256 H100s
+LOOKED_AT = 8  # rows of data
+LABELS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "encoder": "encoder",
+    "activations": "norms and activations",
+    "sharing": "gathers and reductions",
+    "replicas": "sums over copies",
+    "optimizer": "optimizer",
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The mean row that a plan counts with, the samples in it, and where that is from."""
+
+    work: Workload
+    samples: float
+    source: list[str]
+
+
+def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
+    """The plan of a language, align or instruct run on ``world_size`` GPUs, in text.
+
+    Raises ``UserError`` for a configuration that could not run on so many.
+    """
+    training = config.training
+    if training.rows_per_step % world_size:
+        raise UserError(
+            f"training.rows_per_step: {training.rows_per_step} rows cannot be shared by "
+            f"{world_size} processes alike; it needs a multiple of {world_size}"
+        )
+    if config.parallel.cpu_offload:
+        raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
+    if training.precision not in gpu.teraflops:
+        raise UserError(
+            f"training.precision: {gpu.name} has no {training.precision}, "
+            f"only {', '.join(gpu.teraflops)}"
+        )
+    rows_here = training.rows_per_step // world_size
+    replicas, sharing = mesh_shape(world_size, config.parallel.shard)
+    model, sources = outline(config.model)
+    choose_trained(model, config.stage)
+    rows = mean_row(config, model.config)
+    head = [
+        f"plan of stage {config.stage} on {world_size} x {gpu.name}: {replicas} copies of the "
+        f"weights, each shared by {sharing}",
+        "  a prediction: nothing here was measured, nothing is trained or written",
+        *(f"  {source}" for source in sources),
+    ]
+    parameters = describe_parameters(model, config.stage)
+    with fake_processes(world_size):
+        if world_size > 1:
+            shard(model, make_mesh(replicas, sharing))
+        found = units(model)
+    costs = step_costs(config, model, found, rows.work, rows_here)
+    widths = Widths.of(training, world_size > 1)
+    reduced = Widths.of(training, False).weights
+    sent = traffic(found, replicas, sharing, rows_here, widths.gathered, reduced)
+    kept = block_bytes(model.config.language, "none", widths, PROJECTIONS in trained_parts(model))
+    moved = costs.work.tokens * model.config.language.num_hidden_layers * kept
+    states = costs.states
+    updated = 2 * states["gradients"] + 2 * states["optimizer states"] + 2 * states["weights"]
+    prediction = Prediction(
+        **compute_seconds(
+            costs.flops, costs.repeated, costs.encoder, training.precision, gpu, ASSUMED
+        ),
+        **communication_seconds(sent, replicas, sharing, gpu, ASSUMED),
+        activations=memory_seconds(ACTIVATION_PASSES * moved, gpu, ASSUMED),
+        optimizer=memory_seconds(updated, gpu, ASSUMED),
+    )
+    return "\n\n".join([
+        "\n".join(head),
+        parameters,
+        describe_rows(rows, config, world_size),
+        describe_flops(costs, rows_here),
+        describe_memory(costs) + "\n" + _fits(costs, gpu),
+        describe_traffic(sent),
+        describe_prediction(prediction, costs, rows, config, world_size, gpu),
+    ])  # fmt: skip
+
+
+def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
+    """The first rows of the data where it and a tokenizer are there, else an assumption."""
+    tokenizer_folder = _tokenizer_folder(config.model)
+    data, length = config.data, config.data.row_length
+    if tokenizer_folder and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
+        tokenizer = read_tokenizer(tokenizer_folder)
+        add_image_tokens(tokenizer)
+        encoder = ChatEncoder(tokenizer, model.tokens_per_image)
+        documents = Documents(open_source(data, config.seed), encoder, length)
+        stream = RowStream(documents, model.pad_id)
+        seen = [next(stream) for _ in range(min(LOOKED_AT, config.training.rows_per_step))]
+        work = Workload.mean(seen, model.tokens_per_image)
+        samples = sum(len(row.sample_ids) for row in seen) / len(seen)
+        source = [f"  as in the first {len(seen)} rows of the data"]
+        return Rows(work, samples, source)
+    work, samples = assumed_row(config.stage, length, model.tokens_per_image)
+    source = [
+        f"  assumed, for the data or a tokenizer is not there: rows {PACKED:.0%} full of",
+        *describe_families(config.stage, model.tokens_per_image),
+    ]
+    return Rows(work, samples, source)
+
+
+def _tokenizer_folder(start: ModelConfig) -> Path | None:
+    for folder in (start.folder, start.language):
+        if folder and (Path(folder) / "tokenizer.json").is_file():
+            return Path(folder)
+    return None
+
+
+def describe_rows(rows: Rows, config: RunConfig, world_size: int) -> str:
+    work, training = rows.work, config.training
+    return "\n".join([
+        f"rows: {training.rows_per_step} of {config.data.row_length} tokens a step, "
+        f"{training.rows_per_step // world_size} on each GPU",
+        *rows.source,
+        f"  a row: {rows.samples:.1f} samples, {work.images:.1f} images, {work.text_targets:.0f} "
+        f"text and {work.visual_targets:.0f} visual targets",
+        f"  a step: {rows.samples * training.rows_per_step:,.0f} samples; "
+        f"{training.steps:,} steps: {rows.samples * training.rows_per_step * training.steps:,.0f}",
+    ])  # fmt: skip
+
+
+def _fits(costs: Costs, gpu: Gpu) -> str:
+    free = gpu.memory_gigabytes * GIGA / GIBI
+    share = costs.total_bytes / GIBI / free
+    verdict = "fits" if share < 0.9 else "is tight" if share < 1 else "does not fit"
+    return f"  {share:.0%} of {free:.1f} GiB: {verdict}"
+
+
+def describe_traffic(sent: Traffic) -> str:
+    names = {"all_gather": "gathering weights", "reduce_scatter": "summing gradients",
+             "all_reduce": "summing over copies"}  # fmt: skip
+    lines = ["bytes sent by a GPU in a step (GB)"]
+    lines += [
+        f"  {names[entry.name]:<24}{getattr(sent, entry.name) / GIGA:>10.3f}"
+        for entry in fields(sent)
+    ]
+    return "\n".join(lines)
+
+
+def describe_prediction(
+    prediction: Prediction,
+    costs: Costs,
+    rows: Rows,
+    config: RunConfig,
+    world_size: int,
+    gpu: Gpu,
+) -> str:
+    """Seconds by part, samples a second, utilisation, and every assumption behind them."""
+    precision = config.training.precision
+    samples = rows.samples * config.training.rows_per_step / world_size / prediction.step
+    tokens = costs.work.tokens / prediction.step
+    peak = TERA * gpu.teraflops[precision] * prediction.step
+    mfu, with_encoder = (
+        (costs.model_flops + encoder) / peak for encoder in (0, costs.encoder.total)
+    )
+    lines = ["predicted step (seconds)"]
+    lines += [f"  {label:<24}{getattr(prediction, name):>10.3f}" for name, label in LABELS.items()]
+    bound = "compute" if prediction.compute >= prediction.communication else "communication"
+    lines += [
+        f"  {'step':<24}{prediction.step:>10.3f}   bound by {bound}",
+        f"predicted {samples:.2f} samples/s/GPU, {tokens:,.0f} tokens/s/GPU; MFU {mfu:.1%}, "
+        f"{with_encoder:.1%} with the encoder",
+    ]
+    if config.stage == "instruct":
+        lines.append(
+            f"  the paper's 8B run: at least {PAPER_SAMPLES} samples/s/GPU (16.07 million in less "
+            f"than a day on 256 H100s,\n  an author said); its samples may be longer than these"
+        )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in vars(ASSUMED).items())
+    peaks = ", ".join(f"{name} {figure:g}" for name, figure in gpu.teraflops.items())
+    return "\n".join([
+        *lines,
+        "assumptions:",
+        RULES,
+        f"  peak           {peaks} TFLOP/s dense, memory {gpu.memory_gigabytes_per_second:,} GB/s",
+        f"  links          {gpu.nvlink_gigabytes_per_second} GB/s each way in a node of eight "
+        f"(NVLink), {gpu.network_gigabytes_per_second} GB/s to other nodes",
+        f"                 ({gpu.source})",
+        f"  shares         {shares}: guesses, by which an 8B text",
+        f"                 run on 8 H100s comes out near the {PUBLISHED:,} tokens/s/GPU that "
+        f"torchtitan publishes",
+        f"  activations    moved {ACTIVATION_PASSES} times what blocks keep without checkpointing: "
+        f"a guess",
+    ])  # fmt: skip

@@ -1,0 +1,123 @@
+"""What a plan says FSDP holds and sends, against FSDP itself under torch's fake process group."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from metamorph.errors import UserError
+from metamorph.training.sharding import (
+    Traffic,
+    fake_processes,
+    make_mesh,
+    mesh_shape,
+    shard,
+    traffic,
+    units,
+)
+from metamorph.training.trainer import choose_trained
+from tests.training.random_step import ROW, random_model
+
+
+def test_a_process_holds_the_first_of_equal_pieces():
+    model = random_model(0)
+    choose_trained(model, "instruct")
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    with fake_processes(5):
+        shard(model, make_mesh(1, 5))
+        found = {(unit.name, unit.is_sharded): unit for unit in units(model)}
+    assert set(found) == {
+        ("", True), ("", False), *((f"language.model.layers.{i}", True) for i in range(3))
+    }  # fmt: skip
+    block = [shape for name, shape in shapes.items() if ".layers.1." in name and "language" in name]
+    held = found["language.model.layers.1", True]
+    assert held.whole == held.whole_trained == sum(map(math.prod, block))
+    assert held.local == sum(math.ceil(rows / 5) * math.prod(rest) for rows, *rest in block)
+    encoder = found["", False]  # every process has all of it
+    expected = sum(math.prod(s) for name, s in shapes.items() if name.startswith("vision."))
+    assert encoder.whole == encoder.local == expected and encoder.local_trained == 0
+    total = sum(unit.whole for unit in found.values())
+    assert total == sum(map(math.prod, shapes.values()))
+
+
+def test_one_process_holds_everything():
+    model = random_model(0)
+    [unit] = units(model)
+    assert unit.whole == unit.local == sum(p.numel() for p in model.parameters())
+    assert traffic([unit], 1, 1, 3, 2, 4) == Traffic(0, 0, 0)
+
+
+class Collectives(TorchDispatchMode):
+    """Bytes that a process would send in rings, by collective. They run, but move nothing."""
+
+    def __init__(self, replicas: int, shard: int):
+        super().__init__()
+        self.sent = Counter()
+        self.replicas, self.shard = replicas, shard
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function._schema.name
+        if name == "c10d::_allgather_base_":  # whole, part
+            self.sent["all_gather"] += arguments[1].nbytes * (self.shard - 1)
+        elif name == "c10d::_reduce_scatter_base_":  # part, whole
+            self.sent["reduce_scatter"] += arguments[0].nbytes * (self.shard - 1)
+        elif name == "c10d::allreduce_":
+            [part] = arguments[0]
+            self.sent["all_reduce"] += part.nbytes * 2 * (self.replicas - 1) / self.replicas
+        else:
+            assert not name.startswith("c10d::"), name
+        return function(*arguments, **(keywords or {}))
+
+
+class Step(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features):
+        return ROW.loss(self.model, features)
+
+
+@pytest.mark.parametrize("stage", ["instruct", "align"])
+@pytest.mark.parametrize(("replicas", "size"), [(1, 4), (3, 2)])
+def test_bytes_sent_are_those_of_the_collectives_of_a_real_step(stage, replicas, size):
+    """Two rows on this process, in bf16 with gradients summed in float32."""
+    model = random_model(3)
+    choose_trained(model, stage)
+    for parameter in model.parameters():
+        parameter._backward_hooks = None  # align's are for whole tables
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    features = torch.randn(ROW.images, 4, 24)
+    with fake_processes(replicas * size):
+        mesh = make_mesh(replicas, size)
+        for block in model.language.model.layers:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        frozen = set(model.vision.parameters())
+        step = fully_shard(Step(model), mesh=mesh, mp_policy=policy, ignored_params=frozen)
+        with Collectives(replicas, size) as seen:
+            for last in (False, True):
+                step.set_requires_gradient_sync(last)
+                step(features).backward()
+        predicted = traffic(units(step), replicas, size, rows=2, gathered_bytes=2, reduced_bytes=4)
+    assert any(isinstance(module, FSDPModule) for module in step.modules())
+    assert all(isinstance(p, DTensor) for p in model.language.parameters())
+    assert dict(seen.sent) == pytest.approx(
+        {name: sent for name, sent in vars(predicted).items() if sent}
+    )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "shard", "shape"), [(256, 8, (32, 8)), (8, 0, (1, 8)), (1, 0, (1, 1))]
+)
+def test_mesh_shapes(world_size, shard, shape):
+    assert mesh_shape(world_size, shard) == shape
+
+
+def test_a_group_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="parallel.shard: groups of 6 do not fit 256 processes"):
+        mesh_shape(256, 6)

@@ -1,0 +1,180 @@
+"""Plans of the shipped recipes: on a CPU, without weights, data or other processes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from metamorph.cli import GPU_TYPES, main
+from metamorph.config import load_config, save_config
+from metamorph.model.outline import outline
+from metamorph.training.assumed_samples import FAMILIES, assumed_row
+from metamorph.training.hardware import GPUS
+from tests.tiny_run import tiny_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+LLAMA = {"8b": 8_030_261_248, "1b": 1_235_814_400}  # as published, before two rows are added
+HIDDEN = {"8b": 4096, "1b": 2048}
+TABLES = {"8b": 2, "1b": 1}  # of tokens: Llama 3.2 1B has one for input and output
+SIGLIP = 428_225_600
+UNET, VAE = 859_520_964, 83_653_863
+
+
+def plan(capsys, config: Path | str, *options: str) -> str:
+    assert main(["train", str(config), "--dry-run", *options]) == 0
+    return capsys.readouterr().out
+
+
+def table(text: str) -> dict[str, tuple[int, int]]:
+    """Part: (trained, frozen)."""
+    rows = text.partition("parameters ")[2].partition("\n\n")[0]
+    cells = re.findall(r"^  ([a-z ]+?) +([\d,]+) +([\d,]+)$", rows, re.MULTILINE)
+    return {name: tuple(int(n.replace(",", "")) for n in counts) for name, *counts in cells}
+
+
+def figure(text: str, name: str) -> float:
+    """The number after a name, in whatever table."""
+    return float(re.search(rf"^  {re.escape(name)} +([\d.]+)", text, re.MULTILINE)[1])
+
+
+@pytest.mark.parametrize(
+    ("size", "stage", "world_size"),
+    [("8b", "align", 32), ("8b", "instruct", 256), ("1b", "align", 8), ("1b", "instruct", 8)],
+)
+def test_recipes_of_the_language_model(capsys, size, stage, world_size):
+    recipe = CONFIGS / f"metamorph_{size}" / f"{stage}.yaml"
+    text = plan(capsys, recipe, "--world-size", str(world_size))
+    hidden, width = HIDDEN[size], 1152
+    language = LLAMA[size] + TABLES[size] * 2 * hidden
+    projector = width * hidden + hidden + hidden * hidden + hidden
+    head = hidden * hidden + hidden + hidden * width + width
+    counts = table(text)
+    assert {name: sum(pair) for name, pair in counts.items()} == {
+        "language": language, "projector": projector, "vision head": head, "encoder": SIGLIP
+    }  # fmt: skip
+    tables = TABLES[size] * 128_258 * hidden
+    trained = {"instruct": (language, head), "align": (tables, 0)}[stage]
+    assert (counts["language"][0], counts["vision head"][0]) == trained
+    assert counts["projector"][1] == counts["encoder"][0] == 0
+    assert ": fits\n" in text and "assumptions:\n" in text and "nothing here was measured" in text
+
+
+def test_the_papers_run_in_numbers(capsys):
+    """Sizes of 8B on 256 GPUs in groups of 8, by hand: fp32 weights and AdamW."""
+    recipe = CONFIGS / "metamorph_8b" / "instruct.yaml"
+    text = plan(capsys, recipe, "--world-size", "256", "--gpu-type", "h100")
+    trained = LLAMA["8b"] + 4 * 4096 + 21_504_000 + 21_501_056
+    weights = 4 * (trained / 8 + SIGLIP)
+    assert figure(text, "weights") == pytest.approx(weights / 2**30, abs=1e-3)
+    assert figure(text, "optimizer states") == pytest.approx(trained / 2**30, abs=1e-3)
+    assert figure(text, "summing gradients") == pytest.approx(4 * 7 / 8 * trained / 1e9, rel=1e-3)
+    rate = float(re.search(r"predicted ([\d.]+) samples/s/GPU", text)[1])
+    step = figure(text, "step")
+    _, samples = assumed_row("instruct", 4096, 64)
+    assert rate == pytest.approx(samples / step, rel=0.01)
+    assert "at least 0.73 samples/s/GPU" in text
+    assert rate > 0.73
+
+
+@pytest.mark.parametrize(("size", "world_size"), [("8b", 32), ("1b", 8)])
+def test_recipes_of_the_decoder(capsys, size, world_size):
+    recipe = CONFIGS / f"metamorph_{size}" / "decoder.yaml"
+    text = plan(capsys, recipe, "--world-size", str(world_size))
+    adapter = 1152 * 2048 + 2048 + 2 * 2048 + 2048 * 768 + 768 + 2 * 768
+    assert table(text) == {
+        "encoder": (0, SIGLIP), "vae": (0, VAE), "unet": (UNET, 0), "adapter": (adapter, 0)
+    }  # fmt: skip
+    assert figure(text, "optimizer states") == pytest.approx(8 * (UNET + adapter) / 2**30, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("metamorph_8b/align", ["--world-size", "256"], "32 rows cannot be shared by 256"),
+        ("metamorph_8b/decoder", ["--world-size", "5"], "2112 pictures cannot be shared by 5"),
+        (
+            "metamorph_1b/align",
+            ["--world-size", "8", "--gpu-type", "a100", "--training.precision", "fp8"],
+            "A100 SXM 80 GB has no fp8",
+        ),
+        (
+            "metamorph_1b/align",
+            ["--world-size", "8", "--model.language", "models/mine"],
+            "models/mine is not there, and 'mine' is no model of known size",
+        ),
+        ("metamorph_1b/align", ["--world-size", "8", "--parallel.shard", "3"], "groups of 3"),
+    ],
+)
+def test_what_cannot_run_is_not_planned(capsys, recipe, options, message):
+    assert main(["train", str(CONFIGS / f"{recipe}.yaml"), "--dry-run", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_world_size_is_for_plans_only(capsys):
+    assert main(["train", str(CONFIGS / "toy" / "align.yaml"), "--world-size", "2"]) == 2
+    assert "--world-size: it plans, so it needs --dry-run" in capsys.readouterr().err
+
+
+def test_data_that_is_there_is_looked_at(folder, capsys):
+    """And so are sizes; one process holds everything and sends nothing."""
+    save_config(tiny_config(folder, "instruct"), folder / "run.yaml")
+    text = plan(capsys, folder / "run.yaml", "--world-size", "1")
+    assert "as in the first 1 rows of the data" in text and "assumed, for the data" not in text
+    assert figure(text, "gathering weights") == 0
+    everything = sum(map(sum, table(text).values()))
+    assert figure(text, "weights") == pytest.approx(4 * everything / 2**30, abs=5e-4)
+
+
+def test_cached_features_need_no_encoder(capsys):
+    recipe = CONFIGS / "metamorph_1b" / "instruct.yaml"
+    live = plan(capsys, recipe, "--world-size", "8")
+    cached = plan(capsys, recipe, "--world-size", "8", "--data.features", "features")
+    assert figure(live, "encoder, apart") > 100 and figure(cached, "encoder, apart") == 0
+    assert figure(cached, "step") < figure(live, "step")
+
+
+def test_an_outline_has_the_sizes_of_the_folders(folder):
+    """As the model that training opens, token rows of pictures included."""
+    from metamorph.training.trainer import open_model
+
+    config = tiny_config(folder, "instruct")
+    real, _ = open_model(config)
+    outlined, sources = outline(config.model)
+    shapes, expected = (
+        {name: p.shape for name, p in model.named_parameters()} for model in (outlined, real)
+    )
+    assert shapes == expected and all(p.is_meta for p in outlined.parameters())
+    assert sources == [
+        f"sizes of model.language, {folder / 'llama'}",
+        f"sizes of model.vision, {folder / 'siglip'}",
+    ]
+    real.save_pretrained(folder / "joined")
+    config.model.folder = str(folder / "joined")
+    joined, [source] = outline(config.model)
+    assert {name: p.shape for name, p in joined.named_parameters()} == expected
+    assert source == f"sizes of model.folder, {folder / 'joined'}"
+
+
+@pytest.mark.parametrize("stage", FAMILIES)
+def test_an_assumed_row_is_full(stage):
+    work, samples = assumed_row(stage, 4096, 64)
+    assert work.tokens == pytest.approx(4096, abs=1)
+    assert samples > 1 and 0 < work.text_targets < work.tokens
+    visual = work.visual_targets + work.images
+    assert (visual > 0) == (stage != "language") and work.visual_targets <= 64 * work.images
+
+
+def test_the_papers_rates_follow_the_square_root_rule():
+    """4e-5 at 512 samples gives 4.90e-5 at 768 and 6.93e-5 at 1536."""
+    rates = {
+        stage: load_config(CONFIGS / "metamorph_8b" / f"{stage}.yaml").training.learning_rate
+        for stage in ("align", "instruct")
+    }
+    assert rates["align"] == pytest.approx(4e-5 * (768 / 512) ** 0.5, rel=1e-3)
+    assert rates["instruct"] == pytest.approx(4e-5 * (1536 / 512) ** 0.5, rel=1e-3)
+
+
+def test_gpu_types_of_the_command_line_are_those_of_the_table():
+    assert tuple(GPUS) == GPU_TYPES
+    assert not torch.distributed.is_initialized()  # plans leave nothing behind
