@@ -19,7 +19,7 @@ from metamorph.config import (
 )
 from metamorph.errors import Stopped, UserError
 
-STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as shells have it
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 MAX_PIXELS = 50_000_000  # of a picture in a prompt
 MAX_SEED = 2**32 - 1
 
@@ -42,7 +42,8 @@ Every key can be overridden:
   metamorph train configs/toy/instruct.yaml --dry-run
 
 Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
-folder. Ctrl-C saves a checkpoint before it stops."""
+folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, a second one stops it
+at once. Several GPUs: torchrun --nproc-per-node 8 -m metamorph train CONFIG"""
 
 GENERATE_HELP = """\
 Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
@@ -174,12 +175,16 @@ def run_train(arguments: argparse.Namespace, unknown: list[str]) -> None:
     else:
         from metamorph.training.trainer import LanguageStage as Stage
         from metamorph.training.trainer import train
+    from metamorph.training.processes import is_first
+
     if arguments.dry_run:
         from metamorph.training.plan import dry_run
 
         print(dry_run(config, Stage))
     else:
-        print(f"saved {train(config)}")
+        folder = train(config)
+        if is_first():
+            print(f"saved {folder}")
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
@@ -263,8 +268,8 @@ def run_doctor() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb. Returns 0; 2 after one line on what a user can mend; 130 if stopped; 1 after a
-    quickstart whose model scored too low.
+    """Runs a verb. Returns 0, also after a training that was stopped and saved; 2 after one line on
+    what a user can mend; 130 if interrupted; 1 after a quickstart whose model scored too low.
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
@@ -289,8 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except Stopped as error:
         print(f"metamorph: {error}", file=sys.stderr)
-        return STOPPED
+        return 0 if arguments.verb == "train" else INTERRUPTED  # a training can go on, all is well
     except KeyboardInterrupt:
         print("metamorph: interrupted", file=sys.stderr)
-        return STOPPED
+        return INTERRUPTED
     return 0

@@ -32,6 +32,7 @@ from metamorph.strict_yaml import parse_text, read_yaml
 
 STAGES = ("language", "align", "instruct", "decoder")
 PRECISIONS = ("fp32", "bf16", "fp8")
+OPTIMIZERS = ("torch", "adamw8bit", "apex")
 FP8_BACKENDS = ("torchao", "transformer_engine", "native")
 NUMBERS = dict[str, float]
 KINDS = {  # type: its name in --help, and in words
@@ -95,7 +96,7 @@ class TrainingConfig:
     """Optimisation, precision, checkpoints and logging."""
 
     steps: int = option("optimizer steps", 1000, minimum=1)
-    rows_per_step: int = option("packed rows in an optimizer step", 1, minimum=1)
+    rows_per_step: int = option("packed rows in an optimizer step, over all processes", 1, minimum=1)
     learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
     warmup_ratio: float = option("share of the steps that warms up", 0.03, **SHARE)
     weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)
@@ -109,10 +110,34 @@ class TrainingConfig:
         "torchao",
         choices=FP8_BACKENDS,
     )
-    optimizer: str = option("who computes AdamW", "torch", choices=("torch", "apex"))
+    optimizer: str = option("who computes AdamW", "torch", choices=OPTIMIZERS)
+    weights: str = option(
+        "dtype of the weights that the optimizer moves; bf16 needs optimizer adamw8bit",
+        "fp32",
+        choices=("fp32", "bf16"),
+    )
+    activation_checkpointing: str = option(
+        "what a block computes again in the backward instead of keeping it",
+        "none",
+        choices=("none", "selective", "full"),
+    )
+    compile: bool = option("compile each block of the language model (GPU)", False)
+    max_bad_steps: int = option(
+        "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
+    )
     checkpoint_every: int = option("steps between checkpoints", 500, minimum=1)
     keep_checkpoints: int = option("newest checkpoints to keep", 2, minimum=1)
     log_every: int = option("steps between lines of metrics.jsonl", 10, minimum=1)
+
+
+@dataclass
+class ParallelConfig:
+    """How a model is spread over the processes that torchrun started."""
+
+    shard: int = option(
+        "processes that share one copy of the weights, 0 for all of them", 0, minimum=0
+    )
+    cpu_offload: bool = option("keep weights, gradients and optimizer in host memory", False)
 
 
 @dataclass
@@ -141,6 +166,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 

@@ -72,6 +72,11 @@ def torchao_absence(device_type: str) -> str | None:
     return _absence(device_type, ADA, {"torchao.float8": needed})
 
 
+def torchao_optim_absence(device_type: str) -> str | None:
+    """Why torchao's 8-bit AdamW cannot run on tensors of this device type, or None."""
+    return _absence(device_type, None, {"torchao.optim": ["AdamW8bit"]})
+
+
 def transformer_engine_absence(device_type: str) -> str | None:
     """Why Transformer Engine's float8 layers cannot run on tensors of this device type, or None."""
     needed = {
@@ -88,6 +93,7 @@ PROBES = {  # distribution: its probe
     "liger-kernel": liger_absence,
     "apex": apex_absence,
     "torchao": torchao_absence,
+    "torchao-optim": torchao_optim_absence,
     "transformer-engine": transformer_engine_absence,
 }
 

@@ -24,6 +24,7 @@ from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 from metamorph.training.loop import run_steps
+from metamorph.training.processes import world_size
 from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import Meter
 
@@ -120,6 +121,10 @@ class DecoderStage:
                 f"training.optimizer: the decoder stage takes torch only, "
                 f"got {config.training.optimizer}"
             )
+        if world_size() > 1:
+            raise UserError(
+                f"stage: the decoder trains in one process, but torchrun started {world_size()}"
+            )
         self.config = config
         self.module = DecoderTrainer(config).to(resolve_device(config.device))
         training = config.training
@@ -162,7 +167,7 @@ class DecoderStage:
 
 
 def train_decoder(config: RunConfig) -> Path:
-    """Runs the decoder stage and returns ``output/decoder``, in diffusers' layout.
+    """Runs the decoder stage, in one process, and returns ``output/decoder``, in diffusers' layout.
 
     Raises ``UserError`` for what a user can mend, ``Stopped`` if interrupted.
     """

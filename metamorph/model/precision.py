@@ -8,6 +8,7 @@ is plain and loads without any float8 package.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,9 @@ def check_precision(precision: str, fp8_backend: str, device: torch.device) -> N
         )
 
 
-def convert_to_float8(model: nn.Module, backend: str) -> Float8Layers:
+def convert_to_float8(
+    model: nn.Module, backend: str, device: torch.device | None = None
+) -> Float8Layers:
     """Converts the linear layers of all decoder blocks of a MetaMorph, in place.
 
     That is q, k, v, o, gate, up and down; ``native`` converts the projector too. Widths that are
@@ -70,15 +73,17 @@ def convert_to_float8(model: nn.Module, backend: str) -> Float8Layers:
     straight into the losses, and embeddings, norms and encoder, a small part of a step.
 
     Args:
-        model: on the device it will run on, in any dtype; call it under ``autocast("fp8", ...)``.
+        model: in any dtype; call it under ``autocast("fp8", ...)``.
         backend: torchao, transformer_engine or native.
+        device: the one it will run on, where it is not there yet.
 
     Raises ``UserError`` if the backend cannot run there.
     """
-    check_precision("fp8", backend, next(model.parameters()).device)
+    device = device or next(model.parameters()).device
+    check_precision("fp8", backend, device)
     chosen, left = _choose(model, backend)
     convert = {
-        "torchao": _convert_torchao,
+        "torchao": partial(_convert_torchao, emulate=device.type != "cuda"),
         "transformer_engine": _convert_transformer_engine,
         "native": _convert_native,
     }
@@ -109,13 +114,12 @@ def _choose(model: nn.Module, backend: str) -> tuple[list[str], dict[str, str]]:
     return chosen, left
 
 
-def _convert_torchao(model: nn.Module, names: Collection[str]) -> None:
+def _convert_torchao(model: nn.Module, names: Collection[str], emulate: bool) -> None:
     """A scale for each row, rounded to a power of two, and e4m3 throughout: torchao's "rowwise"."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     config = Float8LinearConfig.from_recipe_name("rowwise")
-    if not next(model.parameters()).is_cuda:
-        config = replace(config, emulate=True)  # tests alone come here, see check_precision
+    config = replace(config, emulate=emulate)  # in tests alone, see check_precision
     convert_to_float8_training(
         model, config=config, module_filter_fn=lambda module, name: name in names
     )

@@ -1,5 +1,6 @@
 """MetaMorph: a Llama that reads and predicts visual features among its text tokens."""
 
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
@@ -203,10 +204,16 @@ class MetaMorph(nn.Module):
             model.vision = VisionEncoder.from_pretrained(folder / "encoder", config.grid)
         return model.to(device=device, dtype=dtype)
 
-    def save_pretrained(self, folder: str | Path, tokenizer=None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        tokenizer=None,
+        whole: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> None:
         """Write the unified folder: weights, config.json, tokenizer files and encoder/.
 
-        The Llama keeps its Hugging Face names, so that other tools find it.
+        The Llama keeps its Hugging Face names, so that other tools find it. `whole` gives the
+        values of a parameter that is more than a tensor here; it is asked for one at a time.
         """
         folder = Path(folder)
         tensors = {
@@ -214,7 +221,7 @@ class MetaMorph(nn.Module):
             for name, tensor in self.state_dict().items()
             if not name.startswith("vision.")
         }
-        write_tensors(folder, tensors)
+        write_tensors(folder, tensors, whole=whole)
         if self.vision is not None:
             self.vision.save_pretrained(folder / "encoder")
         if tokenizer is not None:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,34 +91,40 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(
-    folder: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    whole: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> None:
     """Write tensors in the Hugging Face layout: one file, or shards of at most `shard_bytes`.
 
     Each file appears whole or not at all, and the index, which readers trust first, after its
-    shards. Files of an earlier layout are removed at the end.
+    shards. Files of an earlier layout are removed at the end. No more than one file's tensors are
+    copied to the CPU at a time, each by `whole`, in the order of `tensors`.
     """
     folder = Path(folder)
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         if shards[-1] and filled + size > shard_bytes:
-            shards.append({})
+            shards.append([])
             filled = 0
-        shards[-1][name] = tensor.detach().to("cpu").contiguous()
+        shards[-1].append(name)
         filled += size
     stale = set(folder.glob("model*.safetensors")) | {folder / INDEX_FILE}
     count = len(shards)
     weight_map = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         file = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        shard = {name: whole(tensors[name]).to("cpu").contiguous() for name in names}
         with atomic_path(folder / file) as temporary:
             try:
                 save_file(shard, temporary, metadata={"format": "pt"})
             except SafetensorError as error:  # how safetensors reports a full disk
                 raise OSError(f"{folder / file}: cannot write the file: {error}") from error
-        weight_map.update(dict.fromkeys(shard, file))
+        weight_map.update(dict.fromkeys(names, file))
         stale.discard(folder / file)
     if count > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,6 +1,5 @@
 """The loop that every stage shares: rate, step, clip, log, checkpoint, stop, resume."""
 
-import math
 from pathlib import Path
 from typing import Protocol
 
@@ -9,8 +8,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamorph.config import RunConfig
-from metamorph.errors import Stopped, UserError
-from metamorph.training.checkpoint import load_checkpoint, save_checkpoint
+from metamorph.errors import Stopped
+from metamorph.training.checkpoint import Checkpoints, load_checkpoint
+from metamorph.training.checkpoint_tensors import set_rate
+from metamorph.training.means import BadSteps, Means
+from metamorph.training.parallel import clip_gradients
+from metamorph.training.processes import any_process, is_first, wait_for_all
 from metamorph.training.run_folder import MetricsFile, StopSignal, claim_run_folder, find_checkpoint
 from metamorph.training.schedule import learning_rate
 
@@ -42,96 +45,108 @@ class Stage(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-class Means:
-    """Means since the last log line, kept on the device and carried over a resume."""
-
-    def __init__(self):
-        self.sums: dict[str, Tensor | float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def values(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-
-    def state_dict(self) -> dict:
-        sums = {name: float(total) for name, total in self.sums.items()}
-        return {"sums": sums, "counts": self.counts}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
-
-
 def run_steps(config: RunConfig, stage: Stage) -> Path:
     """Trains to ``training.steps`` and returns the run folder, which holds a last checkpoint.
 
     The folder is claimed only here, after everything that the stage needs has been opened. An
-    interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU. Raises
-    ``Stopped`` after Ctrl-C or SIGTERM, and ``UserError`` for a loss that is not finite.
+    interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU. A step whose
+    loss or gradient is not finite changes nothing; too many in a row raise ``UserError``. Raises
+    ``Stopped`` after a signal. All processes of a run call this; the first one writes.
     """
     training = config.training
     checkpoint = find_checkpoint(config)
-    means = Means()
+    means, bad_steps = Means(), BadSteps(training.max_bad_steps)
     first_step = 0
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
         first_step = state["step"]
         stage.load_state_dict(state["stage"])
         means.load_state_dict(state["means"])
-    folder = claim_run_folder(config)
-    metrics = MetricsFile(folder, first_step)
+        bad_steps.load_state_dict(state["bad_steps"])
+    wait_for_all()  # until every process has looked at the folder
+    folder = Path(config.output)
+    if is_first():
+        claim_run_folder(config)
+        metrics = MetricsFile(folder, first_step)
+    checkpoints = Checkpoints(folder, training.keep_checkpoints)
     trained = [p for p in stage.module.parameters() if p.requires_grad]
 
-    def checked_means(step: int) -> dict[str, float]:
-        values = means.values()
-        if not all(map(math.isfinite, values.values())):
-            raise UserError(
-                f"step {step}: a loss or gradient is not finite ({values}); the last samples were "
-                f"{stage.last_samples()[:8]}. Look at them or lower the learning rate; nothing of "
-                f"this was saved"
-            )
-        return values
+    def log(step: int, rate: float) -> None:
+        nonlocal means
+        bad_steps.read()
+        found = bad_steps.take()
+        line = {**means.values(), "learning_rate": rate, **stage.read_meters()}
+        skips = {cause: count for cause, (count, _) in stage.skipped().items()}
+        if found:
+            line["bad_steps"] = found
+        if is_first():
+            metrics.write(step=step, **line, skipped=skips)
+            bar.set_postfix_str(stage.describe(line), refresh=False)
+            for bad in found:
+                bar.write(f"step {bad['step']} was not finite and changed nothing: {bad['samples']}")
+        means = Means()
 
     def save(step: int) -> None:
-        checked_means(step)
-        state = {"stage": stage.state_dict(), "means": means.state_dict()}
-        keep = training.keep_checkpoints
-        save_checkpoint(folder, step, stage.module, stage.optimizer, state, keep)
+        state = {
+            "stage": stage.state_dict(),
+            "means": means.state_dict(),
+            "bad_steps": bad_steps.state_dict(),
+        }
+        checkpoints.save(step, stage.module, stage.optimizer, state)
 
-    bar = tqdm(range(training.steps), initial=first_step, desc=config.stage, mininterval=1)
+    steps = range(training.steps)
+    options = {"desc": config.stage, "mininterval": 1, "disable": not is_first()}
+    bar = tqdm(steps, initial=first_step, **options)
     try:
         with StopSignal() as stop:
             for step in range(first_step, training.steps):
                 rate = learning_rate(step, training)
-                for group in stage.optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(stage.optimizer, rate)
                 values = stage.accumulate_gradients(step)
-                norm = nn.utils.clip_grad_norm_(trained, training.gradient_clip)
-                stage.optimizer.step()
+                norm = clip_gradients(trained, training.gradient_clip)
+                bad = not_finite(norm, values)
+                step_unless(bad, stage.optimizer)
                 stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
-                means.add({**values, "gradient_norm": norm})
+                means.add({**values, "gradient_norm": norm}, bad)
                 bar.update()
 
                 done = step + 1
-                if done % training.log_every == 0 or done == training.steps:
-                    line = {**checked_means(done), "learning_rate": rate, **stage.read_meters()}
-                    skips = {cause: count for cause, (count, _) in stage.skipped().items()}
-                    metrics.write(step=done, **line, skipped=skips)
-                    bar.set_postfix_str(stage.describe(line), refresh=False)
-                    means = Means()
+                bad_steps.add(done, bad, stage.last_samples())
                 last = done == training.steps
-                if last or stop.requested or done % training.checkpoint_every == 0:
+                if done % training.log_every == 0 or last:
+                    log(done, rate)
+                stopping = any_process(stop.requested)
+                if last or stopping or done % training.checkpoint_every == 0:
                     save(done)
-                if stop.requested and not last:
+                if stopping and not last:
                     raise Stopped(
                         f"stopped after step {done} of {training.steps}; "
                         f"go on with the same command and --resume"
                     )
     finally:
+        checkpoints.wait()
         bar.close()
-        for cause, (count, example) in stage.skipped().items():
-            print(f"skipped {count} samples: {cause} (first: {example})")
+        if is_first():
+            for cause, (count, example) in stage.skipped().items():
+                print(f"skipped {count} samples: {cause} (first: {example})")
     return folder
+
+
+def not_finite(norm: Tensor, values: dict[str, Tensor | float]) -> Tensor:
+    """Whether a gradient's norm or any of a step's values is not finite: a bool of the device."""
+    numbers = [value for value in values.values() if isinstance(value, Tensor)]
+    device = numbers[0].device
+    return ~torch.stack([*numbers, norm.to(device)]).isfinite().all()
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Steps, or leaves weights and optimizer as they are if ``bad``.
+
+    PyTorch's fused AdamW decides on the device, by the attributes that a gradient scaler sets.
+    Others cannot: the host has to know.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        optimizer.step()
+    elif not bad:
+        optimizer.step()

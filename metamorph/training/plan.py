@@ -44,7 +44,7 @@ def dry_run(config: RunConfig, open_stage: Callable[[RunConfig], Stage]) -> str:
         parts.append(f"precision {training.precision}")
     else:
         parts.append(describe_precision(training.precision, stage.float8))
-        parts.append(describe_row(next(stage.stream), stage.tokenizer))
+        parts.append(describe_row(stage.lanes.next_rows()[0], stage.tokenizer))
     return "\n\n".join(parts)
 
 

@@ -8,6 +8,7 @@ model/          the result (``decoder/`` for the decoder stage)
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -20,7 +21,12 @@ from metamorph.training.checkpoint import latest_checkpoint
 
 # What may differ between the two parts of a resumed run without changing its result.
 FREE_ON_RESUME = ("resume", "overwrite", "output", "device")
-FREE_TRAINING_ON_RESUME = ("checkpoint_every", "keep_checkpoints")
+FREE_TRAINING_ON_RESUME = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "activation_checkpointing",
+    "max_bad_steps",
+)
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -50,6 +56,7 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 def _check_same_run(config: RunConfig, saved: RunConfig) -> None:
     now, before = dataclasses.asdict(config), dataclasses.asdict(saved)
+    del now["parallel"], before["parallel"]  # a run may go on with other processes
     for section in ("model", "data", "training", "decoder"):
         now |= {f"{section}.{key}": value for key, value in now.pop(section).items()}
         before |= {f"{section}.{key}": value for key, value in before.pop(section).items()}
@@ -120,21 +127,24 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second one kills.
+    """Turns the first of ``SIGNALS`` into a request to stop after the step; a second one ends the
+    process at once.
 
     Used as a context manager; ``requested`` is looked at between steps.
     """
 
+    # Ctrl-C, what schedulers send before they kill, and what Slurm can be told to send earlier.
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
     def __enter__(self) -> "StopSignal":
         self.requested = False
-        self._previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._previous:
-            signal.signal(number, self._request)
+        self._previous = {number: signal.signal(number, self._request) for number in self.SIGNALS}
         return self
 
     def _request(self, number: int, frame) -> None:
+        if self.requested:
+            os._exit(128 + number)  # as shells count; any other exit waits for a checkpoint
         self.requested = True
-        signal.signal(number, self._previous[number])
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._previous.items():
@@ -142,10 +152,12 @@ class StopSignal:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU. Raises ``UserError`` for any other device
-    than those, and for one that is not there."""
+    """``auto`` is the first CUDA device, or the CPU; ``torchrun`` gives each process of a machine
+    its own. Raises ``UserError`` for any other device than those, and for one that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -11,18 +11,17 @@ class MeanBaseline:
     """Cosine reached by always predicting the mean feature of each token position.
 
     A visual cosine means nothing beside this number: it is what a model gets that ignores its
-    prompt. The means run over all targets seen so far; each batch is scored before it is added.
+    prompt. The means run over ``total``, the sum of all targets seen so far; a step is scored before
+    its targets are added.
     """
 
     def __init__(self, tokens_per_image: int, width: int, device: torch.device | str = "cpu"):
         self.total = torch.zeros(tokens_per_image, width, device=device)
 
-    def update(self, targets: Tensor) -> Tensor:
-        """Adds [images, tokens, C] unit vectors; returns the baseline's mean cosine on them."""
+    def score(self, targets: Tensor) -> Tensor:
+        """The baseline's mean cosine on targets [images, tokens, C], unit vectors."""
         mean = F.normalize(self.total, dim=-1)
-        cosine = (targets.float() * mean).sum(-1).mean()
-        self.total += targets.float().sum(0)
-        return cosine
+        return (targets.float() * mean).sum(-1).mean()
 
 
 class Meter:

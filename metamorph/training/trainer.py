@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from metamorph.config import RunConfig
 from metamorph.data.conversation import ChatEncoder, SampleError
-from metamorph.data.packing import PackedRow, RowStream
+from metamorph.data.lanes import Lanes
+from metamorph.data.packing import PackedRow
 from metamorph.data.sources import open_source
 from metamorph.errors import UserError
 from metamorph.libraries import require
@@ -23,14 +24,30 @@ from metamorph.model.weights import read_tokenizer
 from metamorph.training.batch import Batch
 from metamorph.training.loop import run_steps
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
+from metamorph.training.parallel import (
+    check_parallel,
+    local_part,
+    local_rows,
+    place,
+    reduce_gradients,
+    save_model,
+)
+from metamorph.training.processes import (
+    add_up,
+    gather,
+    process_group,
+    rank,
+    totals,
+    wait_for_all,
+    world_size,
+)
 from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import MeanBaseline, Meter
 from metamorph_kernels.transfer import send
 
 
 def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
-    """The model and tokenizer that a run starts from, in fp32: ``precision`` says what the
-    arithmetic is, the weights that the optimizer moves are always whole.
+    """The model and tokenizer that a run starts from, on the CPU in the dtype of its files.
 
     Raises ``UserError`` if the config names no start, or a library that cannot be used.
     """
@@ -48,11 +65,12 @@ def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
         raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
     dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
     install_parts(model, parts, device, dtype)
-    return model.float(), tokenizer
+    return model, tokenizer
 
 
 def choose_trained(model: MetaMorph, stage: str) -> None:
-    """Sets ``requires_grad`` for a stage; in align, all but the two image rows get no gradient."""
+    """Sets ``requires_grad`` for a stage. In align the token tables are trained, too: see
+    ``image_rows_only``."""
     model.requires_grad_(False)
     if stage == "language":
         model.language.requires_grad_(True)
@@ -61,17 +79,34 @@ def choose_trained(model: MetaMorph, stage: str) -> None:
         model.vision.requires_grad_(False)
     elif stage == "align":
         model.projector.requires_grad_(True)
-        rows = torch.tensor([model.config.image_start_id, model.config.image_end_id])
-        for weight in {model.language.model.embed_tokens.weight, model.language.output_weight}:
-            weight.requires_grad_(True)
-            weight.register_hook(lambda gradient: _only_rows(gradient, send(rows, gradient.device)))
+        for table in token_tables(model):
+            table.requires_grad_(True)
     else:
         raise ValueError(f"stage must be language, align or instruct, got {stage!r}")
 
 
-def _only_rows(gradient: Tensor, rows: Tensor) -> Tensor:
-    kept = torch.zeros_like(gradient)
-    return kept.index_copy(0, rows, gradient.index_select(0, rows))
+def token_tables(model: MetaMorph) -> list[Tensor]:
+    """The input and the output matrix [V, H], or the one that is both."""
+    tables = [model.language.model.embed_tokens.weight, model.language.output_weight]
+    return tables[:1] if tables[0] is tables[1] else tables
+
+
+def other_rows(model: MetaMorph, device: torch.device) -> list[Tensor]:
+    """For each token table, which of its rows that are held here are none of the two image tokens'
+    ([rows, 1], bool)."""
+    ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
+    masks = []
+    for table in token_tables(model):
+        held = local_rows(table)
+        rows = torch.arange(held.start, held.stop)
+        masks.append(send(~torch.isin(rows, ids)[:, None], device))
+    return masks
+
+
+def image_rows_only(model: MetaMorph, others: list[Tensor]) -> None:
+    """Zeroes the gradients of all other rows of the token tables, as align asks for."""
+    for table, rows in zip(token_tables(model), others, strict=True):
+        local_part(table.grad).masked_fill_(rows, 0.0)
 
 
 def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -91,6 +126,10 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimize
         from apex.optimizers import FusedAdam
 
         return FusedAdam(groups, **options, adam_w_mode=True)
+    if training.optimizer == "adamw8bit":
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit(groups, **options, bf16_stochastic_round=True)
     return torch.optim.AdamW(groups, **options, fused=True)
 
 
@@ -106,29 +145,64 @@ def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
 
 
+def check_optimizer(config: RunConfig, device: torch.device) -> None:
+    """Raises ``UserError`` for an optimizer that cannot be used on ``device`` or in this run."""
+    training = config.training
+    if training.optimizer != "torch":
+        library = {"apex": "apex", "adamw8bit": "torchao-optim"}[training.optimizer]
+        require(f"training.optimizer: {training.optimizer}", [library], device)
+    if training.weights == "bf16" and training.optimizer != "adamw8bit":
+        raise UserError(
+            "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
+            f"training.optimizer adamw8bit does, got {training.optimizer}"
+        )
+
+
+class StepLosses(nn.Module):
+    """A model with its losses: the whole forward of a step, which is what FSDP has to wrap."""
+
+    def __init__(self, model: MetaMorph):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor]:
+        """Text loss, visual loss and target features, as ``batch_losses`` gives them."""
+        losses, targets = batch_losses(self.model, batch, counts)
+        return losses.text, losses.visual, targets
+
+
 class LanguageStage:
     """Model, data and optimizer of one of the three stages, for ``run_steps``."""
 
     def __init__(self, config: RunConfig):
         self.config, self.device = config, resolve_device(config.device)
         training = config.training
-        fp8 = training.precision == "fp8"
-        if training.optimizer == "apex":  # what is missing should be known before a model is loaded
-            require("training.optimizer: apex", ["apex"], self.device)
+        check_parallel(config, self.device)
+        check_optimizer(config, self.device)  # before a model is loaded, as what follows
         check_precision(training.precision, training.fp8_backend, self.device)
+        fp8 = training.precision == "fp8"
         if fp8 and config.data.row_length % MULTIPLE:  # tokens add up in the gradients of weights
             raise UserError(
                 f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, "
                 f"got {config.data.row_length}"
             )
-        model, self.tokenizer = open_model(config)
+        self.module, self.tokenizer = open_model(config)
+        model = self.module
         choose_trained(model, config.stage)
-        self.module = model.to(self.device)
-        self.float8 = convert_to_float8(model, training.fp8_backend) if fp8 else None
+        self.float8 = convert_to_float8(model, training.fp8_backend, self.device) if fp8 else None
+        self.step_losses = StepLosses(model)
+        place(self.step_losses, model, config, self.device)
+        self.other_rows = other_rows(model, self.device) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
-        encoder = ChatEncoder(self.tokenizer, model.config.tokens_per_image)
-        source = open_source(config.data, config.seed)
-        self.stream = RowStream(source, encoder, config.data.row_length, model.config.pad_id)
+        self.lanes = Lanes(
+            open_source(config.data, config.seed),
+            ChatEncoder(self.tokenizer, model.config.tokens_per_image),
+            config.data.row_length,
+            model.config.pad_id,
+            lanes=training.rows_per_step,
+            rank=rank(),
+            world_size=world_size(),
+        )
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, self.device
         )
@@ -137,25 +211,36 @@ class LanguageStage:
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
         training = self.config.training
-        self.rows = [next(self.stream) for _ in range(training.rows_per_step)]
-        counts = TargetCounts.of(self.rows)
+        self.rows = self.lanes.next_rows()
+        own = TargetCounts.of(self.rows)
+        used = sum(row.used for row in self.rows)
+        text_count, visual_count, used = totals([own.text, own.visual, used])
+        counts = TargetCounts(text_count, visual_count)
         text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
-        for row in self.rows:
+        seen = torch.zeros_like(self.baseline.total)
+        for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.vision, self.device)
+            reduce_gradients(self.step_losses, now=number == len(self.rows))
             with autocast(training.precision, self.device):
-                losses, targets = batch_losses(self.module, batch, counts)
-                total = losses.text + training.visual_coefficient * losses.visual
+                text, visual, targets = self.step_losses(batch, counts)
+                total = text + training.visual_coefficient * visual
             total.backward()
-            text_loss = text_loss + losses.text.detach()
-            visual_loss = visual_loss + losses.visual.detach()
+            text_loss = text_loss + text.detach()
+            visual_loss = visual_loss + visual.detach()
             if len(targets):
                 share = len(row.visual_rows) / counts.visual
-                baseline = baseline + share * self.baseline.update(targets)
-            self.meter.add(row.used)
-        used = sum(row.used for row in self.rows)
+                baseline = baseline + share * self.baseline.score(targets)
+                seen += targets.float().sum(0)
+        if self.other_rows:
+            image_rows_only(self.module, self.other_rows)
+        # One message for all that every process must know of the others.
+        sums = add_up(torch.cat([torch.stack([text_loss, visual_loss, baseline]), seen.flatten()]))
+        text_loss, visual_loss, baseline = sums[:3]
+        self.baseline.total += sums[3:].view_as(seen)
+        self.meter.add(used)
         values = {
             "text_loss": text_loss,
-            "packing_efficiency": used / (len(self.rows) * self.config.data.row_length),
+            "packing_efficiency": used / (training.rows_per_step * self.config.data.row_length),
         }
         if counts.visual:
             values |= {"visual_cosine": 1 - visual_loss, "mean_baseline_cosine": baseline}
@@ -165,7 +250,7 @@ class LanguageStage:
         return {"tokens_per_second": self.meter.read()}
 
     def describe(self, values: dict) -> str:
-        parts = [f"text {values['text_loss']:.3f}"]
+        parts = [f"text {values['text_loss']:.3f}"] if "text_loss" in values else []
         if "visual_cosine" in values:
             parts.append(f"cosine {values['visual_cosine']:.3f}")
             parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
@@ -177,14 +262,17 @@ class LanguageStage:
         return [sample for row in self.rows for sample in row.sample_ids]
 
     def skipped(self) -> dict[str, tuple[int, str]]:
-        return {c: (n, self.stream.examples[c]) for c, n in self.stream.skipped.items()}
+        return self.lanes.skipped()
 
     def state_dict(self) -> dict:
-        return {"stream": self.stream.state_dict(), "baseline": self.baseline.total.tolist()}
+        lanes: dict[str, dict] = {}
+        for own in gather(self.lanes.state_dict()):
+            lanes |= own
+        return {"lanes": lanes, "baseline": self.baseline.total.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
         try:
-            self.stream.load_state_dict(state["stream"])
+            self.lanes.load_state_dict(state["lanes"])
         except SampleError as error:
             raise UserError(f"resume: the data changed since the checkpoint: {error}") from error
         self.baseline.total = torch.tensor(state["baseline"], device=self.device)
@@ -193,11 +281,14 @@ class LanguageStage:
 def train(config: RunConfig) -> Path:
     """Runs a stage and returns the folder of the trained model, ``output/model``.
 
-    Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. Raises ``UserError`` for
-    what a user can mend, ``Stopped`` if interrupted.
+    Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. Started by ``torchrun``, it
+    is one of several processes that do so together. Raises ``UserError`` for what a user can mend,
+    ``Stopped`` if interrupted.
     """
-    find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-    stage = LanguageStage(config)
-    folder = run_steps(config, stage)
-    stage.module.save_pretrained(folder / "model", stage.tokenizer)
+    with process_group(resolve_device(config.device)):
+        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
+        stage = LanguageStage(config)
+        folder = run_steps(config, stage)
+        save_model(stage.module, folder / "model", stage.tokenizer)
+        wait_for_all()
     return folder / "model"

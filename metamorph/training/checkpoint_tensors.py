@@ -1,0 +1,129 @@
+"""What a checkpoint holds as tensors: trained parameters, optimizer, random numbers.
+
+model.NAME             a trained parameter
+optimizer.NAME.KEY     what the optimizer knows of it
+random.DEVICE.RANK     the state of a process's generator, uint8
+"""
+
+import pickle
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.tensor import DTensor
+
+from metamorph.training.processes import rank
+
+METADATA_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath"},
+    "torch": {"Size", "uint8", "int64", "float32", "bfloat16"},
+}  # fmt: skip
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    """Reads the metadata of a checkpoint and no other pickle: those may run anything."""
+
+    def find_class(self, module: str, name: str):
+        if name not in METADATA_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f".metadata names {module}.{name}")
+        return super().find_class(module, name)
+
+
+class SafeReader(FileSystemReader):
+    """A reader whose metadata is read by ``MetadataUnpickler``; tensors it reads weights-only."""
+
+    def read_metadata(self, *arguments, **keywords) -> Metadata:
+        with self.fs.create_stream(self.path / ".metadata", "rb") as file:
+            return MetadataUnpickler(file).load()
+
+
+def trained_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Trained parameters and the optimizer's tensors themselves, by name; of quantised ones, their
+    values in fp32, which any sharding can cut."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            tensors[f"model.{name}"] = parameter.detach()
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = _dequantised(value)
+    return tensors
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_quantised(tensor: Tensor) -> bool:
+    return hasattr(_local(tensor), "codes")  # torchao's optimizer states
+
+
+def _dequantised(tensor: Tensor) -> Tensor:
+    if not _is_quantised(tensor):
+        return tensor
+    values = _local(tensor).dequantize()
+    if not isinstance(tensor, DTensor):
+        return values
+    layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
+    return DTensor.from_local(values, tensor.device_mesh, tensor.placements, **layout)
+
+
+@torch.no_grad()
+def restore_quantised(
+    tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, module: nn.Module
+) -> None:
+    """Quantises values that were loaded into ``trained_tensors``; the others are in place."""
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if _is_quantised(value):
+                _local(value).copy_(_local(tensors[f"optimizer.{name}.{key}"]))
+
+
+def init_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Lets an optimizer that has not stepped yet make its state, to be loaded into: a step of a
+    rate and gradients of 0, which moves nothing."""
+    if optimizer.state:
+        return
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    set_rate(optimizer, 0.0)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        _set_rate(group, rate)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        _set_rate(group, rate)
+
+
+def _set_rate(group: dict, rate: float) -> None:
+    if isinstance(group["lr"], Tensor):  # torchao's, which are compiled
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def random_states(saved: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The states of this process's generators; only those that are ``saved``, if given."""
+    states = {f"random.cpu.{rank()}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"random.cuda.{rank()}"] = torch.cuda.get_rng_state()
+    return {key: state for key, state in states.items() if saved is None or key in saved}
+
+
+def set_random_states(tensors: dict[str, Tensor]) -> None:
+    """Takes up what ``random_states`` gave. A process that was not there keeps its own."""
+    for device, restore in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
+        if f"random.{device}.{rank()}" in tensors:
+            restore(tensors[f"random.{device}.{rank()}"])

@@ -1,0 +1,187 @@
+"""How a model is spread over GPUs and fitted into them: the one place that knows FSDP.
+
+Parameters are sharded over ``parallel.shard`` processes, and the shards replicated over the others:
+FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a unit that is gathered
+for its forward and backward alone; everything else stays gathered through a step.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from metamorph.config import RunConfig
+from metamorph.errors import UserError
+from metamorph.model.unified import MetaMorph
+from metamorph.training.processes import is_first, share_of, world_size
+
+# What selective checkpointing keeps: results of matrix products and of attention. Norms, rotation
+# and SwiGLU are cheap to compute again, and hold about half of a block's activations.
+KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_parallel(config: RunConfig, device: torch.device) -> None:
+    """Raises ``UserError``, naming the key, for what these processes or this device cannot do."""
+    training, parallel = config.training, config.parallel
+    share_of("training.rows_per_step", training.rows_per_step)
+    if parallel.shard and world_size() % parallel.shard:
+        raise UserError(
+            f"parallel.shard: groups of {parallel.shard} do not fit {world_size()} processes"
+        )
+    if parallel.cpu_offload and not torch.distributed.is_initialized():
+        raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
+    if training.compile and device.type != "cuda":
+        raise UserError(
+            "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
+        )
+
+
+def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.device) -> None:
+    """Puts a model on its device or shards it over all processes' devices, in place.
+
+    Args:
+        step: the module whose forward is a whole step down to the losses, ``model`` in it. What is
+            not in a block belongs to it, so that the losses find both heads gathered.
+        model: on the CPU in any dtype; its parameters become ``training.weights``. Sharded, a
+            process reads no more of the mapped files than its own share.
+    """
+    blocks = model.language.model.layers
+    for block in blocks:
+        recompute(block, config.training.activation_checkpointing)
+        if config.training.compile:
+            block.compile(fullgraph=True)
+    dtype = DTYPES[config.training.weights]
+    if not torch.distributed.is_initialized():
+        model.to(dtype).to(device)
+        return
+    model.vision.to(device, dtype)  # frozen and small: every process has all of it
+    sources = {name: parameter.detach() for name, parameter in _sharded(model)}
+    for part in (model.language, model.projector, model.vision_head):
+        part.to(device="meta", dtype=dtype)
+    options = {
+        "mesh": make_mesh(config.parallel.shard, device),
+        "mp_policy": precision_policy(config.training.precision),
+        "offload_policy": CPUOffloadPolicy() if config.parallel.cpu_offload else OffloadPolicy(),
+    }
+    for block in blocks:
+        fully_shard(block, **options)
+    fully_shard(step, ignored_params=set(model.vision.parameters()), **options)
+    for module in step.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are shares of a mean over all processes: gradients add up to that of the mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    home = torch.device("cpu") if config.parallel.cpu_offload else device
+    for part in (model.language, model.projector, model.vision_head):
+        part.to_empty(device=home)
+    with torch.no_grad():
+        for name, parameter in _sharded(model):
+            local_part(parameter).copy_(sources[name][local_rows(parameter)])
+
+
+def _sharded(model: MetaMorph) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if not n.startswith("vision.")]
+
+
+def make_mesh(shard: int, device: torch.device) -> DeviceMesh:
+    """All processes as [replicas, shards] (HSDP), or as [shards] where one group holds them all."""
+    if shard in (0, world_size()):
+        return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
+    shape = (world_size() // shard, shard)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def precision_policy(precision: str) -> MixedPrecisionPolicy:
+    """fp32 shards; gathered and computed with in bf16 unless ``precision`` is fp32."""
+    if precision == "fp32":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def recompute(block: nn.Module, mode: str) -> None:
+    """Lets a block compute its activations again in the backward instead of keeping them.
+
+    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``; ``none`` changes nothing.
+    """
+    if mode == "none":
+        return
+    inner = block.forward
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
+    if mode == "selective":
+        options["context_fn"] = _selective_contexts
+    block.forward = lambda *arguments: checkpoint(inner, *arguments, **options)
+
+
+def _selective_contexts():
+    return create_selective_checkpoint_contexts(_keep)
+
+
+def _keep(context, operator, *arguments, **keywords) -> CheckpointPolicy:
+    kept = operator in KEPT or operator.namespace == "metamorph_kernels"
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def reduce_gradients(step: nn.Module, now: bool) -> None:
+    """Whether the next backward sums gradients over processes, or keeps adding them up here."""
+    if isinstance(step, FSDPModule):
+        step.set_requires_gradient_sync(now)
+
+
+def local_rows(parameter: Tensor) -> slice:
+    """The rows (of dimension 0) of a parameter that this process holds."""
+    if not isinstance(parameter, DTensor):
+        return slice(0, len(parameter))
+    mesh = parameter.device_mesh
+    [dimension] = [i for i, placement in enumerate(parameter.placements) if placement.is_shard()]
+    most = -(-len(parameter) // mesh.size(dimension))  # as torch.chunk shares them out
+    start = min(most * mesh.get_local_rank(dimension), len(parameter))
+    return slice(start, start + len(local_part(parameter)))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; changing it changes the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scales gradients of a larger norm down to ``limit``; returns their norm before, a scalar."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter gathered from all processes, which must all call this."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def save_model(model: MetaMorph, folder, tokenizer) -> None:
+    """``model.save_pretrained`` of a model that may be sharded, a tensor at a time."""
+    if is_first():
+        model.save_pretrained(folder, tokenizer, whole)
+    else:
+        for tensor in model.state_dict().values():
+            whole(tensor)
