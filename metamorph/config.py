@@ -96,7 +96,9 @@ class TrainingConfig:
     """Optimisation, precision, checkpoints and logging."""
 
     steps: int = option("optimizer steps", 1000, minimum=1)
-    rows_per_step: int = option("packed rows in an optimizer step, over all processes", 1, minimum=1)
+    rows_per_step: int = option(
+        "packed rows in an optimizer step, over all processes", 1, minimum=1
+    )
     learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
     warmup_ratio: float = option("share of the steps that warms up", 0.03, **SHARE)
     weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)

@@ -83,7 +83,9 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
             metrics.write(step=step, **line, skipped=skips)
             bar.set_postfix_str(stage.describe(line), refresh=False)
             for bad in found:
-                bar.write(f"step {bad['step']} was not finite and changed nothing: {bad['samples']}")
+                bar.write(
+                    f"step {bad['step']} was not finite and changed nothing: {bad['samples']}"
+                )
         means = Means()
 
     def save(step: int) -> None:

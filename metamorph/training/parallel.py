@@ -51,6 +51,10 @@ def check_parallel(config: RunConfig, device: torch.device) -> None:
         )
     if parallel.cpu_offload and not torch.distributed.is_initialized():
         raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
+    if training.optimizer == "adamw8bit" and torch.distributed.is_initialized():
+        raise UserError(
+            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
+        )
     if training.compile and device.type != "cuda":
         raise UserError(
             "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
@@ -73,16 +77,19 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
             block.compile(fullgraph=True)
     dtype = DTYPES[config.training.weights]
     if not torch.distributed.is_initialized():
-        model.to(dtype).to(device)
+        model.to(device, dtype)
         return
     model.vision.to(device, dtype)  # frozen and small: every process has all of it
     sources = {name: parameter.detach() for name, parameter in _sharded(model)}
     for part in (model.language, model.projector, model.vision_head):
         part.to(device="meta", dtype=dtype)
+    on_gpu = device.type == "cuda"
     options = {
         "mesh": make_mesh(config.parallel.shard, device),
         "mp_policy": precision_policy(config.training.precision),
-        "offload_policy": CPUOffloadPolicy() if config.parallel.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(on_gpu)
+        if config.parallel.cpu_offload
+        else OffloadPolicy(),
     }
     for block in blocks:
         fully_shard(block, **options)
@@ -122,7 +129,7 @@ def precision_policy(precision: str) -> MixedPrecisionPolicy:
 def recompute(block: nn.Module, mode: str) -> None:
     """Lets a block compute its activations again in the backward instead of keeping them.
 
-    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``; ``none`` changes nothing.
+    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``.
     """
     if mode == "none":
         return

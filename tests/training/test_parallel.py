@@ -4,12 +4,13 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from metamorph.config import DataConfig, ModelConfig, ParallelConfig, RunConfig
+from metamorph.config import DataConfig, ParallelConfig, RunConfig
 from metamorph.data.lanes import Lanes
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
@@ -32,8 +33,6 @@ def losses_of(config: RunConfig) -> list[list[float]]:
 
 
 def read_metrics_of(config: RunConfig) -> list[dict]:
-    from pathlib import Path
-
     return read_metrics(Path(config.output))
 
 
@@ -128,7 +127,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes(folder):
     seen = [run_processes(2, train_and_record, parts, 2, 1)]
     seen += [run_processes(4, train_and_record, replace(parts, resume=True), 2, 3)]
     seen += [[train_and_record(replace(parts, resume=True))]]
-    steps = [dict(i for own in step for i in own.items()) for part in seen for step in zip(*part)]
+    steps = [
+        dict(lane for own in step for lane in own.items())
+        for part in seen
+        for step in zip(*part, strict=True)
+    ]
     assert [len(part[0]) for part in seen] == [2, 2, 2]
     assert steps == expected
     assert_same_run(whole, parts)
