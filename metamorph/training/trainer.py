@@ -91,7 +91,7 @@ def token_tables(model: MetaMorph) -> list[Tensor]:
     return tables[:1] if tables[0] is tables[1] else tables
 
 
-def other_rows(model: MetaMorph, device: torch.device) -> list[Tensor]:
+def other_rows(model: MetaMorph) -> list[Tensor]:
     """For each token table, which of its rows that are held here are none of the two image tokens'
     ([rows, 1], bool)."""
     ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
@@ -99,7 +99,7 @@ def other_rows(model: MetaMorph, device: torch.device) -> list[Tensor]:
     for table in token_tables(model):
         held = local_rows(table)
         rows = torch.arange(held.start, held.stop)
-        masks.append(send(~torch.isin(rows, ids)[:, None], device))
+        masks.append(send(~torch.isin(rows, ids)[:, None], local_part(table).device))
     return masks
 
 
@@ -192,7 +192,7 @@ class LanguageStage:
         self.float8 = convert_to_float8(model, training.fp8_backend, self.device) if fp8 else None
         self.step_losses = StepLosses(model)
         place(self.step_losses, model, config, self.device)
-        self.other_rows = other_rows(model, self.device) if config.stage == "align" else []
+        self.other_rows = other_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
         self.lanes = Lanes(
             open_source(config.data, config.seed),
