@@ -23,6 +23,7 @@ from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
 from metamorph.training.batch import Batch
 from metamorph.training.loop import run_steps
+from metamorph.training.lora import add_adapters, check_lora, merge_adapters, save_adapters
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
 from metamorph.training.parallel import (
     check_parallel,
@@ -179,6 +180,7 @@ class LanguageStage:
         training = config.training
         check_parallel(config, self.device)
         check_optimizer(config, self.device)  # before a model is loaded, as what follows
+        check_lora(config, self.device)
         check_precision(training.precision, training.fp8_backend, self.device)
         fp8 = training.precision == "fp8"
         if fp8 and config.data.row_length % MULTIPLE:  # tokens add up in the gradients of weights
@@ -189,6 +191,8 @@ class LanguageStage:
         self.module, self.tokenizer = open_model(config)
         model = self.module
         choose_trained(model, config.stage)
+        if training.lora_rank:
+            add_adapters(model, config)
         self.float8 = convert_to_float8(model, training.fp8_backend, self.device) if fp8 else None
         self.step_losses = StepLosses(model)
         place(self.step_losses, model, config, self.device)
@@ -289,6 +293,9 @@ def train(config: RunConfig) -> Path:
         find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
         stage = LanguageStage(config)
         folder = run_steps(config, stage)
+        if config.training.lora_rank:
+            save_adapters(stage.module, folder / "adapter", config)
+            merge_adapters(stage.module)
         save_model(stage.module, folder / "model", stage.tokenizer)
         wait_for_all()
     return folder / "model"
