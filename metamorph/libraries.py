@@ -98,7 +98,6 @@ PROBES = {  # distribution: its probe
     "liger-kernel": liger_absence,
     "apex": apex_absence,
     "torchao": torchao_absence,
-    "torchao-optim": torchao_optim_absence,
     "peft": peft_absence,
     "transformer-engine": transformer_engine_absence,
 }

@@ -15,7 +15,7 @@ from metamorph.data.lanes import Lanes
 from metamorph.data.packing import PackedRow
 from metamorph.data.sources import open_source
 from metamorph.errors import UserError
-from metamorph.libraries import require
+from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.assemble import assemble
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.precision import MULTIPLE, autocast, check_precision, convert_to_float8
@@ -149,9 +149,15 @@ def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[
 def check_optimizer(config: RunConfig, device: torch.device) -> None:
     """Raises ``UserError`` for an optimizer that cannot be used on ``device`` or in this run."""
     training = config.training
-    if training.optimizer != "torch":
-        library = {"apex": "apex", "adamw8bit": "torchao-optim"}[training.optimizer]
-        require(f"training.optimizer: {training.optimizer}", [library], device)
+    if training.optimizer == "apex":
+        require("training.optimizer: apex", ["apex"], device)
+    if training.optimizer == "adamw8bit":
+        reason = torchao_optim_absence(device.type)
+        if reason is not None:
+            raise UserError(
+                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
+                f"see docs/libraries.md"
+            )
     if training.weights == "bf16" and training.optimizer != "adamw8bit":
         raise UserError(
             "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
