@@ -1,5 +1,6 @@
 """The loop that every stage shares: rate, step, clip, log, checkpoint, stop, resume."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.means import BadSteps, Means
 from metamorph.training.parallel import clip_gradients
-from metamorph.training.processes import any_process, is_first, wait_for_all
+from metamorph.training.processes import any_process, gather, is_first, wait_for_all
 from metamorph.training.run_folder import MetricsFile, StopSignal, claim_run_folder, find_checkpoint
 from metamorph.training.schedule import learning_rate
 
@@ -76,7 +77,8 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
         bad_steps.read()
         found = bad_steps.take()
         line = {**means.values(), "learning_rate": rate, **stage.read_meters()}
-        skips = {cause: count for cause, (count, _) in stage.skipped().items()}
+        own = {cause: count for cause, (count, _) in stage.skipped().items()}
+        skips = sum(map(Counter, gather(own)), Counter())
         if found:
             line["bad_steps"] = found
         if is_first():

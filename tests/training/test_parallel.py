@@ -108,12 +108,13 @@ def test_a_process_without_any_image_neither_hangs_nor_skews_the_mean(folder):
         return json.dumps({"id": str(number), "conversations": turns, **images})
 
     path = folder / "data.jsonl"
-    path.write_text("\n".join(map(line, range(40))))
+    path.write_text("\n".join([*map(line, range(40)), "{oops", "{oops"]))
     one = tiny_config(folder, "instruct", steps=2, rows_per_step=2)
     one.data = DataConfig(path=str(path), row_length=64, shuffle=False)
     train(one)
     other = replace(one, output=str(folder / "two"))
     seen = run_processes(2, train_and_record, other)
+    assert read_metrics_of(other)[-1]["skipped"]["malformed line"] > 0
     assert all(int(i) % 2 == lane for own in seen for s in own for lane in s for i in s[lane])
     assert_same_run(one, other)
 
