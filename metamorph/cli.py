@@ -55,6 +55,20 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
   metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings"""
 
 
+EXPORT_HELP = """\
+Writes weights (safetensors), a Llama's config.json and the tokenizer. What loads a Llama finds one
+there; projector and vision head lie beside it.
+
+  metamorph export runs/mine/model exported
+  metamorph export runs/mine/model exported --format official"""
+
+IMPORT_HELP = """\
+Makes a folder for `metamorph train` and `generate` of weights under the official release's names,
+or of what `metamorph export` wrote, and of a SigLIP encoder.
+
+  metamorph import weights runs/official --vision siglip-so400m-patch14-384"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metamorph",
@@ -135,6 +149,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="who computes float8 products (default: %(default)s)",
     )  # fmt: skip
     ask.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+    export = add("export", "write a trained model for other programs", EXPORT_HELP)
+    export.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    export.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write")
+    export.add_argument(
+        "--format", choices=("hf", "official"), default="hf",
+        help="names of projector and vision head: ours, or the official release's (default: hf)",
+    )  # fmt: skip
+
+    take = add("import", "make a model folder of official or exported weights", IMPORT_HELP)
+    take.add_argument("weights", type=Path, metavar="WEIGHTS", help="folder to read")
+    take.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to write")
+    take.add_argument(
+        "--vision", type=Path, required=True, metavar="FOLDER", help="Hugging Face SigLIP folder"
+    )
+    take.add_argument(
+        "--grid", type=whole(1), default=8, metavar="INT",
+        help="an image is grid x grid visual tokens (default: %(default)s)",
+    )  # fmt: skip
 
     add("doctor", "show versions, devices and usable backends", "Shows what this machine can use.")
     return parser
@@ -255,6 +288,33 @@ def free_name(folder: Path) -> Path:
     return path
 
 
+def run_export(arguments: argparse.Namespace) -> None:
+    from metamorph.model.official_names import export_model
+    from metamorph.model.unified import MetaMorph
+    from metamorph.model.weights import read_tokenizer
+
+    model = MetaMorph.from_pretrained(arguments.model)
+    tokenizer = read_tokenizer(arguments.model)
+    check_new(arguments.output)
+    export_model(model, arguments.output, tokenizer, arguments.format)
+    print(f"saved {arguments.output}")
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    from metamorph.model.official_names import import_model
+
+    check_new(arguments.output)
+    model, tokenizer = import_model(arguments.weights, arguments.vision, grid=arguments.grid)
+    model.save_pretrained(arguments.output, tokenizer)
+    print(f"saved {arguments.output}")
+
+
+def check_new(folder: Path) -> None:
+    """Raises ``UserError`` if something is there: nothing is overwritten."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise UserError(f"{folder} exists, expected a new or an empty folder")
+
+
 def run_doctor() -> None:
     from metamorph.doctor import main as doctor
 
@@ -281,6 +341,10 @@ def main(argv: list[str] | None = None) -> int:
             encode_data(arguments)
         elif arguments.verb == "generate":
             run_generate(arguments)
+        elif arguments.verb == "export":
+            run_export(arguments)
+        elif arguments.verb == "import":
+            run_import(arguments)
         else:
             run_doctor()
     except UserError as error:

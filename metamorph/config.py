@@ -153,6 +153,10 @@ class TrainingConfig:
         choices=("none", "selective", "full"),
     )
     compile: bool = option("compile each block of the language model (GPU)", False)
+    lora_rank: int = option(
+        "rank of adapters on the language model's linear layers, 0 to train it whole", 0, minimum=0
+    )
+    lora_alpha: float = option("an adapter counts lora_alpha / lora_rank", 16.0, above=0)
     max_bad_steps: int = option(
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
     )

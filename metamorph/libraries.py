@@ -77,6 +77,11 @@ def torchao_optim_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"torchao.optim": ["AdamW8bit"]})
 
 
+def peft_absence(device_type: str) -> str | None:
+    """Why peft's adapters cannot be trained on this device type, or None."""
+    return _absence(device_type, None, {"peft": ["LoraConfig", "inject_adapter_in_model"]})
+
+
 def transformer_engine_absence(device_type: str) -> str | None:
     """Why Transformer Engine's float8 layers cannot run on tensors of this device type, or None."""
     needed = {
@@ -103,7 +108,7 @@ PROBES = {  # distribution: its probe
     "liger-kernel": liger_absence,
     "apex": apex_absence,
     "torchao": torchao_absence,
-    "torchao-optim": torchao_optim_absence,
+    "peft": peft_absence,
     "transformer-engine": transformer_engine_absence,
     "av": av_absence,
     "pyarrow": pyarrow_absence,

@@ -45,6 +45,13 @@ def add_image_tokens(tokenizer) -> dict:
     }
 
 
+def all_stops(eos_ids: list[int], language_config: dict, tokenizer) -> list[int]:
+    """These ids, and those of the tokenizer at which a Llama's config.json says that it stops."""
+    stop = language_config.get("eos_token_id")
+    stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    return sorted({*eos_ids, *set(tokenizer.get_vocab().values()).intersection(stops)})
+
+
 def assemble(
     language_folder: str | Path, encoder_folder: str | Path, tokenizer=None, *, grid: int = 8
 ):
@@ -65,10 +72,9 @@ def assemble(
         tokenizer = read_tokenizer(language_folder)
     before = set(tokenizer.get_vocab().values())
     ids = add_image_tokens(tokenizer)
-    stop = read_json(language_folder / "config.json").get("eos_token_id")
-    stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
-    known = set(tokenizer.get_vocab().values())
-    ids["eos_ids"] = sorted({*ids["eos_ids"], *known.intersection(stops)})
+    ids["eos_ids"] = all_stops(
+        ids["eos_ids"], read_json(language_folder / "config.json"), tokenizer
+    )
 
     language = Llama.from_pretrained(language_folder)
     size = language.config.vocab_size

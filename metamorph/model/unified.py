@@ -197,9 +197,11 @@ class MetaMorph(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         tensors = read_tensors(folder)
-        expected = {_file_name(name): tensor for name, tensor in model.state_dict().items()}
+        expected = {file_name(name): tensor for name, tensor in model.state_dict().items()}
         check_tensors(expected, tensors, folder)
-        model.load_state_dict({_name(key): value for key, value in tensors.items()}, assign=True)
+        model.load_state_dict(
+            {parameter_name(key): value for key, value in tensors.items()}, assign=True
+        )
         if (folder / "encoder").exists():
             model.vision = VisionEncoder.from_pretrained(folder / "encoder", config.grid)
         return model.to(device=device, dtype=dtype)
@@ -217,7 +219,7 @@ class MetaMorph(nn.Module):
         """
         folder = Path(folder)
         tensors = {
-            _file_name(name): tensor
+            file_name(name): tensor
             for name, tensor in self.state_dict().items()
             if not name.startswith("vision.")
         }
@@ -229,9 +231,11 @@ class MetaMorph(nn.Module):
         write_json(folder / "config.json", self.config.to_dict())
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """The name of a parameter in model.safetensors."""
     return name.removeprefix(LANGUAGE_PREFIX)
 
 
-def _name(file_name: str) -> str:
-    return LANGUAGE_PREFIX + file_name if file_name.startswith(LLAMA_PREFIXES) else file_name
+def parameter_name(stored: str) -> str:
+    """The parameter whose name in model.safetensors is `stored`."""
+    return LANGUAGE_PREFIX + stored if stored.startswith(LLAMA_PREFIXES) else stored

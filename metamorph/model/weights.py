@@ -124,6 +124,7 @@ def write_tensors(
                 save_file(shard, temporary, metadata={"format": "pt"})
             except SafetensorError as error:  # how safetensors reports a full disk
                 raise OSError(f"{folder / file}: cannot write the file: {error}") from error
+        del shard  # before the next one is gathered
         weight_map.update(dict.fromkeys(names, file))
         stale.discard(folder / file)
     if count > 1:

@@ -27,7 +27,6 @@ from metamorph.training.checkpoint_tensors import (
     SafeReader,
     init_optimizer,
     random_states,
-    restore_quantised,
     set_random_states,
     trained_tensors,
 )
@@ -166,7 +165,6 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     except dcp.CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
         raise _damaged(path, first) from error
-    restore_quantised(tensors, optimizer, module)
     set_random_states(tensors)
     for group, step in zip(optimizer.param_groups, state["optimizer_steps"], strict=True):
         if step is not None:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, Metadata
-from torch.distributed.tensor import DTensor
 
 from metamorph.training.processes import rank
 
@@ -45,44 +44,18 @@ class SafeReader(FileSystemReader):
 
 
 def trained_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Trained parameters and the optimizer's tensors themselves, by name; of quantised ones, their
-    values in fp32, which any sharding can cut."""
+    """Trained parameters and the optimizer's tensors by name: themselves, to be loaded into."""
     tensors = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             tensors[f"model.{name}"] = parameter.detach()
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = _dequantised(value)
+                if hasattr(value, "codes"):  # torchao's: 8 bits a value and a scale for each block
+                    tensors[f"optimizer.{name}.{key}.codes"] = value.codes
+                    tensors[f"optimizer.{name}.{key}.scale"] = value.scale
+                else:
+                    tensors[f"optimizer.{name}.{key}"] = value
     return tensors
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _is_quantised(tensor: Tensor) -> bool:
-    return hasattr(_local(tensor), "codes")  # torchao's optimizer states
-
-
-def _dequantised(tensor: Tensor) -> Tensor:
-    if not _is_quantised(tensor):
-        return tensor
-    values = _local(tensor).dequantize()
-    if not isinstance(tensor, DTensor):
-        return values
-    layout = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
-    return DTensor.from_local(values, tensor.device_mesh, tensor.placements, **layout)
-
-
-@torch.no_grad()
-def restore_quantised(
-    tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, module: nn.Module
-) -> None:
-    """Quantises values that were loaded into ``trained_tensors``; the others are in place."""
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if _is_quantised(value):
-                _local(value).copy_(_local(tensors[f"optimizer.{name}.{key}"]))
 
 
 def init_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -51,6 +51,10 @@ def check_parallel(config: RunConfig, device: torch.device) -> None:
         )
     if parallel.cpu_offload and not torch.distributed.is_initialized():
         raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
+    if training.optimizer == "adamw8bit" and torch.distributed.is_initialized():
+        raise UserError(
+            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
+        )
     if training.compile and device.type != "cuda":
         raise UserError(
             "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
@@ -73,20 +77,21 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
             block.compile(fullgraph=True)
     dtype = DTYPES[config.training.weights]
     if not torch.distributed.is_initialized():
-        model.to(dtype).to(device)
+        model.to(device, dtype)
         return
     model.vision.to(device, dtype)  # frozen and small: every process has all of it
     sources = {name: parameter.detach() for name, parameter in _sharded(model)}
     for part in (model.language, model.projector, model.vision_head):
         part.to(device="meta", dtype=dtype)
+    on_gpu = device.type == "cuda"
     options = {
         "mesh": make_mesh(config.parallel.shard, device),
         "mp_policy": precision_policy(config.training.precision),
-        "offload_policy": CPUOffloadPolicy() if config.parallel.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(on_gpu)
+        if config.parallel.cpu_offload
+        else OffloadPolicy(),
     }
-    for block in blocks:
-        fully_shard(block, **options)
-    fully_shard(step, ignored_params=set(model.vision.parameters()), **options)
+    shard(step, model, **options)
     for module in step.modules():
         if isinstance(module, FSDPModule):
             # Losses are shares of a mean over all processes: gradients add up to that of the mean.
@@ -100,15 +105,24 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
             local_part(parameter).copy_(sources[name][local_rows(parameter)])
 
 
+def shard(root: nn.Module, model: MetaMorph, **options) -> None:
+    """Blocks are units, all else of ``root`` is one, the encoder stays whole; options of FSDP2."""
+    for block in model.language.model.layers:
+        fully_shard(block, **options)
+    whole = set() if model.vision is None else set(model.vision.parameters())
+    fully_shard(root, ignored_params=whole, **options)
+
+
 def _sharded(model: MetaMorph) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if not n.startswith("vision.")]
 
 
 def make_mesh(shard: int, device: torch.device) -> DeviceMesh:
-    """All processes as [replicas, shards] (HSDP), or as [shards] where one group holds them all."""
-    if shard in (0, world_size()):
-        return init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
-    shape = (world_size() // shard, shard)
+    """The process group as [replicas, shards] (HSDP), or as [shards] where one shard is all."""
+    processes = torch.distributed.get_world_size()
+    if shard in (0, processes):
+        return init_device_mesh(device.type, (processes,), mesh_dim_names=("shard",))
+    shape = (processes // shard, shard)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
@@ -122,7 +136,7 @@ def precision_policy(precision: str) -> MixedPrecisionPolicy:
 def recompute(block: nn.Module, mode: str) -> None:
     """Lets a block compute its activations again in the backward instead of keeping them.
 
-    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``; ``none`` changes nothing.
+    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``.
     """
     if mode == "none":
         return

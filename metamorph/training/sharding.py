@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from metamorph.errors import UserError
-from metamorph.model.unified import MetaMorph
 
 
 @dataclass(frozen=True)
@@ -66,22 +64,8 @@ def mesh_shape(world_size: int, shard: int) -> tuple[int, int]:
     return world_size // shard, shard
 
 
-def make_mesh(replicas: int, shard: int) -> DeviceMesh:
-    if replicas == 1:
-        return init_device_mesh("cpu", (shard,), mesh_dim_names=("shard",))
-    return init_device_mesh("cpu", (replicas, shard), mesh_dim_names=("replicate", "shard"))
-
-
-def shard(model: MetaMorph, mesh: DeviceMesh) -> None:
-    """Shards as training does: blocks are units, the rest is one, the encoder stays whole."""
-    for block in model.language.model.layers:
-        fully_shard(block, mesh=mesh)
-    frozen = set() if model.vision is None else set(model.vision.parameters())
-    fully_shard(model, mesh=mesh, ignored_params=frozen)
-
-
 def units(model: nn.Module) -> list[Unit]:
-    """The units of a model that ``shard`` was called on; or, if not, all of it as one."""
+    """The units of a model that ``parallel.shard`` was called on; or, if not, all of it as one."""
     owners: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():  # inner modules come after outer ones
         if isinstance(module, FSDPModule) or module is model:

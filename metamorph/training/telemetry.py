@@ -11,8 +11,8 @@ class MeanBaseline:
     """Cosine reached by always predicting the mean feature of each token position.
 
     A visual cosine means nothing beside this number: it is what a model gets that ignores its
-    prompt. The means run over ``total``, the sum of all targets seen so far; a step is scored before
-    its targets are added.
+    prompt. The means run over ``total``, the sum of all targets seen so far; a step is scored
+    before its targets are added.
     """
 
     def __init__(self, tokens_per_image: int, width: int, device: torch.device | str = "cpu"):

@@ -14,7 +14,7 @@ from metamorph.data.conversation import ChatEncoder
 from metamorph.data.lanes import open_lanes
 from metamorph.data.packing import PackedRow
 from metamorph.errors import SampleError, UserError
-from metamorph.libraries import require
+from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.assemble import assemble
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.precision import MULTIPLE, autocast, check_precision, convert_to_float8
@@ -22,6 +22,7 @@ from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
 from metamorph.training.batch import Batch
 from metamorph.training.loop import run_steps
+from metamorph.training.lora import add_adapters, check_lora, merge_adapters, save_adapters
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
 from metamorph.training.parallel import (
     check_parallel,
@@ -90,7 +91,7 @@ def token_tables(model: MetaMorph) -> list[Tensor]:
     return tables[:1] if tables[0] is tables[1] else tables
 
 
-def other_rows(model: MetaMorph, device: torch.device) -> list[Tensor]:
+def other_rows(model: MetaMorph) -> list[Tensor]:
     """For each token table, which of its rows that are held here are none of the two image tokens'
     ([rows, 1], bool)."""
     ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
@@ -98,7 +99,7 @@ def other_rows(model: MetaMorph, device: torch.device) -> list[Tensor]:
     for table in token_tables(model):
         held = local_rows(table)
         rows = torch.arange(held.start, held.stop)
-        masks.append(send(~torch.isin(rows, ids)[:, None], device))
+        masks.append(send(~torch.isin(rows, ids)[:, None], local_part(table).device))
     return masks
 
 
@@ -147,9 +148,15 @@ def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[
 def check_optimizer(config: RunConfig, device: torch.device) -> None:
     """Raises ``UserError`` for an optimizer that cannot be used on ``device`` or in this run."""
     training = config.training
-    if training.optimizer != "torch":
-        library = {"apex": "apex", "adamw8bit": "torchao-optim"}[training.optimizer]
-        require(f"training.optimizer: {training.optimizer}", [library], device)
+    if training.optimizer == "apex":
+        require("training.optimizer: apex", ["apex"], device)
+    if training.optimizer == "adamw8bit":
+        reason = torchao_optim_absence(device.type)
+        if reason is not None:
+            raise UserError(
+                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
+                f"see docs/libraries.md"
+            )
     if training.weights == "bf16" and training.optimizer != "adamw8bit":
         raise UserError(
             "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
@@ -178,6 +185,7 @@ class LanguageStage:
         training = config.training
         check_parallel(config, self.device)
         check_optimizer(config, self.device)  # before a model is loaded, as what follows
+        check_lora(config, self.device)
         check_precision(training.precision, training.fp8_backend, self.device)
         fp8 = training.precision == "fp8"
         if fp8 and config.data.row_length % MULTIPLE:  # tokens add up in the gradients of weights
@@ -188,10 +196,12 @@ class LanguageStage:
         self.module, self.tokenizer = open_model(config)
         model = self.module
         choose_trained(model, config.stage)
+        if training.lora_rank:
+            add_adapters(model, config)
         self.float8 = convert_to_float8(model, training.fp8_backend, self.device) if fp8 else None
         self.step_losses = StepLosses(model)
         place(self.step_losses, model, config, self.device)
-        self.other_rows = other_rows(model, self.device) if config.stage == "align" else []
+        self.other_rows = other_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
         self.lanes = open_lanes(
             config.data,
@@ -289,6 +299,9 @@ def train(config: RunConfig) -> Path:
         find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
         stage = LanguageStage(config)
         folder = run_steps(config, stage)
+        if config.training.lora_rank:
+            save_adapters(stage.module, folder / "adapter", config)
+            merge_adapters(stage.module)
         save_model(stage.module, folder / "model", stage.tokenizer)
         wait_for_all()
     return folder / "model"

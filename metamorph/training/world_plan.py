@@ -6,6 +6,8 @@ metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256 --
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
+
 from metamorph.config import ModelConfig, RunConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
@@ -21,6 +23,7 @@ from metamorph.training.costs import GIBI, Costs, describe_flops, describe_memor
 from metamorph.training.flops import PROJECTIONS, Workload, trained_parts
 from metamorph.training.hardware import ASSUMED, PUBLISHED, Gpu
 from metamorph.training.memory_estimate import Widths, block_bytes
+from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.plan import describe_parameters
 from metamorph.training.roofline import (
     ACTIVATION_PASSES,
@@ -35,9 +38,7 @@ from metamorph.training.roofline import (
 from metamorph.training.sharding import (
     Traffic,
     fake_processes,
-    make_mesh,
     mesh_shape,
-    shard,
     traffic,
     units,
 )
@@ -97,7 +98,8 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     parameters = describe_parameters(model, config.stage)
     with fake_processes(world_size):
         if world_size > 1:
-            shard(model, make_mesh(replicas, sharing))
+            mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
+            shard(model, model, mesh=mesh)
         found = units(model)
     costs = step_costs(config, model, found, rows.work, rows_here)
     widths = Widths.of(training, world_size > 1)

@@ -1,6 +1,7 @@
 """Reading and writing folders of weights."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,16 @@ def test_reading_does_not_tie_tensors_to_the_file(tmp_path):
     assert torch.equal(read_tensors(tmp_path)["a"], torch.zeros(3))
     save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
     assert torch.equal(read_tensors(tmp_path)["a"], torch.ones(3))
+
+
+def test_tensors_are_mapped_and_only_what_is_used_is_read(tmp_path):
+    """How a process of many reads its share of a large model, and no more."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    write_tensors(tmp_path, {"large": torch.zeros(40_000_000)})  # 160 MB
+    before = resident()
+    share = read_tensors(tmp_path)["large"][1_000_000:2_000_000].clone()
+    assert len(share) == 1_000_000
+    assert resident() - before < 60_000_000

@@ -11,7 +11,16 @@ import torch
 
 # Forked from a server that has imported everything once, and has no threads that a fork would lose.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["metamorph.training.trainer", "metamorph.cli", "tests.tiny_run"])
+CONTEXT.set_forkserver_preload(
+    [
+        "torch._dynamo",  # optimizers import it in their first step
+        "metamorph.training.trainer",
+        "metamorph.cli",
+        "tests.training.test_checkpoint",
+        "tests.training.test_parallel",
+        "tests.training.test_stopping",
+    ]
+)
 SECONDS = 100
 
 

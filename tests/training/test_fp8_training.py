@@ -15,6 +15,7 @@ from metamorph.decoder.training import train_decoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.training import trainer as trainer_module
+from metamorph.training.checkpoint_tensors import SafeReader
 from metamorph.training.run_folder import read_metrics
 from metamorph.training.trainer import train
 from tests import fake_libraries
@@ -92,10 +93,14 @@ def test_what_is_saved_loads_without_any_float8_package(folder, one_thread):
         for path in (fp8 / "model.safetensors", bf16 / "model.safetensors")
     ]
     assert form[0] == form[1]
-    checkpoint = folder / "instruct" / "checkpoints" / "step-000002" / "model.safetensors"
-    saved = load_file(checkpoint)
+    checkpoint = SafeReader(folder / "instruct" / "checkpoints" / "step-000002").read_metadata()
+    saved = {
+        name.removeprefix("model."): entry
+        for name, entry in checkpoint.state_dict_metadata.items()
+        if name.startswith("model.")
+    }
     assert saved.keys() < {"language." + name for name in form[0]} | form[0].keys()
-    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert {entry.properties.dtype for entry in saved.values()} == {torch.float32}
 
 
 def test_a_run_by_transformer_engine_saves_no_extra_state(folder, monkeypatch, one_thread):

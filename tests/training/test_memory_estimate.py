@@ -13,9 +13,12 @@ from metamorph.training.memory_estimate import (
     state_bytes,
     working_bytes,
 )
-from metamorph.training.sharding import fake_processes, make_mesh, shard, units
+from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.sharding import fake_processes, units
 from metamorph.training.trainer import choose_trained, make_optimizer
 from tests.training.random_step import ROW, STAGES, RandomRow, random_model
+
+CPU = torch.device("cpu")
 
 GATHERED = Widths.of(TrainingConfig(precision="bf16"), is_sharded=True)
 
@@ -164,7 +167,7 @@ def test_gradients_stay_whole_until_the_last_row():
     model = random_model(2)
     choose_trained(model, "instruct")
     with fake_processes(4):
-        shard(model, make_mesh(1, 4))
+        shard(model, model, mesh=make_mesh(0, CPU))
         found = units(model)
     one, two = (working_bytes(found, training, rows)["whole gradients"] for rows in (1, 2))
     block = next(unit for unit in found if unit.name.endswith("layers.0"))

@@ -4,12 +4,13 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from metamorph.config import DataConfig, ModelConfig, ParallelConfig, RunConfig
+from metamorph.config import DataConfig, ParallelConfig, RunConfig
 from metamorph.data.lanes import Lanes
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
@@ -32,8 +33,6 @@ def losses_of(config: RunConfig) -> list[list[float]]:
 
 
 def read_metrics_of(config: RunConfig) -> list[dict]:
-    from pathlib import Path
-
     return read_metrics(Path(config.output))
 
 
@@ -109,12 +108,13 @@ def test_a_process_without_any_image_neither_hangs_nor_skews_the_mean(folder):
         return json.dumps({"id": str(number), "conversations": turns, **images})
 
     path = folder / "data.jsonl"
-    path.write_text("\n".join(map(line, range(40))))
+    path.write_text("\n".join([*map(line, range(40)), "{oops", "{oops"]))
     one = tiny_config(folder, "instruct", steps=2, rows_per_step=2)
     one.data = DataConfig(path=str(path), row_length=64, shuffle=False)
     train(one)
     other = replace(one, output=str(folder / "two"))
     seen = run_processes(2, train_and_record, other)
+    assert read_metrics_of(other)[-1]["skipped"]["malformed record"] > 0
     assert all(int(i) % 2 == lane for own in seen for s in own for lane in s for i in s[lane])
     assert_same_run(one, other)
 
@@ -128,7 +128,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes(folder):
     seen = [run_processes(2, train_and_record, parts, 2, 1)]
     seen += [run_processes(4, train_and_record, replace(parts, resume=True), 2, 3)]
     seen += [[train_and_record(replace(parts, resume=True))]]
-    steps = [dict(i for own in step for i in own.items()) for part in seen for step in zip(*part)]
+    steps = [
+        dict(lane for own in step for lane in own.items())
+        for part in seen
+        for step in zip(*part, strict=True)
+    ]
     assert [len(part[0]) for part in seen] == [2, 2, 2]
     assert steps == expected
     assert_same_run(whole, parts)

@@ -1,6 +1,7 @@
 """A predicted step: by hand where that is possible, and beside a published one."""
 
 import pytest
+import torch
 
 from metamorph.config import ModelConfig, TrainingConfig
 from metamorph.model.outline import outline
@@ -17,6 +18,7 @@ from metamorph.training.flops import (
 )
 from metamorph.training.hardware import ASSUMED, GPUS, PUBLISHED, Efficiency, Gpu
 from metamorph.training.memory_estimate import Widths, block_bytes, state_bytes
+from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.roofline import (
     ACTIVATION_PASSES,
     Prediction,
@@ -24,8 +26,10 @@ from metamorph.training.roofline import (
     compute_seconds,
     memory_seconds,
 )
-from metamorph.training.sharding import Traffic, fake_processes, make_mesh, shard, traffic, units
+from metamorph.training.sharding import Traffic, fake_processes, traffic, units
 from metamorph.training.trainer import choose_trained
+
+CPU = torch.device("cpu")
 
 GPU = Gpu("made up", {"fp32": 1, "bf16": 10, "fp8": 20}, 1, 1000, 100, 10, "")
 ALL = Efficiency(products=1, attention=1, encoder=1, memory=1, links=1)
@@ -76,7 +80,7 @@ def test_assumed_shares_give_what_others_publish_within_a_tenth():
     ))  # fmt: skip
     choose_trained(model, "language")
     with fake_processes(8):
-        shard(model, make_mesh(1, 8))
+        shard(model, model, mesh=make_mesh(0, CPU))
         found = units(model)
     training, tokens, gpu = TrainingConfig(precision="bf16"), 2 * 8192, GPUS["h100"]
     work = Workload(tokens, 2 * causal_pairs([8192]), tokens)

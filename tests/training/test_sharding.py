@@ -6,22 +6,23 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamorph.errors import UserError
+from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.sharding import (
     Traffic,
     fake_processes,
-    make_mesh,
     mesh_shape,
-    shard,
     traffic,
     units,
 )
 from metamorph.training.trainer import choose_trained
 from tests.training.random_step import ROW, random_model
+
+CPU = torch.device("cpu")
 
 
 def test_a_process_holds_the_first_of_equal_pieces():
@@ -29,7 +30,7 @@ def test_a_process_holds_the_first_of_equal_pieces():
     choose_trained(model, "instruct")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     with fake_processes(5):
-        shard(model, make_mesh(1, 5))
+        shard(model, model, mesh=make_mesh(0, CPU))
         found = {(unit.name, unit.is_sharded): unit for unit in units(model)}
     assert set(found) == {
         ("", True), ("", False), *((f"language.model.layers.{i}", True) for i in range(3))
@@ -89,16 +90,12 @@ def test_bytes_sent_are_those_of_the_collectives_of_a_real_step(stage, replicas,
     """Two rows on this process, in bf16 with gradients summed in float32."""
     model = random_model(3)
     choose_trained(model, stage)
-    for parameter in model.parameters():
-        parameter._backward_hooks = None  # align's are for whole tables
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     features = torch.randn(ROW.images, 4, 24)
     with fake_processes(replicas * size):
-        mesh = make_mesh(replicas, size)
-        for block in model.language.model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        frozen = set(model.vision.parameters())
-        step = fully_shard(Step(model), mesh=mesh, mp_policy=policy, ignored_params=frozen)
+        mesh = make_mesh(size, CPU)
+        step = Step(model)
+        shard(step, model, mesh=mesh, mp_policy=policy)
         with Collectives(replicas, size) as seen:
             for last in (False, True):
                 step.set_requires_gradient_sync(last)

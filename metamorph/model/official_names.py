@@ -1,0 +1,120 @@
+"""Folders for other programs: the parameter names of the official release, and plain Hugging Face.
+
+The Llama has the same names everywhere. Around it:
+
+| here | official release |
+|---|---|
+| projector.linear_1, projector.linear_2 | model.mm_projector.0, model.mm_projector.2 |
+| vision_head.linear_1, vision_head.linear_2 | vision_head.0, vision_head.2 |
+"""
+
+from pathlib import Path
+
+import torch
+
+from metamorph.errors import UserError
+from metamorph.model.assemble import add_image_tokens, all_stops
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
+from metamorph.model.vision import VisionEncoder
+from metamorph.model.weights import (
+    check_tensors,
+    read_json,
+    read_tensors,
+    read_tokenizer,
+    write_json,
+    write_tensors,
+    write_tokenizer,
+)
+
+FORMATS = ("hf", "official")
+PREFIXES = {  # here: in the official release
+    "projector.linear_1.": "model.mm_projector.0.",
+    "projector.linear_2.": "model.mm_projector.2.",
+    "vision_head.linear_1.": "vision_head.0.",
+    "vision_head.linear_2.": "vision_head.2.",
+}
+# The encoder, which comes from a folder of its own, and parameters that nothing computes with.
+LEFT_OUT = {"vision_tower", "vision_proj", "temperature_in"}
+
+
+def official_name(name: str) -> str:
+    """A tensor of our model.safetensors by its name in the official release."""
+    return _renamed(name, PREFIXES)
+
+
+def our_name(name: str) -> str:
+    """A tensor of the official release, or of our own, by its name in our model.safetensors."""
+    return _renamed(name, {official: here for here, official in PREFIXES.items()})
+
+
+def _renamed(name: str, prefixes: dict[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def export_model(model: MetaMorph, folder: str | Path, tokenizer, form: str) -> None:
+    """Write weights, a Llama's config.json and the tokenizer to a folder; no encoder.
+
+    `form` hf keeps our names for projector and vision head: what loads a Llama finds one, and
+    passes over the rest. `official` takes those of the official release. UserError for another.
+    """
+    if form not in FORMATS:
+        raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
+    folder = Path(folder)
+    tensors = {
+        file_name(name): tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("vision.")
+    }
+    if form == "official":
+        tensors = {official_name(name): tensor for name, tensor in tensors.items()}
+    write_tensors(folder, tensors)
+    write_tokenizer(folder, tokenizer)
+    stops = {"eos_token_id": model.config.eos_ids}
+    write_json(folder / "config.json", model.config.language.to_dict() | stops)
+
+
+def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 8):
+    """(model, tokenizer) from a folder as the official release or `export_model` writes it.
+
+    Args:
+        folder: config.json of a Llama (`model_type` may be another), safetensors under official
+            names or ours, tokenizer files with both image tokens.
+        encoder_folder: Hugging Face SigLIP.
+        grid: an image becomes grid x grid features.
+
+    UserError if anything does not fit.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / "config.json")
+    language = LanguageConfig.from_dict(settings | {"model_type": "llama"})  # its tensors must fit
+    tokenizer = read_tokenizer(folder)
+    before = len(tokenizer)
+    ids = add_image_tokens(tokenizer)
+    if len(tokenizer) != before:
+        raise UserError(f"{folder}: its tokenizer has no image tokens, so no row was trained")
+    ids["eos_ids"] = all_stops(ids["eos_ids"], settings, tokenizer)
+    tensors = {
+        our_name(name): tensor
+        for name, tensor in read_tensors(folder).items()
+        if not LEFT_OUT.intersection(name.split("."))
+    }
+    if language.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    vision = VisionEncoder.from_pretrained(encoder_folder, grid)
+    widths = {}
+    for part in ("projector", "vision_head"):
+        weight = tensors.get(f"{part}.linear_1.weight")
+        if weight is None or weight.ndim != 2:
+            raise UserError(f"{folder}: it holds no {part}, under its official name or ours")
+        widths[f"{part}_hidden_size"] = len(weight)
+    config = MetaMorphConfig(language, vision.width, grid, **ids, **widths)
+    with torch.device("meta"):
+        model = MetaMorph(config)
+    check_tensors({file_name(n): t for n, t in model.state_dict().items()}, tensors, folder)
+    model.load_state_dict({parameter_name(n): t for n, t in tensors.items()}, assign=True)
+    model.vision = vision.to(model.language.output_weight.dtype)
+    return model, tokenizer
