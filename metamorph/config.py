@@ -189,6 +189,20 @@ class DecoderConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """What a run shows of itself beside the console and metrics.jsonl."""
+
+    tensorboard: bool = option("write event files for TensorBoard to the run folder", False)
+    wandb: bool = option("report to Weights & Biases", False)
+    samples_every: int = option(
+        "steps between sheets of drawings, 0 for none (instruct)", 0, minimum=0
+    )
+    samples: int = option("drawings on a sheet", 6, minimum=1)
+    decoder: str = option("folder of a trained decoder that draws them", "")
+    profile: int = option("trace three steps from this one on, 0 for none", 0, minimum=0)
+
+
+@dataclass
 class RunConfig:
     """One training run, as its YAML file says it."""
 
@@ -203,6 +217,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:

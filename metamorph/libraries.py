@@ -101,6 +101,17 @@ def pyarrow_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"pyarrow.parquet": ["ParquetFile"]})
 
 
+def tensorboard_absence(device_type: str) -> str | None:
+    """Why TensorBoard's event files cannot be written, or None."""
+    needed = {"tensorboard": [], "torch.utils.tensorboard": ["SummaryWriter"]}
+    return _absence(device_type, None, needed)
+
+
+def wandb_absence(device_type: str) -> str | None:
+    """Why nothing can be reported to Weights & Biases, or None."""
+    return _absence(device_type, None, {"wandb": ["init", "Image"]})
+
+
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
@@ -112,6 +123,8 @@ PROBES = {  # distribution: its probe
     "transformer-engine": transformer_engine_absence,
     "av": av_absence,
     "pyarrow": pyarrow_absence,
+    "tensorboard": tensorboard_absence,
+    "wandb": wandb_absence,
 }
 
 

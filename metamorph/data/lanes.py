@@ -12,7 +12,7 @@ from metamorph.data.documents import Documents, DocumentsAhead
 from metamorph.data.features import open_features
 from metamorph.data.packing import PackedRow, RowStream
 from metamorph.data.skips import Skips, check_skip_limit, sum_skips
-from metamorph.data.sources import open_source
+from metamorph.data.sources import Source, open_source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
 
@@ -40,6 +40,7 @@ class Lanes:
                 f"{world_size} processes; it needs a multiple of them"
             )
         own = range(rank, rows_per_step, world_size)
+        self.source = documents.source
         self.ahead = None
         if workers:
             self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
@@ -96,9 +97,14 @@ def open_lanes(
     rows_per_step: int,
     rank: int = 0,
     world_size: int = 1,
+    source: Source | None = None,
 ) -> Lanes:
-    """The lanes of a process as the ``data`` section describes them. Raises ``UserError``."""
-    source = open_source(config, seed)
+    """The lanes of a process as the ``data`` section describes them. Raises ``UserError``.
+
+    ``source`` takes the place of the one that the section names.
+    """
+    if source is None:
+        source = open_source(config, seed)
     features = open_features(config.features, vision) if config.features else None
     documents = Documents(source, encoder, config.row_length, vision.image_size, features)
     return Lanes(

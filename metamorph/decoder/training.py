@@ -121,6 +121,10 @@ class DecoderStage:
                 f"training.optimizer: the decoder stage takes torch only, "
                 f"got {config.training.optimizer}"
             )
+        if config.monitor.samples_every:
+            raise UserError(
+                "monitor.samples_every: the decoder stage draws no samples; the language model's do"
+            )
         if world_size() > 1:
             raise UserError(
                 f"stage: the decoder trains in one process, but torchrun started {world_size()}"
@@ -145,11 +149,11 @@ class DecoderStage:
         with autocast(self.config.training.precision, self.module.unet.device):
             loss = self.module(pictures, generator)
         loss.backward()
-        self.meter.add(len(pictures))
+        self.meter.add(images=len(pictures))
         return {"noise_error": loss.detach()}
 
     def read_meters(self) -> dict[str, float]:
-        return {"images_per_second": self.meter.read()}
+        return {"images_per_second": self.meter.read()["images"]}
 
     def describe(self, values: dict) -> str:
         return f"noise error {values['noise_error']:.3f}, {values['images_per_second']:.0f} img/s"

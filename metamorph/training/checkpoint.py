@@ -117,6 +117,12 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.wait()
+
 
 def _optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict:
     """What some optimizers count once for a group, not for each parameter."""

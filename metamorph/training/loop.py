@@ -1,11 +1,12 @@
 """The loop that every stage shares: rate, step, clip, log, checkpoint, stop, resume."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from metamorph.config import RunConfig
 from metamorph.errors import Stopped
@@ -18,10 +19,12 @@ from metamorph.training.processes import (
     gather,
     is_first,
     wait_for_all,
-    world_size,
 )
-from metamorph.training.run_folder import MetricsFile, StopSignal, claim_run_folder, find_checkpoint
+from metamorph.training.profiler import profiled
+from metamorph.training.reports import Reports
+from metamorph.training.run_folder import StopSignal, claim_run_folder, find_checkpoint
 from metamorph.training.schedule import learning_rate
+from metamorph.training.trackers import check_trackers
 
 
 class Stage(Protocol):
@@ -38,6 +41,9 @@ class Stage(Protocol):
 
     def describe(self, values: dict) -> str:
         """A log line's values in a few words, for the progress bar."""
+
+    def draw_samples(self) -> Image.Image | None:
+        """A sheet of drawings in the first process, where ``monitor.samples_every`` asks for it."""
 
     def last_samples(self) -> list[str]:
         """Ids of the samples of the last step, to name them when a loss is not finite."""
@@ -59,7 +65,8 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
     loss or gradient is not finite changes nothing; too many in a row raise ``UserError``. Raises
     ``Stopped`` after a signal. All processes of a run call this; the first one writes.
     """
-    training = config.training
+    training, monitor = config.training, config.monitor
+    check_trackers(config)
     checkpoint = find_checkpoint(config)
     means, bad_steps = Means(), BadSteps(training.max_bad_steps)
     first_step = 0
@@ -71,30 +78,19 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
         bad_steps.load_state_dict(state["bad_steps"])
     wait_for_all()  # until every process has looked at the folder
     folder = Path(config.output)
+    reports = None
     if is_first():
         claim_run_folder(config)
-        metrics = MetricsFile(folder, first_step)
+        reports = Reports(config, first_step)
     checkpoints = Checkpoints(folder, training.keep_checkpoints)
-    trained = [p for p in stage.module.parameters() if p.requires_grad]
-
-    skipped: dict[str, tuple[int, str]] = {}  # by all processes, as of the last log line
 
     def log(step: int, rate: float) -> None:
-        nonlocal means, skipped
+        nonlocal means
         bad_steps.read()
-        found = bad_steps.take()
+        found, skipped = bad_steps.take(), all_skipped(stage)
         line = {**means.values(), "learning_rate": rate, **stage.read_meters()}
-        skipped = all_skipped(stage)
-        skips = {cause: count for cause, (count, _) in skipped.items()}
-        if found:
-            line["bad_steps"] = found
-        if is_first():
-            metrics.write(step=step, **line, skipped=skips)
-            bar.set_postfix_str(stage.describe(line), refresh=False)
-            for bad in found:
-                bar.write(
-                    f"step {bad['step']} was not finite and changed nothing: {bad['samples']}"
-                )
+        if reports is not None:
+            reports.log(step, line, stage.describe(line), skipped, found)
         means = Means()
 
     def save(step: int) -> None:
@@ -105,43 +101,45 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
         }
         checkpoints.save(step, stage.module, stage.optimizer, state)
 
-    steps = range(training.steps)
-    options = {"desc": config.stage, "mininterval": 1, "disable": not is_first()}
-    bar = tqdm(steps, initial=first_step, **options)
-    try:
-        with StopSignal() as stop:
-            for step in range(first_step, training.steps):
-                rate = learning_rate(step, training)
-                set_rate(stage.optimizer, rate)
-                values = stage.accumulate_gradients(step)
-                norm = clip_gradients(trained, training.gradient_clip)
-                bad = not_finite(norm, values)
-                step_unless(bad, stage.optimizer)
-                stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
-                means.add({**values, "gradient_norm": norm}, bad)
-                bar.update()
+    profile_at = monitor.profile if is_first() else 0
+    with (
+        reports or nullcontext(),
+        checkpoints,
+        StopSignal() as stop,
+        profiled(folder / "profile", first_step, profile_at) as profile,
+    ):
+        for step in range(first_step, training.steps):
+            rate = learning_rate(step, training)
+            set_rate(stage.optimizer, rate)
+            values = stage.accumulate_gradients(step)
+            norm, part_norms = clip_gradients(stage.module, training.gradient_clip)
+            bad = not_finite(norm, values)
+            step_unless(bad, stage.optimizer)
+            stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
+            part_norms = {f"gradient_norm_{name}": part for name, part in part_norms.items()}
+            means.add({**values, "gradient_norm": norm, **part_norms}, bad)
+            if reports is not None:
+                reports.step_done()
+            if profile is not None:
+                profile.step()
 
-                done = step + 1
-                bad_steps.add(done, bad, stage.last_samples())
-                last = done == training.steps
-                if done % training.log_every == 0 or last:
-                    log(done, rate)
-                stopping = any_process(stop.requested)
-                if last or stopping or done % training.checkpoint_every == 0:
-                    save(done)
-                if stopping and not last:
-                    raise Stopped(
-                        f"stopped after step {done} of {training.steps}; "
-                        f"go on with the same command and --resume"
-                    )
-    finally:
-        checkpoints.wait()
-        bar.close()
-        if world_size() == 1:  # else others may have failed, and nobody would answer
-            skipped = stage.skipped()
-        if is_first():
-            for cause, (count, example) in skipped.items():
-                print(f"skipped {count} samples: {cause} (first: {example})")
+            done = step + 1
+            bad_steps.add(done, bad, stage.last_samples())
+            last = done == training.steps
+            if done % training.log_every == 0 or last:
+                log(done, rate)
+            if monitor.samples_every and (done % monitor.samples_every == 0 or last):
+                sheet = stage.draw_samples()
+                if reports is not None:
+                    reports.show(done, sheet)
+            stopping = any_process(stop.requested)
+            if last or stopping or done % training.checkpoint_every == 0:
+                save(done)
+            if stopping and not last:
+                raise Stopped(
+                    f"stopped after step {done} of {training.steps}; "
+                    f"go on with the same command and --resume"
+                )
     return folder
 
 

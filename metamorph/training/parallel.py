@@ -5,6 +5,9 @@ FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a u
 for its forward and backward alone; everything else stays gathered through a step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -178,12 +181,41 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Scales gradients of a larger norm down to ``limit``; returns their norm before, a scalar."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+def clip_gradients(module: nn.Module, limit: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scales gradients of a larger norm down to ``limit``.
+
+    Returns their norm before, a scalar, and that of each child of ``module`` that has any.
+    """
+    parts = {
+        name: [p for p in part.parameters() if p.grad is not None]
+        for name, part in module.named_children()
+    }
+    norms = {name: _norm(parameters) for name, parameters in parts.items() if parameters}
+    norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    every = [parameter for parameters in parts.values() for parameter in parameters]
+    nn.utils.clip_grads_with_norm_(every, limit, norm)
+    return norm, norms
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@contextmanager
+def gathered(step: nn.Module) -> Iterator[None]:
+    """Every process holds all weights while the body runs; all must enter, and run nothing of the
+    module that the others do not but what needs no gradient."""
+    sharded = [module for module in step.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(module is not step, recurse=False)
 
 
 def whole(tensor: Tensor) -> Tensor:

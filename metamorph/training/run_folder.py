@@ -2,6 +2,8 @@
 
 config.yaml     the resolved configuration
 metrics.jsonl   one line per ``log_every`` steps
+samples/        step-NNNNNN.png, where ``monitor.samples_every`` asks for drawings
+tensorboard/    event files, profile/ a trace, where ``monitor`` asks for them
 checkpoints/    step-NNNNNN
 model/          the result (``decoder/`` for the decoder stage)
 """
@@ -21,11 +23,12 @@ from metamorph.training.checkpoint import latest_checkpoint
 
 # What may differ between the two parts of a resumed run without changing its result.
 FREE_ON_RESUME = ("resume", "overwrite", "output", "device")
-FREE_TRAINING_ON_RESUME = (
-    "checkpoint_every",
-    "keep_checkpoints",
-    "activation_checkpointing",
-    "max_bad_steps",
+FREE_KEYS_ON_RESUME = (
+    "data.workers",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.activation_checkpointing",
+    "training.max_bad_steps",
 )
 
 
@@ -56,11 +59,12 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 def _check_same_run(config: RunConfig, saved: RunConfig) -> None:
     now, before = dataclasses.asdict(config), dataclasses.asdict(saved)
-    del now["parallel"], before["parallel"]  # a run may go on with other processes
+    for section in ("parallel", "monitor"):  # it may go on with other processes, seen by others
+        del now[section], before[section]
     for section in ("model", "data", "training", "decoder"):
         now |= {f"{section}.{key}": value for key, value in now.pop(section).items()}
         before |= {f"{section}.{key}": value for key, value in before.pop(section).items()}
-    free = {*FREE_ON_RESUME, *(f"training.{key}" for key in FREE_TRAINING_ON_RESUME)}
+    free = {*FREE_ON_RESUME, *FREE_KEYS_ON_RESUME}
     for key, value in now.items():
         if key not in free and value != before[key]:
             raise UserError(
@@ -85,7 +89,9 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
         "model.vision": config.model.vision,
         "data.path": config.data.path,
         "data.image_root": config.data.image_root,
+        "data.features": config.data.features,
         "decoder.base": config.decoder.base,
+        "monitor.decoder": config.monitor.decoder,
     }
     for key, name in inputs.items():
         if name and Path(name).resolve().is_relative_to(resolved):

@@ -7,14 +7,15 @@ encoder (paper section 3; learning rates in appendix A).
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.lanes import open_lanes
 from metamorph.data.packing import PackedRow
+from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
-from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.assemble import assemble
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.precision import MULTIPLE, autocast, check_precision, convert_to_float8
@@ -24,10 +25,10 @@ from metamorph.training.batch import Batch
 from metamorph.training.loop import run_steps
 from metamorph.training.lora import add_adapters, check_lora, merge_adapters, save_adapters
 from metamorph.training.loss import Losses, TargetCounts, vpit_losses
+from metamorph.training.optimizer import check_optimizer, make_optimizer
 from metamorph.training.parallel import (
     check_parallel,
-    local_part,
-    local_rows,
+    gathered,
     place,
     reduce_gradients,
     save_model,
@@ -35,6 +36,7 @@ from metamorph.training.parallel import (
 from metamorph.training.processes import (
     add_up,
     gather,
+    is_first,
     process_group,
     rank,
     totals,
@@ -42,8 +44,15 @@ from metamorph.training.processes import (
     world_size,
 )
 from metamorph.training.run_folder import find_checkpoint, resolve_device
-from metamorph.training.telemetry import MeanBaseline, Meter
-from metamorph_kernels.transfer import send
+from metamorph.training.sample_sheet import SampleSheet
+from metamorph.training.telemetry import (
+    MeanBaseline,
+    Meter,
+    StepWork,
+    peak_gigabytes,
+    peak_teraflops,
+)
+from metamorph.training.trained import choose_trained, image_rows_only, other_rows
 
 
 def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
@@ -68,71 +77,6 @@ def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
     return model, tokenizer
 
 
-def choose_trained(model: MetaMorph, stage: str) -> None:
-    """Sets ``requires_grad`` for a stage. In align the token tables are trained, too: see
-    ``image_rows_only``."""
-    model.requires_grad_(False)
-    if stage == "language":
-        model.language.requires_grad_(True)
-    elif stage == "instruct":
-        model.requires_grad_(True)
-        model.vision.requires_grad_(False)
-    elif stage == "align":
-        model.projector.requires_grad_(True)
-        for table in token_tables(model):
-            table.requires_grad_(True)
-    else:
-        raise ValueError(f"stage must be language, align or instruct, got {stage!r}")
-
-
-def token_tables(model: MetaMorph) -> list[Tensor]:
-    """The input and the output matrix [V, H], or the one that is both."""
-    tables = [model.language.model.embed_tokens.weight, model.language.output_weight]
-    return tables[:1] if tables[0] is tables[1] else tables
-
-
-def other_rows(model: MetaMorph) -> list[Tensor]:
-    """For each token table, which of its rows that are held here are none of the two image tokens'
-    ([rows, 1], bool)."""
-    ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
-    masks = []
-    for table in token_tables(model):
-        held = local_rows(table)
-        rows = torch.arange(held.start, held.stop)
-        masks.append(send(~torch.isin(rows, ids)[:, None], local_part(table).device))
-    return masks
-
-
-def image_rows_only(model: MetaMorph, others: list[Tensor]) -> None:
-    """Zeroes the gradients of all other rows of the token tables, as align asks for."""
-    for table, rows in zip(token_tables(model), others, strict=True):
-        local_part(table.grad).masked_fill_(rows, 0.0)
-
-
-def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW; decay only for matrices outside the embeddings, so that untouched rows stay put."""
-    decayed, plain = [], []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-            (plain if parameter.ndim < 2 or is_embedding else decayed).append(parameter)
-    training = config.training
-    groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    options = {"lr": training.learning_rate, "betas": (training.beta1, training.beta2)}
-    if training.optimizer == "apex":
-        from apex.optimizers import FusedAdam
-
-        return FusedAdam(groups, **options, adam_w_mode=True)
-    if training.optimizer == "adamw8bit":
-        from torchao.optim import AdamW8bit
-
-        return AdamW8bit(groups, **options, bf16_stochastic_round=True)
-    return torch.optim.AdamW(groups, **options, fused=True)
-
-
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, and its target features
     [images, tokens, C]."""
@@ -143,25 +87,6 @@ def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[
     targets = features.flatten(0, 1).index_select(0, batch.visual_targets)
     losses = vpit_losses(model, states, targets, batch, counts)
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
-
-
-def check_optimizer(config: RunConfig, device: torch.device) -> None:
-    """Raises ``UserError`` for an optimizer that cannot be used on ``device`` or in this run."""
-    training = config.training
-    if training.optimizer == "apex":
-        require("training.optimizer: apex", ["apex"], device)
-    if training.optimizer == "adamw8bit":
-        reason = torchao_optim_absence(device.type)
-        if reason is not None:
-            raise UserError(
-                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
-                f"see docs/libraries.md"
-            )
-    if training.weights == "bf16" and training.optimizer != "adamw8bit":
-        raise UserError(
-            "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
-            f"training.optimizer adamw8bit does, got {training.optimizer}"
-        )
 
 
 class StepLosses(nn.Module):
@@ -180,7 +105,7 @@ class StepLosses(nn.Module):
 class LanguageStage:
     """Model, data and optimizer of one of the three stages, for ``run_steps``."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, source: Source | None = None):
         self.config, self.device = config, resolve_device(config.device)
         training = config.training
         check_parallel(config, self.device)
@@ -212,11 +137,17 @@ class LanguageStage:
             training.rows_per_step,
             rank(),
             world_size(),
+            source,
         )
+        self.sheet = None
+        if config.monitor.samples_every:
+            self.sheet = SampleSheet(config, self.lanes.source, model, self.tokenizer)
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, self.device
         )
-        self.meter = Meter()
+        self.work, self.meter = StepWork(model), Meter()
+        self.peak = peak_teraflops(self.device, training.precision)
+        self.waited = 0.0  # for data, until the last step
         self.rows: list[PackedRow] = []
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
@@ -247,17 +178,36 @@ class LanguageStage:
         sums = add_up(torch.cat([torch.stack([text_loss, visual_loss, baseline]), seen.flatten()]))
         text_loss, visual_loss, baseline = sums[:3]
         self.baseline.total += sums[3:].view_as(seen)
-        self.meter.add(used)
+        waited, self.waited = self.lanes.wait_seconds - self.waited, self.lanes.wait_seconds
+        self.meter.add(**self.work.of(self.rows), wait=waited)
         values = {
             "text_loss": text_loss,
             "packing_efficiency": used / (training.rows_per_step * self.config.data.row_length),
         }
         if counts.visual:
-            values |= {"visual_cosine": 1 - visual_loss, "mean_baseline_cosine": baseline}
+            values |= {
+                "visual_cosine": 1 - visual_loss,
+                "mean_baseline_cosine": baseline,
+                "visual_cosine_over_mean": 1 - visual_loss - baseline,
+            }
         return values
 
     def read_meters(self) -> dict[str, float]:
-        return {"tokens_per_second": self.meter.read()}
+        rates = self.meter.read()
+        meters = {
+            "tokens_per_second": rates["text_tokens"] + rates["visual_tokens"],
+            "text_tokens_per_second": rates["text_tokens"],
+            "visual_tokens_per_second": rates["visual_tokens"],
+            "images_per_second": rates["images"],
+            "data_wait_share": rates["wait"],
+            "teraflops": rates["teraflops"],
+            "encoder_teraflops": rates["encoder_teraflops"],
+            "memory_gigabytes": peak_gigabytes(self.device),
+        }
+        if self.peak is not None:
+            meters["mfu"] = rates["teraflops"] / self.peak
+            meters["encoder_mfu"] = rates["encoder_teraflops"] / self.peak
+        return meters
 
     def describe(self, values: dict) -> str:
         parts = [f"text {values['text_loss']:.3f}"] if "text_loss" in values else []
@@ -265,8 +215,15 @@ class LanguageStage:
             parts.append(f"cosine {values['visual_cosine']:.3f}")
             parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
         parts.append(f"{values['tokens_per_second']:.0f} tok/s")
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.0%} + encoder {values['encoder_mfu']:.0%}")
         parts.append(f"packed {values['packing_efficiency']:.0%}")
         return ", ".join(parts)
+
+    def draw_samples(self) -> Image.Image | None:
+        """A sheet of drawings of the model as it is, in the first process. All must call this."""
+        with gathered(self.step_losses):
+            return self.sheet.draw(self.module) if is_first() else None
 
     def last_samples(self) -> list[str]:
         return [sample for row in self.rows for sample in row.sample_ids]
@@ -288,8 +245,10 @@ class LanguageStage:
         self.baseline.total = torch.tensor(state["baseline"], device=self.device)
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, source: Source | None = None) -> Path:
     """Runs a stage and returns the folder of the trained model, ``output/model``.
+
+    ``source`` gives the samples in place of the one that ``config.data`` names.
 
     Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. Started by ``torchrun``, it
     is one of several processes that do so together. Raises ``UserError`` for what a user can mend,
@@ -297,8 +256,11 @@ def train(config: RunConfig) -> Path:
     """
     with process_group(resolve_device(config.device)):
         find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-        stage = LanguageStage(config)
-        folder = run_steps(config, stage)
+        stage = LanguageStage(config, source)
+        try:
+            folder = run_steps(config, stage)
+        finally:
+            stage.lanes.close()
         if config.training.lora_rank:
             save_adapters(stage.module, folder / "adapter", config)
             merge_adapters(stage.module)

@@ -42,7 +42,7 @@ from metamorph.training.sharding import (
     traffic,
     units,
 )
-from metamorph.training.trainer import choose_trained
+from metamorph.training.trained import choose_trained
 
 PAPER_SAMPLES = 0.73  # a second and GPU: 16.07 million in less than a day on 256 H100s
 LOOKED_AT = 8  # rows of data

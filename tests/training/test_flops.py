@@ -25,7 +25,7 @@ from metamorph.training.flops import (
     repeated_flops,
     trained_parts,
 )
-from metamorph.training.trainer import choose_trained
+from metamorph.training.trained import choose_trained
 from metamorph_kernels import key_intervals
 from tests.training.random_step import ROW, STAGES, random_model
 

@@ -12,8 +12,10 @@ from metamorph.decoder.training import train_decoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.training import trainer as trainer_module
+from metamorph.training.optimizer import make_optimizer
 from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import choose_trained, make_optimizer, open_model, train
+from metamorph.training.trained import choose_trained
+from metamorph.training.trainer import open_model, train
 from tests import fake_libraries
 from tests.tiny_run import tiny_config
 

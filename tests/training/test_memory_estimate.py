@@ -13,9 +13,10 @@ from metamorph.training.memory_estimate import (
     state_bytes,
     working_bytes,
 )
+from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.sharding import fake_processes, units
-from metamorph.training.trainer import choose_trained, make_optimizer
+from metamorph.training.trained import choose_trained
 from tests.training.random_step import ROW, STAGES, RandomRow, random_model
 
 CPU = torch.device("cpu")

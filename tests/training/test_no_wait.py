@@ -10,7 +10,8 @@ from metamorph.data.toy_tasks import make_task
 from metamorph.model.precision import convert_to_float8
 from metamorph.training.batch import Batch
 from metamorph.training.loss import TargetCounts
-from metamorph.training.trainer import batch_losses, choose_trained, open_model
+from metamorph.training.trained import choose_trained
+from metamorph.training.trainer import batch_losses, open_model
 from tests.tiny_run import tiny_config
 
 # All operators of a step. None reads a number on the host, selects by a mask or indexes by one.

@@ -27,7 +27,7 @@ from metamorph.training.roofline import (
     memory_seconds,
 )
 from metamorph.training.sharding import Traffic, fake_processes, traffic, units
-from metamorph.training.trainer import choose_trained
+from metamorph.training.trained import choose_trained
 
 CPU = torch.device("cpu")
 

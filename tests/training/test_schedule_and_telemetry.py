@@ -39,7 +39,7 @@ def test_mean_baseline_is_the_cosine_of_the_mean_per_token_position():
 
 def test_meter_counts_tokens_per_elapsed_second():
     meter = Meter()
-    meter.add(900)
+    meter.add(tokens=900)
     time.sleep(0.05)
-    assert 0 < meter.read() < 900 / 0.05
-    assert meter.read() == 0  # since the last reading
+    assert 0 < meter.read()["tokens"] < 900 / 0.05
+    assert meter.read()["tokens"] == 0  # since the last reading

@@ -19,7 +19,7 @@ from metamorph.training.sharding import (
     traffic,
     units,
 )
-from metamorph.training.trainer import choose_trained
+from metamorph.training.trained import choose_trained
 from tests.training.random_step import ROW, random_model
 
 CPU = torch.device("cpu")

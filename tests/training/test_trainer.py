@@ -18,15 +18,10 @@ from metamorph.training import trainer as trainer_module
 from metamorph.training.batch import Batch
 from metamorph.training.checkpoint import latest_checkpoint, load_checkpoint
 from metamorph.training.loss import TargetCounts
+from metamorph.training.optimizer import make_optimizer
 from metamorph.training.run_folder import read_metrics, resolve_device
-from metamorph.training.trainer import (
-    LanguageStage,
-    batch_losses,
-    choose_trained,
-    make_optimizer,
-    open_model,
-    train,
-)
+from metamorph.training.trained import choose_trained
+from metamorph.training.trainer import LanguageStage, batch_losses, open_model, train
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")

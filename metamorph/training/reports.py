@@ -1,0 +1,64 @@
+"""What a run tells of itself while it goes on: progress bar, metrics.jsonl, trackers, pictures."""
+
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from metamorph.config import RunConfig
+from metamorph.training.run_folder import MetricsFile
+from metamorph.training.trackers import open_trackers
+
+
+class Reports:
+    """Of the first process, which writes for all. Used as a context manager."""
+
+    def __init__(self, config: RunConfig, first_step: int):
+        self.folder = Path(config.output)
+        self.metrics = MetricsFile(self.folder, first_step)
+        self.trackers = open_trackers(config, first_step)
+        steps = range(config.training.steps)
+        self.bar = tqdm(steps, initial=first_step, desc=config.stage, mininterval=1)
+        self.skipped: dict[str, tuple[int, str]] = {}
+
+    def step_done(self) -> None:
+        self.bar.update()
+
+    def log(
+        self,
+        step: int,
+        values: dict[str, float],
+        words: str,
+        skipped: dict[str, tuple[int, str]],
+        bad_steps: list[dict],
+    ) -> None:
+        """One line: its values, the same in a few words, and what could not be used so far."""
+        self.skipped = skipped
+        counts = {cause: count for cause, (count, _) in skipped.items()}
+        bad = {"bad_steps": bad_steps} if bad_steps else {}
+        self.metrics.write(step=step, **values, **bad, skipped=counts)
+        for tracker in self.trackers:
+            tracker.write(step, values)
+        self.bar.set_postfix_str(words, refresh=False)
+        for found in bad_steps:
+            self.bar.write(
+                f"step {found['step']} was not finite and changed nothing: {found['samples']}"
+            )
+
+    def show(self, step: int, sheet: Image.Image) -> None:
+        """Keeps a sheet of drawings."""
+        path = self.folder / "samples" / f"step-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        for tracker in self.trackers:
+            tracker.show(step, "samples", sheet)
+
+    def __enter__(self) -> "Reports":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.close()
+        for tracker in self.trackers:
+            tracker.close()
+        for cause, (count, example) in self.skipped.items():
+            print(f"skipped {count} samples: {cause} (first: {example})")

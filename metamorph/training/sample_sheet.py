@@ -1,0 +1,110 @@
+"""Drawings of a model in training: requests of its data, the real picture, and what it draws."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from metamorph.chat import Chat
+from metamorph.config import RunConfig
+from metamorph.data.conversation import ASSISTANT, USER, Sample
+from metamorph.data.images import opened
+from metamorph.data.sources import Source
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.errors import SampleError, UserError
+from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.model.unified import MetaMorph
+from metamorph.tokens import IMAGE_PLACEHOLDER
+
+LOOKED_AT = 1000  # samples, to find some that draw
+LONGEST_TEXT = 64  # tokens beside those of one image
+
+
+@dataclass(frozen=True)
+class Request:
+    """A user's first turn whose answer holds one picture."""
+
+    text: str
+    images: tuple[Image.Image, ...]  # of the turn
+    real: Image.Image
+
+
+def find_requests(source: Source, count: int) -> list[Request]:
+    """The first samples of the data that draw. ``UserError`` if ``LOOKED_AT`` hold none."""
+    found = []
+    for index in range(min(LOOKED_AT, len(source))):
+        try:
+            request = _request(source.sample(index))
+        except SampleError:  # training counts it
+            continue
+        if request is not None:
+            found.append(request)
+        if len(found) == count:
+            return found
+    if not found:
+        raise UserError(
+            f"monitor.samples_every: no answer of the first {LOOKED_AT} samples is a picture"
+        )
+    return found
+
+
+def _request(sample: Sample) -> Request | None:
+    if len(sample.turns) < 2 or [turn.role for turn in sample.turns[:2]] != [USER, ASSISTANT]:
+        return None
+    question, answer = sample.turns[:2]
+    given = question.text.count(IMAGE_PLACEHOLDER)
+    if answer.text.count(IMAGE_PLACEHOLDER) != 1 or len(sample.images) <= given:
+        return None
+    images = tuple(opened(image) for image in sample.images[: given + 1])
+    return Request(question.text, images[:given], images[given])
+
+
+class SampleSheet:
+    """Draws the same requests again and again, as training goes on.
+
+    The decoder was trained apart, from the same encoder's features. Raises ``UserError`` for a
+    decoder that does not fit, and data that draw nothing.
+    """
+
+    def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
+        if not config.monitor.decoder:
+            raise UserError("monitor.decoder: monitor.samples_every needs a decoder that draws")
+        folder = Path(config.monitor.decoder)
+        if not folder.is_dir():
+            raise UserError(f"monitor.decoder: {folder} is not a folder")
+        self.decoder = VisualDecoder.from_folder(folder)
+        given, expected = self.decoder.adapter.config.feature_width, model.config.visual_width
+        if given != expected:
+            raise UserError(
+                f"monitor.decoder: {folder} draws from features of width {given}, but the model "
+                f"predicts width {expected}"
+            )
+        self.decoder.set_progress_bar_config(disable=True)
+        self.requests = find_requests(source, config.monitor.samples)
+        self.tokenizer, self.precision = tokenizer, config.training.precision
+
+    @torch.no_grad()
+    def draw(self, model: MetaMorph) -> Image.Image:
+        """A contact sheet. The model's mode and the random state of training stay as they are."""
+        training = model.training
+        device = model.projector.linear_1.weight.device
+        chat = Chat(model, self.tokenizer, self.decoder.to(device), precision=self.precision)
+        try:
+            replies = chat.reply(
+                [(request.text, request.images) for request in self.requests],
+                max_new_tokens=model.config.tokens_per_image + LONGEST_TEXT,
+            )
+            drawn = iter(chat.draw([r.features[0] for r in replies if r.features]))
+        finally:
+            model.train(training)
+        entries = [
+            SheetEntry(
+                request.text.replace(IMAGE_PLACEHOLDER, "[picture] "),
+                request.real,
+                next(drawn) if reply.features else None,
+                right={},
+            )
+            for request, reply in zip(self.requests, replies, strict=True)
+        ]
+        return contact_sheet(entries)

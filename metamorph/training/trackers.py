@@ -1,0 +1,98 @@
+"""Where figures and pictures of a run go beside the console and metrics.jsonl."""
+
+import dataclasses
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metamorph.config import RunConfig
+from metamorph.libraries import require
+
+WANDB_PROJECT = "metamorph"
+WANDB_ID = "wandb_run_id"  # file in the run folder: a resumed run goes on in the same page
+
+
+class Tracker(Protocol):
+    """A place for them. All calls are of one process."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Raises ``UserError`` if a tracker that is asked for is not installed."""
+    cpu = torch.device("cpu")
+    if config.monitor.tensorboard:
+        require("monitor.tensorboard", ["tensorboard"], cpu)
+    if config.monitor.wandb:
+        require("monitor.wandb", ["wandb"], cpu)
+
+
+def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
+    """Those that ``config.monitor`` asks for; what an earlier run wrote after ``first_step`` is
+    replaced. Raises ``UserError`` for one that is not installed."""
+    check_trackers(config)
+    folder = Path(config.output)
+    trackers: list[Tracker] = []
+    if config.monitor.tensorboard:
+        trackers.append(TensorBoard(folder / "tensorboard", first_step))
+    if config.monitor.wandb:
+        trackers.append(WeightsAndBiases(folder, config))
+    return trackers
+
+
+class TensorBoard:
+    """Event files for ``tensorboard --logdir runs``."""
+
+    def __init__(self, folder: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        purged = first_step + 1 if first_step else None
+        self.writer = SummaryWriter(str(folder), purge_step=purged)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project ``metamorph``; account, server and offline mode are wandb's settings."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        import wandb
+
+        known = folder / WANDB_ID
+        earlier = known.read_text().strip() if known.exists() else None
+        self.wandb = wandb
+        self.run = wandb.init(
+            project=WANDB_PROJECT,
+            name=folder.name,
+            dir=str(folder),
+            id=earlier,
+            resume="allow",
+            config=dataclasses.asdict(config),
+        )
+        known.write_text(self.run.id)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        self.run.log({name: self.wandb.Image(picture)}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
