@@ -5,9 +5,6 @@ FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a u
 for its forward and backward alone; everything else stays gathered through a step.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -202,26 +199,28 @@ def _norm(parameters: list[nn.Parameter]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-@contextmanager
-def gathered(step: nn.Module) -> Iterator[None]:
-    """Every process holds all weights while the body runs; all must enter, and run nothing of the
-    module that the others do not but what needs no gradient."""
-    sharded = [module for module in step.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
-            module.set_reshard_after_forward(module is not step, recurse=False)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A parameter gathered from all processes, which must all call this."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_copy(model: MetaMorph, dtype: torch.dtype) -> MetaMorph | None:
+    """A sharded model's weights in one unsharded model, in the first process; None in others.
+
+    All must call this. The encoder is shared with ``model``.
+    """
+    copy = None
+    if is_first():
+        with torch.device("meta"):
+            copy = MetaMorph(model.config)
+    for name, parameter in _sharded(model):
+        tensor = whole(parameter)
+        if copy is not None:
+            copy.load_state_dict({name: tensor.to(dtype)}, strict=False, assign=True)
+    if copy is not None:
+        copy.vision = model.vision
+    return copy
 
 
 def save_model(model: MetaMorph, folder, tokenizer) -> None:

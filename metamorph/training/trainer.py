@@ -28,15 +28,14 @@ from metamorph.training.loss import Losses, TargetCounts, vpit_losses
 from metamorph.training.optimizer import check_optimizer, make_optimizer
 from metamorph.training.parallel import (
     check_parallel,
-    gathered,
     place,
     reduce_gradients,
     save_model,
+    whole_copy,
 )
 from metamorph.training.processes import (
     add_up,
     gather,
-    is_first,
     process_group,
     rank,
     totals,
@@ -141,6 +140,8 @@ class LanguageStage:
         )
         self.sheet = None
         if config.monitor.samples_every:
+            if training.lora_rank and world_size() > 1:
+                raise UserError("monitor.samples_every: with LoRA it needs a run of one process")
             self.sheet = SampleSheet(config, self.lanes.source, model, self.tokenizer)
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, self.device
@@ -222,8 +223,11 @@ class LanguageStage:
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings of the model as it is, in the first process. All must call this."""
-        with gathered(self.step_losses):
-            return self.sheet.draw(self.module) if is_first() else None
+        model = self.module
+        if world_size() > 1:
+            precision = self.config.training.precision
+            model = whole_copy(model, torch.float32 if precision == "fp32" else torch.bfloat16)
+        return None if model is None else self.sheet.draw(model)
 
     def last_samples(self) -> list[str]:
         return [sample for row in self.rows for sample in row.sample_ids]
