@@ -14,6 +14,7 @@ from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -112,12 +113,13 @@ class DocumentsAhead:
             while len(queue) <= self.depth:
                 queue.append((following, self.pool.submit(_prepare, following)))
                 following += self.stride
-            return queue.popleft()[1].result()
+            document, features = queue.popleft()[1].result()
         except BrokenProcessPool as error:
             raise UserError(
                 "data.workers: a process that prepares samples ended at once or was killed, "
                 "perhaps for lack of memory; try fewer"
             ) from error
+        return document if features is None else replace(document, features=torch.tensor(features))
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -140,5 +142,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _prepare(index: int) -> Document:
-    return _documents.document(index)
+def _prepare(index: int) -> tuple[Document, np.ndarray | None]:
+    """The document, and its features apart: as a tensor they would hold an open file each."""
+    document = _documents.document(index)
+    if document.features is None:
+        return document, None
+    return replace(document, features=None), document.features.numpy()

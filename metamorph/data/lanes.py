@@ -11,7 +11,7 @@ from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents, DocumentsAhead
 from metamorph.data.features import open_features
 from metamorph.data.packing import PackedRow, RowStream
-from metamorph.data.skips import Skips, check_skip_limit, sum_skips
+from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source, open_source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
@@ -32,7 +32,6 @@ class Lanes:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
-        skip_limit: float = 1.0,
     ):
         if rows_per_step % world_size:
             raise UserError(
@@ -44,18 +43,11 @@ class Lanes:
         self.ahead = None
         if workers:
             self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
-        self.streams = {
-            lane: RowStream(documents, pad_id, lane, rows_per_step, self._check_limit)
-            for lane in own
-        }
-        self.skip_limit = skip_limit
+        self.streams = {lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own}
         self.wait_seconds = 0.0  # that ``next_rows`` has taken so far
 
     def next_rows(self) -> list[PackedRow]:
-        """This process's rows of the next step, in the order of their lanes.
-
-        Raises ``UserError`` once a larger share of samples than ``skip_limit`` is unusable.
-        """
+        """This process's rows of the next step, in the order of their lanes."""
         started = time.perf_counter()
         rows = [next(stream) for stream in self.streams.values()]
         self.wait_seconds += time.perf_counter() - started
@@ -64,9 +56,6 @@ class Lanes:
     def skips(self) -> Skips:
         """The unusable samples of this process's lanes together."""
         return sum_skips(stream.skips for stream in self.streams.values())
-
-    def _check_limit(self) -> None:
-        check_skip_limit([stream.skips for stream in self.streams.values()], self.skip_limit)
 
     def state_dict(self) -> dict[str, dict]:
         """The state of each lane of this process, by its number. JSON-able."""
@@ -107,6 +96,4 @@ def open_lanes(
         source = open_source(config, seed)
     features = open_features(config.features, vision) if config.features else None
     documents = Documents(source, encoder, config.row_length, vision.image_size, features)
-    return Lanes(
-        documents, pad_id, rows_per_step, rank, world_size, config.workers, config.skip_limit
-    )
+    return Lanes(documents, pad_id, rows_per_step, rank, world_size, config.workers)

@@ -5,7 +5,7 @@ token of a response image. Hence ``<image_start>`` predicts the first visual tok
 visual token predicts ``<image_end>``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from metamorph.data.skips import Skips
 from metamorph.errors import SampleError, UserError
 
 LOOKAHEAD = 32  # documents that may wait for a row with room
+MOST_IN_A_ROW = 10_000  # unusable samples, before a lane gives up
 
 
 @dataclass(frozen=True)
@@ -92,29 +93,21 @@ class RowStream(Iterator[PackedRow]):
     """Endless packed rows of one lane: first fit, with a bounded number of waiting documents.
 
     Lane l of n packs the samples at l, l + n, l + 2n, ... by itself; lane 0 of 1 packs them all.
-    Unusable samples and documents longer than a row are skipped and counted in ``skips`` by cause;
-    ``on_skip`` is called after each. ``state_dict`` is small and exact: a stream that loads it goes
-    on with the same rows.
+    Unusable samples and documents longer than a row are skipped and counted in ``skips`` by cause.
+    ``state_dict`` is small and exact: a stream that loads it goes on with the same rows.
     """
 
-    def __init__(
-        self,
-        documents: DocumentSource,
-        pad_id: int,
-        lane: int = 0,
-        lanes: int = 1,
-        on_skip: Callable[[], None] = lambda: None,
-    ):
+    def __init__(self, documents: DocumentSource, pad_id: int, lane: int = 0, lanes: int = 1):
         self.documents, self.pad_id = documents, pad_id
         self.row_length = documents.row_length
-        self.lanes, self.on_skip = lanes, on_skip
-        self.next_index = lane
+        self.lanes, self.next_index = lanes, lane
         self.waiting: list[tuple[int, Document]] = []
         self.skips = Skips()
 
     def _next_document(self) -> tuple[int, Document]:
         # Orders differ by epoch: only two epochs' worth in a row surely holds every sample.
-        for _ in range(2 * len(self.documents)):
+        tries = min(2 * len(self.documents), MOST_IN_A_ROW)
+        for _ in range(tries):
             index = self.next_index
             self.next_index += self.lanes
             self.skips.tried += 1
@@ -122,9 +115,8 @@ class RowStream(Iterator[PackedRow]):
                 return index, self.documents.document(index)
             except SampleError as error:
                 self.skips.add(error)
-                self.on_skip()
         raise UserError(
-            f"no usable sample in two epochs; first of each cause: {self.skips.examples}"
+            f"no usable sample among {tries} in a row; first of each cause: {self.skips.examples}"
         )
 
     def __next__(self) -> PackedRow:

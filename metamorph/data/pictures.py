@@ -3,20 +3,16 @@
 from PIL import Image
 
 from metamorph.data.images import opened
-from metamorph.data.skips import Skips, check_skip_limit
+from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 
 
 class PictureStream:
-    """Endless pictures in the source's order. Unusable samples are counted in ``skips``.
+    """Endless pictures in the source's order. Unusable samples are counted in ``skips``."""
 
-    Raises ``UserError`` once a larger share than ``skip_limit`` is unusable.
-    """
-
-    def __init__(self, source: Source, skip_limit: float = 1.0):
-        self.source, self.skip_limit = source, skip_limit
-        self.next_index = 0
+    def __init__(self, source: Source):
+        self.source, self.next_index = source, 0
         self.skips = Skips()
         self.last_samples: list[str] = []  # ids behind the last ``take``
 
@@ -35,7 +31,6 @@ class PictureStream:
                 self.last_samples.append(sample.id)
             except SampleError as error:
                 self.skips.add(error)
-                check_skip_limit([self.skips], self.skip_limit)
             self.next_index += 1
             tried += 1
         return pictures[:count]

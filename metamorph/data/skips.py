@@ -28,6 +28,13 @@ class Skips:
         counts, examples = dict(self.counts), dict(self.examples)
         return {"tried": self.tried, "skipped": counts, "examples": examples}
 
+    @classmethod
+    def of(cls, state: dict) -> "Skips":
+        """What ``state_dict`` gave."""
+        skips = cls()
+        skips.load_state_dict(state)
+        return skips
+
     def load_state_dict(self, state: dict) -> None:
         self.tried = state["tried"]
         self.counts = Counter(state["skipped"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metamorph.config import ModelConfig, RunConfig
 from metamorph.data.pictures import PictureStream
+from metamorph.data.skips import Skips
 from metamorph.data.sources import open_source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
@@ -140,7 +141,7 @@ class DecoderStage:
             fused=True,
         )
         source = open_source(config.data, config.seed)
-        self.stream = PictureStream(source, config.data.skip_limit)
+        self.stream = PictureStream(source)
         self.meter = Meter()
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
@@ -161,8 +162,8 @@ class DecoderStage:
     def last_samples(self) -> list[str]:
         return self.stream.last_samples
 
-    def skipped(self) -> dict[str, tuple[int, str]]:
-        return self.stream.skips.by_cause()
+    def skipped(self) -> Skips:
+        return self.stream.skips
 
     def state_dict(self) -> dict:
         return {"stream": self.stream.state_dict()}

@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
-from metamorph.errors import Stopped
+from metamorph.data.skips import Skips, check_skip_limit, sum_skips
+from metamorph.errors import Stopped, UserError
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.means import BadSteps, Means
-from metamorph.training.parallel import clip_gradients
+from metamorph.training.parallel import clip_gradients, local_part
 from metamorph.training.processes import (
     any_process,
     gather,
@@ -48,8 +49,8 @@ class Stage(Protocol):
     def last_samples(self) -> list[str]:
         """Ids of the samples of the last step, to name them when a loss is not finite."""
 
-    def skipped(self) -> dict[str, tuple[int, str]]:
-        """Per cause: how many samples were skipped, and the message of the first one."""
+    def skipped(self) -> Skips:
+        """Samples of this process that could not be used."""
 
     def state_dict(self) -> dict:
         """JSON-able state besides weights and optimizer."""
@@ -87,11 +88,16 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
     def log(step: int, rate: float) -> None:
         nonlocal means
         bad_steps.read()
-        found, skipped = bad_steps.take(), all_skipped(stage)
+        found, skips = bad_steps.take(), all_skips(stage)
         line = {**means.values(), "learning_rate": rate, **stage.read_meters()}
         if reports is not None:
-            reports.log(step, line, stage.describe(line), skipped, found)
+            reports.log(step, line, stage.describe(line), skips.by_cause(), found)
         means = Means()
+        try:  # judged by all samples of all processes: how many there are does not matter
+            check_skip_limit([skips], config.data.skip_limit)
+        except UserError:
+            save(step)
+            raise
 
     def save(step: int) -> None:
         state = {
@@ -143,14 +149,10 @@ def run_steps(config: RunConfig, stage: Stage) -> Path:
     return folder
 
 
-def all_skipped(stage: Stage) -> dict[str, tuple[int, str]]:
+def all_skips(stage: Stage) -> Skips:
     """``stage.skipped()`` of all processes together; all must call this."""
-    total: dict[str, tuple[int, str]] = {}
-    for own in gather(stage.skipped()):
-        for cause, (count, example) in own.items():
-            before, first = total.get(cause, (0, example))
-            total[cause] = (before + count, first)
-    return total
+    states = gather(stage.skipped().state_dict())
+    return sum_skips(Skips.of(state) for state in states)
 
 
 def not_finite(norm: Tensor, values: dict[str, Tensor | float]) -> Tensor:
@@ -167,7 +169,9 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     Others cannot: the host has to know.
     """
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        moved = next(p for group in optimizer.param_groups for p in group["params"])
+        # To a CPU (offload) this waits, as it must: torch's own copy of the flag would not.
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float().to(local_part(moved).device)
         optimizer.step()
     elif not bad:
         optimizer.step()

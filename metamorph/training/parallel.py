@@ -31,6 +31,7 @@ from metamorph.training.processes import is_first, share_of, world_size
 # and SwiGLU are cheap to compute again, and hold about half of a block's activations.
 KEPT = {
     torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -55,6 +56,17 @@ def check_parallel(config: RunConfig, device: torch.device) -> None:
         raise UserError(
             "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
         )
+    if config.model.rotary == "liger" and training.activation_checkpointing == "selective":
+        raise UserError(
+            "model.rotary: liger overwrites what training.activation_checkpointing: selective "
+            "keeps; take full or none, or rotary: torch"
+        )
+    if training.precision == "fp8" and training.fp8_backend == "transformer_engine":
+        if training.activation_checkpointing == "selective":
+            raise UserError(
+                "training.activation_checkpointing: selective cannot see the products of "
+                "Transformer Engine to keep them; take full or none"
+            )
     if training.compile and device.type != "cuda":
         raise UserError(
             "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"

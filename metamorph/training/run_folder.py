@@ -25,6 +25,7 @@ from metamorph.training.checkpoint import latest_checkpoint
 FREE_ON_RESUME = ("resume", "overwrite", "output", "device")
 FREE_KEYS_ON_RESUME = (
     "data.workers",
+    "data.skip_limit",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.activation_checkpointing",

@@ -30,6 +30,17 @@ class Request:
     real: Image.Image
 
 
+def check_samples(config: RunConfig) -> None:
+    """Raises ``UserError`` if a sharded run cannot draw: it does so with a whole plain copy."""
+    if torch.distributed.is_initialized():
+        if config.training.lora_rank:
+            raise UserError("monitor.samples_every: with LoRA it needs a run without torchrun")
+        if config.parallel.cpu_offload:
+            raise UserError(
+                "monitor.samples_every: with parallel.cpu_offload no GPU has room for a whole copy"
+            )
+
+
 def find_requests(source: Source, count: int) -> list[Request]:
     """The first samples of the data that draw. ``UserError`` if ``LOOKED_AT`` hold none."""
     found = []
@@ -98,6 +109,7 @@ class SampleSheet:
             drawn = iter(chat.draw([r.features[0] for r in replies if r.features]))
         finally:
             model.train(training)
+            self.decoder.to("cpu")
         entries = [
             SheetEntry(
                 request.text.replace(IMAGE_PLACEHOLDER, "[picture] "),

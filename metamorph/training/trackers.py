@@ -35,8 +35,10 @@ def check_trackers(config: RunConfig) -> None:
 
 
 def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
-    """Those that ``config.monitor`` asks for; what an earlier run wrote after ``first_step`` is
-    replaced. Raises ``UserError`` for one that is not installed."""
+    """Those that ``config.monitor`` asks for. Raises ``UserError`` for one that is not installed.
+
+    What an interrupted run wrote after ``first_step`` is replaced in TensorBoard, but not in wandb.
+    """
     check_trackers(config)
     folder = Path(config.output)
     trackers: list[Tracker] = []

@@ -14,6 +14,7 @@ from metamorph.config import RunConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.lanes import open_lanes
 from metamorph.data.packing import PackedRow
+from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 from metamorph.model.assemble import assemble
@@ -43,7 +44,7 @@ from metamorph.training.processes import (
     world_size,
 )
 from metamorph.training.run_folder import find_checkpoint, resolve_device
-from metamorph.training.sample_sheet import SampleSheet
+from metamorph.training.sample_sheet import SampleSheet, check_samples
 from metamorph.training.telemetry import (
     MeanBaseline,
     Meter,
@@ -140,8 +141,7 @@ class LanguageStage:
         )
         self.sheet = None
         if config.monitor.samples_every:
-            if training.lora_rank and world_size() > 1:
-                raise UserError("monitor.samples_every: with LoRA it needs a run of one process")
+            check_samples(config)
             self.sheet = SampleSheet(config, self.lanes.source, model, self.tokenizer)
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, self.device
@@ -178,7 +178,9 @@ class LanguageStage:
         # One message for all that every process must know of the others.
         sums = add_up(torch.cat([torch.stack([text_loss, visual_loss, baseline]), seen.flatten()]))
         text_loss, visual_loss, baseline = sums[:3]
-        self.baseline.total += sums[3:].view_as(seen)
+        seen = sums[3:].view_as(seen)
+        # A bad step changes nothing, here either: one NaN would stay for good.
+        self.baseline.total += torch.where(seen.isfinite().all(), seen, 0.0)
         waited, self.waited = self.lanes.wait_seconds - self.waited, self.lanes.wait_seconds
         self.meter.add(**self.work.of(self.rows), wait=waited)
         values = {
@@ -224,7 +226,7 @@ class LanguageStage:
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings of the model as it is, in the first process. All must call this."""
         model = self.module
-        if world_size() > 1:
+        if torch.distributed.is_initialized():
             precision = self.config.training.precision
             model = whole_copy(model, torch.float32 if precision == "fp32" else torch.bfloat16)
         return None if model is None else self.sheet.draw(model)
@@ -232,8 +234,8 @@ class LanguageStage:
     def last_samples(self) -> list[str]:
         return [sample for row in self.rows for sample in row.sample_ids]
 
-    def skipped(self) -> dict[str, tuple[int, str]]:
-        return self.lanes.skips().by_cause()
+    def skipped(self) -> Skips:
+        return self.lanes.skips()
 
     def state_dict(self) -> dict:
         lanes: dict[str, dict] = {}

@@ -15,6 +15,7 @@ from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
 from metamorph.data.packing import RowStream
+from metamorph.data.skips import Skips, check_skip_limit
 from metamorph.data.sources import ToyScenes
 from metamorph.data.toy_tasks import KINDS
 from metamorph.errors import SampleError, UserError
@@ -137,20 +138,20 @@ class ManyCorrupt(SomeCorrupt):
         return Sample(str(index), (Turn(USER, "hello"), Turn(ASSISTANT, "hi")))
 
 
-def test_too_many_unusable_samples_stop_the_run_with_their_causes(encoder):
+def test_too_many_unusable_samples_are_told_with_their_causes(encoder):
     documents = Documents(ManyCorrupt(0, {}, 0), encoder, row_length=300)
-    allowed = Lanes(documents, PAD, 2, skip_limit=0.4)
-    for _ in range(30):
-        allowed.next_rows()
-    stopped = Lanes(documents, PAD, 2, skip_limit=0.2)
+    lanes = Lanes(documents, PAD, 2)
+    few = {"tried": 99, "skipped": {"corrupt image": 99}, "examples": {"corrupt image": "x"}}
+    check_skip_limit([Skips.of(few)], limit=0.0)  # they say nothing yet
+    while lanes.skips().tried < 200:
+        lanes.next_rows()
+    check_skip_limit([lanes.skips()], limit=0.4)
     with pytest.raises(UserError) as caught:
-        for _ in range(30):
-            stopped.next_rows()
+        check_skip_limit([lanes.skips()], limit=0.2)
     message = str(caught.value)
     assert "data.skip_limit" in message and "more than 20%" in message
     assert "corrupt image (first: sample 1 is broken)" in message
     assert "missing image (first: sample 2 is gone)" in message
-    assert 100 <= stopped.skips().tried <= 110  # as soon as a share says anything
 
 
 def wait_until_ignoring(pid: int, number: int) -> None:

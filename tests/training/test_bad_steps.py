@@ -117,3 +117,19 @@ def test_bad_steps_in_a_row_are_counted_over_a_resume():
     second.add(3, YES, ["b"])
     with pytest.raises(UserError, match="step 3"):
         second.read()
+
+
+def test_one_nan_in_the_targets_does_not_stay_in_the_baseline(folder, monkeypatch):
+    """The means of all targets so far go on with the next step, and into checkpoints."""
+    honest, calls = trainer_module.batch_losses, []
+
+    def losses(*arguments):
+        calls.append(None)
+        found, targets = honest(*arguments)
+        return found, targets * float("nan") if len(calls) == 2 else targets
+
+    monkeypatch.setattr(trainer_module, "batch_losses", losses)
+    config = tiny_config(folder, "instruct", steps=5)
+    train(config)
+    lines = read_metrics(folder / "instruct")
+    assert [line["step"] for line in lines if "bad_steps" in line] == [2]

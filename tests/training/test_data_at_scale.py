@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,8 +98,14 @@ def test_a_mixture_with_a_tenth_corrupt_trains_and_reports_each(config, folder, 
 
 def test_beyond_the_limit_the_run_stops(config):
     config.data.skip_limit = 0.01
+    config.training.steps = 40
     with pytest.raises(UserError, match="data.skip_limit: .* more than 1%"):
         train(config)
+    [checkpoint] = (Path(config.output) / "checkpoints").iterdir()  # nothing is lost
+    done = int(checkpoint.name.removeprefix("step-"))
+    goes_on = dataclasses.replace(config.data, skip_limit=1.0)
+    train(dataclasses.replace(config, data=goes_on, resume=True))
+    assert 0 < done < 40 == read_metrics(Path(config.output))[-1]["step"]
 
 
 def encode(config, folder, *options: str):
@@ -176,9 +183,7 @@ def test_packed_losses_are_those_of_each_document_alone(config):
 
 def test_lanes_open_as_the_data_section_says(config):
     stage = LanguageStage(config)
-    options = dataclasses.replace(config.data, skip_limit=0.3)
-    lanes = open_lanes(
-        options, 0, chat_encoder(stage), stage.module.config.pad_id, stage.module.vision, 4, 1, 2
-    )
-    assert list(lanes.streams) == [1, 3] and lanes.skip_limit == 0.3
+    pad_id, vision = stage.module.config.pad_id, stage.module.vision
+    lanes = open_lanes(config.data, 0, chat_encoder(stage), pad_id, vision, 4, 1, 2)
+    assert list(lanes.streams) == [1, 3]
     assert {len(row.token_ids) for row in lanes.next_rows()} == {256}
