@@ -94,7 +94,7 @@ class _Trial:
     def candidate(self, operation: str, precision: str) -> Candidate:
         bound = LARGEST_ERROR[operation][precision]
         if operation == TRAINING:
-            loss = partial(self.trainer, self.pictures)
+            loss = partial(self.trainer, self.pictures, batch_size=len(self.pictures))
             backward = partial(self._backward, loss, precision)
             return self.steps.candidate(backward, self.exact_results, bound)
         draw = partial(self._draw, self.decoder, precision)

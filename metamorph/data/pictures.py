@@ -3,41 +3,77 @@
 from PIL import Image
 
 from metamorph.data.images import opened
-from metamorph.data.skips import Skips
+from metamorph.data.packing import MOST_IN_A_ROW
+from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 
 
 class PictureStream:
-    """Endless pictures in the source's order. Unusable samples are counted in ``skips``."""
+    """Endless pictures of one lane: of the samples at l, l + n, l + 2n, ... for lane l of n.
 
-    def __init__(self, source: Source):
-        self.source, self.next_index = source, 0
+    Unusable samples are counted in ``skips``.
+    """
+
+    def __init__(self, source: Source, lane: int = 0, lanes: int = 1):
+        self.source, self.lanes = source, lanes
+        self.index, self.place = lane, 0  # of the next picture: its sample, and which of it
         self.skips = Skips()
-        self.last_samples: list[str] = []  # ids behind the last ``take``
+        self.last_sample = ""  # the id behind the last picture
 
-    def take(self, count: int) -> list[Image.Image]:
-        """The next ``count`` pictures; what is left of the last sample is dropped."""
-        pictures: list[Image.Image] = []
-        self.last_samples = []
-        tried = 0
-        while len(pictures) < count:
-            if not pictures and tried >= 2 * len(self.source):  # as in RowStream
-                raise UserError(f"data: no picture in two epochs; skipped: {self.skips.examples}")
-            self.skips.tried += 1
+    def __next__(self) -> Image.Image:
+        tries = min(2 * len(self.source), MOST_IN_A_ROW)  # as in RowStream
+        for _ in range(tries):
+            self.skips.tried += self.place == 0
             try:
-                sample = self.source.sample(self.next_index)
-                pictures += [opened(image) for image in sample.images]
-                self.last_samples.append(sample.id)
+                sample = self.source.sample(self.index)
+                if self.place < len(sample.images):
+                    picture = opened(sample.images[self.place])
+                    self.place += 1
+                    self.last_sample = sample.id
+                    return picture
             except SampleError as error:
                 self.skips.add(error)
-            self.next_index += 1
-            tried += 1
-        return pictures[:count]
+            self.index, self.place = self.index + self.lanes, 0
+        raise UserError(
+            f"data: no picture in {tries} samples in a row; skipped: {self.skips.examples}"
+        )
 
     def state_dict(self) -> dict:
-        return {"next_index": self.next_index, **self.skips.state_dict()}
+        return {"index": self.index, "place": self.place, **self.skips.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.next_index = state["next_index"]
+        self.index, self.place = state["index"], state["place"]
         self.skips.load_state_dict(state)
+
+
+class PictureLanes:
+    """The lanes of one process: each gives one picture of every batch, whoever computes it.
+
+    ``batch_size``: pictures of a step over all processes, which is the number of lanes, and which
+    ``world_size`` must divide.
+    """
+
+    def __init__(self, source: Source, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.own = slice(rank, batch_size, world_size)  # of what is drawn for a whole batch
+        lanes = range(batch_size)[self.own]
+        self.streams = {lane: PictureStream(source, lane, batch_size) for lane in lanes}
+
+    def next_pictures(self) -> list[Image.Image]:
+        """Of this process, for the next step, in the order of their lanes."""
+        return [next(stream) for stream in self.streams.values()]
+
+    def last_samples(self) -> list[str]:
+        return [stream.last_sample for stream in self.streams.values()]
+
+    def skips(self) -> Skips:
+        return sum_skips(stream.skips for stream in self.streams.values())
+
+    def state_dict(self) -> dict[str, dict]:
+        """The state of each lane of this process, by its number. JSON-able."""
+        return {str(lane): stream.state_dict() for lane, stream in self.streams.items()}
+
+    def load_state_dict(self, states: dict[str, dict]) -> None:
+        """Takes its own from the states of all lanes, whichever processes they were saved by."""
+        for lane, stream in self.streams.items():
+            stream.load_state_dict(states[str(lane)])

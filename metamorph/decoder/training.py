@@ -4,6 +4,8 @@ Adapter and UNet are trained together on the noise-prediction error, with most c
 (paper appendix A.2); encoder and VAE stay frozen. No text is needed.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +14,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from metamorph.config import ModelConfig, RunConfig
-from metamorph.data.pictures import PictureStream
+from metamorph.config import DecoderConfig, ModelConfig, RunConfig
+from metamorph.data.pictures import PictureLanes
 from metamorph.data.skips import Skips
 from metamorph.data.sources import open_source
 from metamorph.decoder.adapter import FeatureAdapter
@@ -25,7 +28,17 @@ from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 from metamorph.training.loop import run_steps
-from metamorph.training.processes import world_size
+from metamorph.training.processes import (
+    add_up,
+    gather,
+    is_first,
+    merged,
+    process_group,
+    rank,
+    share_of,
+    wait_for_all,
+    world_size,
+)
 from metamorph.training.run_folder import find_checkpoint, resolve_device
 from metamorph.training.telemetry import Meter
 
@@ -77,12 +90,12 @@ class DecoderTrainer(nn.Module):
         self.dropout = config.decoder.condition_dropout
 
     @torch.no_grad()
-    def latents(self, pictures: list[Image.Image], generator: torch.Generator) -> Tensor:
-        """Scaled samples [B, 4, h, w] of the VAE's posterior."""
+    def latents(self, pictures: list[Image.Image], draw: Callable[..., Tensor]) -> Tensor:
+        """Scaled samples [B, 4, h, w] of the VAE's posterior; ``draw`` gives normal numbers."""
         side = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         pixels = VaeImageProcessor().preprocess(pictures, height=side, width=side)
         posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = draw(torch.randn, posterior.mean.shape).to(posterior.mean)
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
 
     def conditions(self, pictures: list[Image.Image], kept: Tensor) -> Tensor:
@@ -93,13 +106,28 @@ class DecoderTrainer(nn.Module):
         empty = adapted.new_zeros(len(pictures), *adapted.shape[1:])
         return empty.index_copy(0, indices.to(adapted.device), adapted)
 
-    def forward(self, pictures: list[Image.Image], generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise, at uniformly drawn timesteps."""
-        kept = torch.rand(len(pictures), generator=generator) >= self.dropout
-        clean = self.latents(pictures, generator)
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
+    def forward(
+        self,
+        pictures: list[Image.Image],
+        generator: torch.Generator,
+        batch_size: int,
+        own: slice = slice(None),
+    ) -> Tensor:
+        """Mean squared error of the predicted noise, at uniformly drawn timesteps.
+
+        Random numbers are drawn for a whole batch, of which ``pictures`` are the ``own`` ones: who
+        computes a picture does not change what is drawn for it.
+        """
+
+        def draw(distribution: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+            return distribution((batch_size, *shape[1:]), generator=generator)[own]
+
+        count = (len(pictures),)
+        kept = draw(torch.rand, count) >= self.dropout
+        clean = self.latents(pictures, draw)
+        noise = draw(torch.randn, clean.shape).to(clean)
         last = self.noise_scheduler.config.num_train_timesteps
-        timesteps = torch.randint(last, (len(pictures),), generator=generator).to(clean.device)
+        timesteps = draw(partial(torch.randint, last), count).to(clean.device)
         noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
         predicted = self.unet(noisy, timesteps, self.conditions(pictures, kept)).sample
         return F.mse_loss(predicted.float(), noise)
@@ -126,12 +154,11 @@ class DecoderStage:
             raise UserError(
                 "monitor.samples_every: the decoder stage draws no samples; the language model's do"
             )
-        if world_size() > 1:
-            raise UserError(
-                f"stage: the decoder trains in one process, but torchrun started {world_size()}"
-            )
+        share_of("decoder.batch_size", config.decoder.batch_size)
         self.config = config
-        self.module = DecoderTrainer(config).to(resolve_device(config.device))
+        self.module = self.step = DecoderTrainer(config).to(resolve_device(config.device))
+        if torch.distributed.is_initialized():
+            self.step = DistributedDataParallel(self.module, broadcast_buffers=False)
         training = config.training
         self.optimizer = torch.optim.AdamW(
             [*self.module.unet.parameters(), *self.module.adapter.parameters()],
@@ -141,17 +168,18 @@ class DecoderStage:
             fused=True,
         )
         source = open_source(config.data, config.seed)
-        self.stream = PictureStream(source)
+        self.lanes = PictureLanes(source, config.decoder.batch_size, rank(), world_size())
         self.meter = Meter()
 
     def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        pictures = self.stream.take(self.config.decoder.batch_size)
+        pictures = self.lanes.next_pictures()
+        batch_size = self.config.decoder.batch_size
         with autocast(self.config.training.precision, self.module.unet.device):
-            loss = self.module(pictures, generator)
+            loss = self.step(pictures, generator, batch_size, self.lanes.own)
         loss.backward()
         self.meter.add(images=len(pictures))
-        return {"noise_error": loss.detach()}
+        return {"noise_error": add_up(loss.detach() / world_size())}
 
     def read_meters(self) -> dict[str, float]:
         return {"images_per_second": self.meter.read()["images"]}
@@ -160,30 +188,40 @@ class DecoderStage:
         return f"noise error {values['noise_error']:.3f}, {values['images_per_second']:.0f} img/s"
 
     def last_samples(self) -> list[str]:
-        return self.stream.last_samples
+        return self.lanes.last_samples()
 
     def skipped(self) -> Skips:
-        return self.stream.skips
+        return self.lanes.skips()
 
     def state_dict(self) -> dict:
-        return {"stream": self.stream.state_dict()}
+        return {"lanes": merged(gather(self.lanes.state_dict()))}
 
     def load_state_dict(self, state: dict) -> None:
-        self.stream.load_state_dict(state["stream"])
+        self.lanes.load_state_dict(state["lanes"])
 
 
 def train_decoder(config: RunConfig) -> Path:
-    """Runs the decoder stage, in one process, and returns ``output/decoder``, in diffusers' layout.
+    """Runs the decoder stage and returns ``output/decoder``, in diffusers' layout.
+
+    Started by ``torchrun``, each process holds a whole copy and computes its share of the pictures.
 
     Raises ``UserError`` for what a user can mend, ``Stopped`` if interrupted.
     """
-    find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-    stage = DecoderStage(config)
-    folder = run_steps(config, stage)
-    parts = stage.module.to(memory_format=torch.contiguous_format)  # as safetensors wants it
+    with process_group(resolve_device(config.device)):
+        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
+        stage = DecoderStage(config)
+        folder = run_steps(config, stage)
+        if is_first():
+            save_pipeline(stage.module, folder / "decoder", config.decoder)
+        wait_for_all()
+    return folder / "decoder"
+
+
+def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:
+    """Writes a ``VisualDecoder`` that draws as ``config`` says by default."""
+    parts = trained.to(memory_format=torch.contiguous_format)  # as safetensors wants it
     pipeline = VisualDecoder(
         parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,
-        config.decoder.guidance_scale, config.decoder.sampling_steps,
+        config.guidance_scale, config.sampling_steps,
     )  # fmt: skip
-    pipeline.save_pretrained(folder / "decoder")
-    return folder / "decoder"
+    pipeline.save_pretrained(folder)

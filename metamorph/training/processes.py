@@ -84,6 +84,11 @@ def gather(value: Any) -> list:
     return values
 
 
+def merged(parts: list[dict]) -> dict:
+    """What all processes have, where each has other keys."""
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def share_of(key: str, count: int) -> int:
     """``count / world_size()``. Raises ``UserError``, naming the key, if that is not whole."""
     share, rest = divmod(count, world_size())

@@ -37,6 +37,7 @@ from metamorph.training.parallel import (
 from metamorph.training.processes import (
     add_up,
     gather,
+    merged,
     process_group,
     rank,
     totals,
@@ -238,9 +239,7 @@ class LanguageStage:
         return self.lanes.skips()
 
     def state_dict(self) -> dict:
-        lanes: dict[str, dict] = {}
-        for own in gather(self.lanes.state_dict()):
-            lanes |= own
+        lanes = merged(gather(self.lanes.state_dict()))
         return {"lanes": lanes, "baseline": self.baseline.total.tolist()}
 
     def load_state_dict(self, state: dict) -> None:

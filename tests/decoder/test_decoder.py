@@ -12,15 +12,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from metamorph.config import ModelConfig
+from metamorph.config import ModelConfig, RunConfig
 from metamorph.data.toy_tasks import make_task
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.decoder.training import DecoderTrainer, PictureStream, train_decoder
+from metamorph.decoder.training import DecoderStage, DecoderTrainer, PictureLanes, train_decoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.assemble import assemble
 from metamorph.training.run_folder import read_metrics
 from tests.tiny_run import write_language
+from tests.training.processes import run_processes
 
 
 def test_adapter_pads_conditions_with_zeros():
@@ -66,15 +67,15 @@ def test_the_loss_is_the_error_of_the_predicted_noise(config, monkeypatch):
 
     sampled = trainer.latents
 
-    def remember(images, generator):
+    def remember(images, draw):
         nonlocal clean
-        clean = sampled(images, generator)
+        clean = sampled(images, draw)
         return clean
 
     clean = None
     monkeypatch.setattr(trainer, "latents", remember)
     monkeypatch.setattr(trainer.unet, "forward", knows_the_noise)
-    loss = trainer(pictures(4), torch.Generator().manual_seed(0))
+    loss = trainer(pictures(4), torch.Generator().manual_seed(0), batch_size=4)
     assert loss.item() == pytest.approx(0, abs=1e-4)
 
 
@@ -127,16 +128,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch)
         ]
 
     whole = trained(train_decoder(replace(config, output=str(tmp_path / "whole"))))
-    take, calls = PictureStream.take, []
+    next_pictures, calls = PictureLanes.next_pictures, []
 
-    def stop_in_fourth_step(self, count):
-        calls.append(count)
+    def stop_in_fourth_step(self):
+        calls.append(None)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return take(self, count)
+        return next_pictures(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PictureStream, "take", stop_in_fourth_step)
+        patch.setattr(PictureLanes, "next_pictures", stop_in_fourth_step)
         with pytest.raises(Stopped, match="step 4 of 6"):
             train_decoder(config)
     resumed = trained(train_decoder(replace(config, resume=True)))
@@ -171,3 +172,43 @@ def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
     (tmp_path / "other" / "unet" / "config.json").write_text("{oops")
     with pytest.raises(UserError, match="cannot be read"):
         DecoderTrainer(replace(config, decoder=other))
+
+
+def test_two_processes_train_as_one_and_one_goes_on_alone(config, tmp_path):
+    train_decoder(config)
+    parts = replace(config, output=str(tmp_path / "parts"))
+    assert run_processes(2, stopped_decoder, parts, 3) == ["step 3 of 6"] * 2
+    train_decoder(replace(parts, resume=True))
+
+    def noise_errors(run):
+        return [line["noise_error"] for line in read_metrics(Path(run.output))]
+
+    assert noise_errors(parts) == pytest.approx(noise_errors(config), rel=1e-5)
+    folders = [Path(run.output) / "decoder" / "unet" for run in (config, parts)]
+    one, other = (UNet2DConditionModel.from_pretrained(folder) for folder in folders)
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def stopped_decoder(config: RunConfig, step: int) -> str:
+    """What a run says that all processes stop in this step, since the last one got SIGTERM."""
+    next_pictures, calls = PictureLanes.next_pictures, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next_pictures(self)
+
+    PictureLanes.next_pictures = interrupted
+    try:
+        train_decoder(config)
+    except Stopped as stopped:
+        return str(stopped).partition("after ")[2].partition(";")[0]
+    raise AssertionError("it was not stopped")
+
+
+def test_processes_must_share_the_pictures_evenly(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="decoder.batch_size: 4 cannot be shared evenly by 3"):
+        DecoderStage(config)
