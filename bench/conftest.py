@@ -10,7 +10,7 @@ from bench.entries import entries
 from bench.report import text
 from bench.results import read_records
 
-RUN = pytest.StashKey[list[str]]()  # names of the entries that left a record in this session
+RUN = pytest.StashKey[list[str]]()  # names of the entries that left a record
 
 
 def pytest_addoption(parser):

@@ -68,7 +68,7 @@ class _Trial:
     """A decoder in training, and what it should do by float64."""
 
     def __init__(self, case: Case, device: torch.device):
-        from metamorph.config import load_config
+        from metamorph.config_file import load_config
         from metamorph.data.toy_tasks import make_task
         from metamorph.decoder.training import DecoderTrainer
 

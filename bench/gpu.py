@@ -60,7 +60,7 @@ class Step:
 
 
 def steps(device_type: str, quick: bool, out: Path) -> list[Step]:
-    """All of a session, in order."""
+    """All that is run, in order."""
     on_gpu = device_type == "cuda"
     planned = [_build()] if on_gpu else []  # before all that uses the library
     planned.append(_tests(device_type, quick))
@@ -230,7 +230,7 @@ def _judge_memory_check(outcome: Outcome) -> Result:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a session and print its summary; 1 if anything of ours failed."""
+    """Run all steps and print their summary; 1 if anything of ours failed."""
     parser = argparse.ArgumentParser(
         prog="bench/gpu.sh",
         description="Tests the GPU kernels, then benchmarks them. What is in the folder of results "

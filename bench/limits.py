@@ -7,11 +7,12 @@ import torch
 
 from bench.timing import Candidate, measure
 from bench.verification import relative_error
+from metamorph.training.hardware import GPUS
 from metamorph_kernels.absence import gpu_absence
 from metamorph_kernels.float8 import CAPABILITY, E4M3
 
 # Dense bfloat16 and float8, from the vendor's data sheets, by the name that torch gives.
-NOMINAL_TERAFLOPS = {"NVIDIA H100 80GB HBM3": (989.4, 1978.9), "NVIDIA H200": (989.4, 1978.9)}
+NOMINAL = {"NVIDIA H100 80GB HBM3": GPUS["h100"], "NVIDIA H200": GPUS["h200"]}
 JUDGED = slice(0, 64)  # rows of a product
 # float8 sums in fewer bits than float32 where that is fastest; a wrong product errs by 1.
 BOUND, FLOAT8_BOUND = 1e-2, 5e-2
@@ -48,13 +49,13 @@ def measure_limits(device: torch.device) -> Limits:
         name: 2 * size**3 / times[name].milliseconds / 1e9 for name in times if name != "copy"
     }
     name = torch.cuda.get_device_name(device) if large else None
-    nominal, nominal_float8 = NOMINAL_TERAFLOPS.get(name, (None, None))
+    nominal = NOMINAL[name].teraflops if name in NOMINAL else {}
     return Limits(
         copy_gigabytes_per_second=2 * elements / times["copy"].milliseconds / 1e6,
         matmul_teraflops=teraflops["product"],
-        nominal_teraflops=nominal,
+        nominal_teraflops=nominal.get("bf16"),
         float8_teraflops=teraflops.get("float8"),
-        nominal_float8_teraflops=nominal_float8,
+        nominal_float8_teraflops=nominal.get("fp8"),
         float8_absence=absence,
     )
 

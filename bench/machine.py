@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-CODE = ("kernels", "bench", "csrc", "tests/kernels", "tests/csrc")
+CODE = ("kernels", "metamorph", "bench", "csrc", "tests/kernels", "tests/csrc")
 BUILD = ("setup.py", "CMakeLists.txt")
 SOURCES = (".py", ".cu", ".cuh", ".cpp", ".h")
 QUERIES = (

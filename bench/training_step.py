@@ -1,6 +1,6 @@
 """A whole training step of a few layers as wide as Llama 3.1 8B's, in bfloat16 and in float8."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -112,7 +112,8 @@ class _Trial:
         self.device = device
         self.weights = SharedWeights(case, device)
         row = packed_row(case.tokens, "spans")
-        self.features, self.batch, self.counts = planned(row, case, device)
+        features, batch, self.counts = planned(row, case, device)
+        self.batch = replace(batch, features=features)
         self.flops = step_flops(row, case, self.batch)
         self.exact = self.weights.results(partial(self._backward, self.weights.base, "fp32"))
 
@@ -135,19 +136,10 @@ class _Trial:
 
     def _backward(self, model: nn.Module, precision: str) -> Tensor:
         from metamorph.model.precision import autocast
-        from metamorph.training.loss import vpit_losses
+        from metamorph.training.trainer import batch_losses
 
-        batch = self.batch
         with autocast(precision, self.device):
-            states = model(
-                batch.token_ids,
-                batch.positions,
-                batch.intervals,
-                self.features,
-                batch.visual_positions,
-            )
-            targets = self.features.flatten(0, 1).index_select(0, batch.visual_targets)
-            losses = vpit_losses(model, states, targets, batch, self.counts)
+            losses, _ = batch_losses(model, self.batch, self.counts)
             loss = losses.text + losses.visual
         loss.backward()
         return loss.detach()
@@ -186,10 +178,15 @@ def planned(row: PackedRow, case: Widths, device: torch.device) -> tuple:
     return F.normalize(features, dim=-1).to(device), batch, counts
 
 
-def step_flops(row: PackedRow, case: Widths, batch) -> int:
-    """Matrix products of forward and backward (three times the forward) that cannot be left out."""
-    causal = PackedRow(row.lengths).visible_pairs
-    layer = 2 * row.tokens * case.layer_weights + case.attention_flops(causal)
-    text = 2 * len(batch.text_rows) * case.hidden * case.vocabulary
-    visual = 2 * case.projector_weights * (len(batch.visual_positions) + len(batch.visual_rows))
-    return 3 * (case.layers * layer + text + visual)
+def step_flops(row: PackedRow, case: Widths, batch) -> float:
+    """Of forward and backward without the encoder, where everything is trained."""
+    from metamorph.training.flops import PARTS, Workload, causal_pairs, language_flops
+
+    work = Workload(
+        tokens=row.tokens,
+        visible_pairs=causal_pairs(row.lengths),
+        text_targets=len(batch.text_rows),
+        visual_targets=len(batch.visual_rows),
+        images=len(row.spans),
+    )
+    return sum(part.total for part in language_flops(case.config(), work, PARTS).values())

@@ -73,15 +73,8 @@ class Chat:
         tokenizer = read_tokenizer(folder)
         decoder = None
         if (folder / "decoder").exists():
-            decoder = VisualDecoder.from_folder(folder / "decoder")
-            given, expected = decoder.adapter.config.feature_width, model.config.visual_width
-            if given != expected:
-                raise UserError(
-                    f"{folder / 'decoder'}: it draws from features of width {given}, but the "
-                    f"model predicts width {expected}"
-                )
-            decoder = decoder.to(device)
-            decoder.set_progress_bar_config(disable=True)
+            width = model.config.visual_width
+            decoder = VisualDecoder.for_model(folder / "decoder", width).to(device)
         return cls(model, tokenizer, decoder, precision=precision)
 
     def prompt(self, text: str, images: tuple[Image.Image, ...] = ()) -> Prompt:

@@ -9,13 +9,8 @@ import tempfile
 from pathlib import Path
 
 from metamorph.arguments import not_negative, whole
-from metamorph.config import (
-    FP8_BACKENDS,
-    PRECISIONS,
-    add_config_arguments,
-    load_config,
-    overrides_from_namespace,
-)
+from metamorph.config import FP8_BACKENDS, PRECISIONS
+from metamorph.config_file import add_config_arguments, load_config, overrides_from_namespace
 from metamorph.data.command_line import add_data_verbs, encode_data, validate_data
 from metamorph.errors import SampleError, Stopped, UserError
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import metamorph
 from metamorph.chat import Chat
-from metamorph.config import load_config
+from metamorph.config_file import load_config
 from metamorph.data.toy_tokenizer import build_toy_tokenizer
 from metamorph.decoder.training import train_decoder
 from metamorph.errors import UserError

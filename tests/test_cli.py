@@ -11,7 +11,8 @@ from PIL import Image
 from metamorph import cli
 from metamorph.chat import Chat, Reply
 from metamorph.cli import main
-from metamorph.config import RunConfig, iter_fields
+from metamorph.config import RunConfig
+from metamorph.config_file import iter_fields
 from metamorph.errors import Stopped
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from metamorph import config as configuration
-from metamorph.config import (
-    DataConfig,
-    RunConfig,
-    TrainingConfig,
+from metamorph.config import DataConfig, RunConfig, TrainingConfig
+from metamorph.config_file import (
     add_config_arguments,
     iter_fields,
     load_config,
+    nearest,
     overrides_from_namespace,
     save_config,
     to_yaml,
@@ -272,7 +270,7 @@ def test_unknown_options_name_the_nearest(argument, expected):
 
 def test_nearest_is_never_the_key_itself():
     for key, *_ in iter_fields(RunConfig):
-        assert configuration.nearest(key) != key
+        assert nearest(key) != key
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -10,14 +10,14 @@ from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents, DocumentsAhead
 from metamorph.data.features import open_features
+from metamorph.data.own_lanes import OwnLanes
 from metamorph.data.packing import PackedRow, RowStream
-from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source, open_source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
 
 
-class Lanes:
+class Lanes(OwnLanes):
     """The lanes of one process of ``world_size``.
 
     ``rows_per_step``: rows of an optimizer step over all processes, which is the number of lanes.
@@ -43,7 +43,7 @@ class Lanes:
         self.ahead = None
         if workers:
             self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
-        self.streams = {lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own}
+        super().__init__({lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own})
         self.wait_seconds = 0.0  # that ``next_rows`` has taken so far
 
     def next_rows(self) -> list[PackedRow]:
@@ -52,24 +52,6 @@ class Lanes:
         rows = [next(stream) for stream in self.streams.values()]
         self.wait_seconds += time.perf_counter() - started
         return rows
-
-    def skips(self) -> Skips:
-        """The unusable samples of this process's lanes together."""
-        return sum_skips(stream.skips for stream in self.streams.values())
-
-    def state_dict(self) -> dict[str, dict]:
-        """The state of each lane of this process, by its number. JSON-able."""
-        return {str(lane): stream.state_dict() for lane, stream in self.streams.items()}
-
-    def load_state_dict(self, states: dict[str, dict]) -> None:
-        """Takes its own from the states of all lanes, whichever processes they were saved by.
-
-        Raises ``SampleError`` if the data changed since, ``UserError`` for other lanes.
-        """
-        for lane, stream in self.streams.items():
-            if str(lane) not in states:
-                raise UserError(f"resume: the checkpoint has no state of data lane {lane}")
-            stream.load_state_dict(states[str(lane)])
 
     def close(self) -> None:
         """Ends the processes that prepare samples."""

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metamorph.config import DataConfig, PartConfig, read_section
+from metamorph.config import DataConfig, PartConfig
+from metamorph.config_file import read_section
 from metamorph.data.conversation import Sample
 from metamorph.data.order import mixed
 from metamorph.data.sources import Source, open_part

@@ -3,8 +3,9 @@
 from PIL import Image
 
 from metamorph.data.images import opened
+from metamorph.data.own_lanes import OwnLanes
 from metamorph.data.packing import MOST_IN_A_ROW
-from metamorph.data.skips import Skips, sum_skips
+from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 
@@ -47,7 +48,7 @@ class PictureStream:
         self.skips.load_state_dict(state)
 
 
-class PictureLanes:
+class PictureLanes(OwnLanes):
     """The lanes of one process: each gives one picture of every batch, whoever computes it.
 
     ``batch_size``: pictures of a step over all processes, which is the number of lanes, and which
@@ -57,7 +58,7 @@ class PictureLanes:
     def __init__(self, source: Source, batch_size: int, rank: int = 0, world_size: int = 1):
         self.own = slice(rank, batch_size, world_size)  # of what is drawn for a whole batch
         lanes = range(batch_size)[self.own]
-        self.streams = {lane: PictureStream(source, lane, batch_size) for lane in lanes}
+        super().__init__({lane: PictureStream(source, lane, batch_size) for lane in lanes})
 
     def next_pictures(self) -> list[Image.Image]:
         """Of this process, for the next step, in the order of their lanes."""
@@ -65,15 +66,3 @@ class PictureLanes:
 
     def last_samples(self) -> list[str]:
         return [stream.last_sample for stream in self.streams.values()]
-
-    def skips(self) -> Skips:
-        return sum_skips(stream.skips for stream in self.streams.values())
-
-    def state_dict(self) -> dict[str, dict]:
-        """The state of each lane of this process, by its number. JSON-able."""
-        return {str(lane): stream.state_dict() for lane, stream in self.streams.items()}
-
-    def load_state_dict(self, states: dict[str, dict]) -> None:
-        """Takes its own from the states of all lanes, whichever processes they were saved by."""
-        for lane, stream in self.streams.items():
-            stream.load_state_dict(states[str(lane)])

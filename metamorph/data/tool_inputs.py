@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from metamorph.config import DataConfig, RunConfig, load_config
+from metamorph.config import DataConfig, RunConfig
+from metamorph.config_file import load_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.errors import UserError
 from metamorph.model.assemble import add_image_tokens

@@ -77,6 +77,22 @@ class VisualDecoder(DiffusionPipeline):
             message = " ".join(str(error).split())
             raise UserError(f"{folder}: cannot load the decoder: {message}") from error
 
+    @classmethod
+    def for_model(cls, folder: str | Path, visual_width: int) -> "VisualDecoder":
+        """`from_folder`, quiet, of a decoder for features [tokens, visual_width].
+
+        Raises ``UserError`` for one that draws from features of another width, too.
+        """
+        decoder = cls.from_folder(folder)
+        given = decoder.adapter.config.feature_width
+        if given != visual_width:
+            raise UserError(
+                f"{folder}: it draws from features of width {given}, but the model predicts width "
+                f"{visual_width}"
+            )
+        decoder.set_progress_bar_config(disable=True)
+        return decoder
+
     @torch.no_grad()
     def __call__(
         self,

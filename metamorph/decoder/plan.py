@@ -20,6 +20,7 @@ from metamorph.training.flops import ENCODER, Flops, encoder_flops
 from metamorph.training.hardware import ASSUMED, Gpu
 from metamorph.training.memory_estimate import state_bytes
 from metamorph.training.plan import describe_parameters
+from metamorph.training.processes import share_of
 from metamorph.training.roofline import TERA
 from metamorph.training.sharding import units
 
@@ -84,14 +85,9 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     if config.training.precision == "fp8":
         raise UserError("training.precision: the decoder stage takes fp32 or bf16, got fp8")
     batch = config.decoder.batch_size
-    if batch % world_size:
-        raise UserError(
-            f"decoder.batch_size: {batch} pictures cannot be shared by {world_size} processes "
-            f"alike; it needs a multiple of {world_size}"
-        )
+    pictures = share_of("decoder.batch_size", batch, world_size)
     model = DecoderOutline(config)
     parts = model.flops(config.decoder.condition_dropout)
-    pictures = batch // world_size
     states = state_bytes(units(model), config.training)
     total = sum(part.total for part in parts.values())
     rate = TERA * gpu.teraflops[config.training.precision] * ASSUMED.encoder / total
@@ -111,7 +107,7 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         describe_parameters(model, config.stage),
         "\n".join(flops),
         "\n".join(memory),
-        f"predicted at most {rate:.1f} pictures/s/GPU, {batch / world_size / rate:.2f} s a step: "
+        f"predicted at most {rate:.1f} pictures/s/GPU, {pictures / rate:.2f} s a step: "
         f"{ASSUMED.encoder:.0%} of {gpu.teraflops[config.training.precision]:g} TFLOP/s "
         f"(a guess; {gpu.source}), communication hidden",
     ])  # fmt: skip

@@ -23,6 +23,7 @@ PROJECTOR, VISION_HEAD, ENCODER = "projector", "vision head", "encoder"
 # Of the attention's backward, as multiples of its forward: four products where the forward has two.
 # Our kernels compute scores and their gradient once in each of two passes: three products more.
 ATTENTION_BACKWARD, ATTENTION_REPEATED = 2, 1.5
+PARTS = (PROJECTIONS, ATTENTION, TEXT_HEAD, PROJECTOR, VISION_HEAD)  # the encoder is never trained
 FORMULA = """\
   language projections  2 T W forward (T tokens, W elements of the blocks' matrices), the same again
                         for input gradients, the same again for weight gradients where trained

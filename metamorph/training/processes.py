@@ -89,9 +89,13 @@ def merged(parts: list[dict]) -> dict:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def share_of(key: str, count: int) -> int:
-    """``count / world_size()``. Raises ``UserError``, naming the key, if that is not whole."""
-    share, rest = divmod(count, world_size())
+def share_of(key: str, count: int, processes: int | None = None) -> int:
+    """``count / processes``, which are those of this run if not given.
+
+    Raises ``UserError``, naming the key, if that is not whole.
+    """
+    processes = processes or world_size()
+    share, rest = divmod(count, processes)
     if rest:
-        raise UserError(f"{key}: {count} cannot be shared evenly by {world_size()} processes")
+        raise UserError(f"{key}: {count} cannot be shared evenly by {processes} processes")
     return share

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from metamorph.config import RunConfig, load_config, save_config
+from metamorph.config import RunConfig
+from metamorph.config_file import load_config, save_config
 from metamorph.errors import UserError
 from metamorph.training.checkpoint import latest_checkpoint
 

@@ -84,14 +84,7 @@ class SampleSheet:
         folder = Path(config.monitor.decoder)
         if not folder.is_dir():
             raise UserError(f"monitor.decoder: {folder} is not a folder")
-        self.decoder = VisualDecoder.from_folder(folder)
-        given, expected = self.decoder.adapter.config.feature_width, model.config.visual_width
-        if given != expected:
-            raise UserError(
-                f"monitor.decoder: {folder} draws from features of width {given}, but the model "
-                f"predicts width {expected}"
-            )
-        self.decoder.set_progress_bar_config(disable=True)
+        self.decoder = VisualDecoder.for_model(folder, model.config.visual_width)
         self.requests = find_requests(source, config.monitor.samples)
         self.tokenizer, self.precision = tokenizer, config.training.precision
 

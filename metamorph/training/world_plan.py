@@ -25,6 +25,7 @@ from metamorph.training.hardware import ASSUMED, PUBLISHED, Gpu
 from metamorph.training.memory_estimate import Widths, block_bytes
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.plan import describe_parameters
+from metamorph.training.processes import share_of
 from metamorph.training.roofline import (
     ACTIVATION_PASSES,
     GIGA,
@@ -72,11 +73,7 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     Raises ``UserError`` for a configuration that could not run on so many.
     """
     training = config.training
-    if training.rows_per_step % world_size:
-        raise UserError(
-            f"training.rows_per_step: {training.rows_per_step} rows cannot be shared by "
-            f"{world_size} processes alike; it needs a multiple of {world_size}"
-        )
+    rows_here = share_of("training.rows_per_step", training.rows_per_step, world_size)
     if config.parallel.cpu_offload:
         raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
     if training.precision not in gpu.teraflops:
@@ -84,7 +81,6 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
             f"training.precision: {gpu.name} has no {training.precision}, "
             f"only {', '.join(gpu.teraflops)}"
         )
-    rows_here = training.rows_per_step // world_size
     replicas, sharing = mesh_shape(world_size, config.parallel.shard)
     model, sources = outline(config.model)
     choose_trained(model, config.stage)

@@ -8,7 +8,8 @@ import pytest
 from data_files import image_bytes, write_video
 from PIL import Image
 
-from metamorph.config import DataConfig, SourceConfig, iter_fields
+from metamorph.config import DataConfig, SourceConfig
+from metamorph.config_file import iter_fields
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
 from metamorph.data.mixture import parts_of, read_mixture

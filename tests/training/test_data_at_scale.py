@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from metamorph.cli import main
-from metamorph.config import DataConfig, save_config
+from metamorph.config import DataConfig
+from metamorph.config_file import save_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import open_lanes

@@ -3,7 +3,7 @@
 import pytest
 
 from metamorph.cli import main
-from metamorph.config import save_config
+from metamorph.config_file import save_config
 from metamorph.model.precision import Float8Layers
 from metamorph.training.plan import compact, describe_precision
 from metamorph.training.trainer import train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metamorph.cli import main
-from metamorph.config import save_config
+from metamorph.config_file import save_config
 from metamorph.data.lanes import Lanes
 from metamorph.training.checkpoint import Checkpoints, latest_checkpoint
 from metamorph.training.run_folder import StopSignal

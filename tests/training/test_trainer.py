@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metamorph.config import ModelConfig, load_config
+from metamorph.config import ModelConfig
+from metamorph.config_file import load_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.packing import pack_row
 from metamorph.data.toy_tasks import make_task

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metamorph.cli import GPU_TYPES, main
-from metamorph.config import load_config, save_config
+from metamorph.config_file import load_config, save_config
 from metamorph.model.outline import outline
 from metamorph.training.assumed_samples import FAMILIES, assumed_row
 from metamorph.training.hardware import GPUS
@@ -91,8 +91,16 @@ def test_recipes_of_the_decoder(capsys, size, world_size):
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("metamorph_8b/align", ["--world-size", "256"], "32 rows cannot be shared by 256"),
-        ("metamorph_8b/decoder", ["--world-size", "5"], "2112 pictures cannot be shared by 5"),
+        (
+            "metamorph_8b/align",
+            ["--world-size", "256"],
+            "rows_per_step: 32 cannot be shared evenly by 256",
+        ),
+        (
+            "metamorph_8b/decoder",
+            ["--world-size", "5"],
+            "batch_size: 2112 cannot be shared evenly by 5",
+        ),
         (
             "metamorph_1b/align",
             ["--world-size", "8", "--gpu-type", "a100", "--training.precision", "fp8"],

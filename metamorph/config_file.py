@@ -1,0 +1,231 @@
+"""Run files and command-line options, read into `RunConfig`, checked, and written back.
+
+A run file is YAML with the nesting of `RunConfig`; every key may be overridden by its dotted name::
+
+    parser = argparse.ArgumentParser(prog="metamorph train")
+    parser.add_argument("config", metavar="CONFIG")
+    add_config_arguments(parser)
+    namespace, unknown = parser.parse_known_args(arguments)
+    config = load_config(namespace.config, overrides_from_namespace(namespace, unknown))
+
+    metamorph train configs/toy/align.yaml --training.steps 200 --data.kinds '{question: 1.0}'
+
+Whatever does not fit raises `UserError` naming the file, the key, what it got and what it needs.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamorph.config import NAMES, NUMBERS, RunConfig
+from metamorph.errors import UserError
+from metamorph.strict_yaml import parse_text, read_yaml
+
+KINDS = {  # type: its name in --help, and in words
+    str: ("TEXT", "text (quote it in YAML)"),
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    bool: ("BOOL", "true or false"),
+    NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
+    NAMES: ("MAPPING", "a mapping of names to names, such as {caption: TEXT}"),
+}
+LIMITS = {  # limit: in words, and what holds between a value and it
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a YAML run file, then apply `overrides` {dotted key: value, or its text}."""
+    values = _flatten(read_yaml(Path(path)), str(path))
+    origin = dict.fromkeys(values, str(path))
+    fields = dict(_leaves(RunConfig))
+    for key, value in (overrides or {}).items():
+        if key in fields and isinstance(value, str) and fields[key].type is not str:
+            value = parse_text(value)
+        values[key], origin[key] = value, "override"
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{origin[key]}: unknown key '{key}'; the nearest is '{nearest(key)}'")
+    for key, entry in fields.items():
+        if key in values:
+            values[key] = _convert(key, entry, values[key], origin[key])
+        elif _default(entry) is MISSING:
+            raise UserError(f"{path}: key '{key}' is missing; it needs {_needs(entry)}")
+    return _build(RunConfig, values)
+
+
+def read_section(config_class: type, values: Any, origin: str) -> Any:
+    """A flat config dataclass from a mapping, checked as `load_config` checks. `origin`: where
+    the mapping stands, for messages."""
+    fields = dict(_leaves(config_class))
+    values = {str(key): value for key, value in _mapping(values, "it", origin).items()}
+    for key in values:
+        if key not in fields:
+            closest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
+            raise UserError(f"{origin}: unknown key '{key}'; the nearest is '{closest}'")
+    return config_class(**{k: _convert(k, fields[k], v, origin) for k, v in values.items()})
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML; `load_config` reads it back equal."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write `to_yaml(config)` to `path`."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield (dotted key, type, default, help) of every key; a required key has default MISSING."""
+    for key, entry in _leaves(config_class):
+        yield key, entry.type, _default(entry), entry.metadata["help"]
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--section.key VALUE` for every key of `RunConfig`, a group for each section.
+
+    Abbreviations are switched off: a shortened key would change its meaning when keys are added.
+    """
+    parser.allow_abbrev = False
+    groups: dict[str, Any] = {}
+    for key, entry in _leaves(RunConfig):
+        section = key.rpartition(".")[0] or "run"
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} options")
+        default = _default(entry)
+        shown = "required" if default is MISSING else f"default: {json.dumps(default)}"
+        choices = entry.metadata.get("choices", ())
+        groups[section].add_argument(
+            f"--{key}",
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar="|".join(choices) or KINDS[entry.type][0],
+            help=f"{entry.metadata['help']} ({shown})".replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if entry.type is bool else {}),
+        )
+
+
+def overrides_from_namespace(
+    namespace: argparse.Namespace, unknown: Sequence[str] = ()
+) -> dict[str, str]:
+    """The config options given on the command line; `unknown` is from `parse_known_args`."""
+    for argument in unknown:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0]
+            raise UserError(f"unknown option '--{name}'; the nearest is '--{nearest(name)}'")
+    if unknown:
+        raise UserError(f"unexpected argument '{unknown[0]}'")
+    given = vars(namespace)
+    return {key: given[key] for key, _ in _leaves(RunConfig) if key in given}
+
+
+def nearest(key: str) -> str:
+    """The key of `RunConfig` that `key` most likely stands for."""
+    keys = [name for name, _ in _leaves(RunConfig) if name != key]
+    sections = {name.partition(".")[0] for name in keys} - {key}
+    leaf = key.rpartition(".")[2]
+    misplaced = [name for name in keys if name.rpartition(".")[2] == leaf]
+    candidates = misplaced or [*keys, *sorted(sections)]
+    return difflib.get_close_matches(key, candidates, n=1, cutoff=0)[0]
+
+
+def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    for entry in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(entry.type):
+            yield from _leaves(entry.type, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, entry
+
+
+def _default(entry: dataclasses.Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _flatten(mapping: Any, origin: str) -> dict[str, Any]:
+    """Nested YAML as {dotted key: value}; an empty section is a section left at its defaults."""
+    sections = {key.partition(".")[0] for key, _ in _leaves(RunConfig) if "." in key}
+    values = {}
+    for name, value in _mapping(mapping, "the run file", origin).items():
+        if "." in str(name):
+            raise UserError(f"{origin}: key '{name}' has a dot; in YAML, nest keys in sections")
+        if name in sections:
+            section = _mapping(value, f"section '{name}'", origin)
+            values |= {f"{name}.{key}": item for key, item in section.items()}
+        else:
+            values[str(name)] = value
+    return values
+
+
+def _mapping(value: Any, what: str, origin: str) -> dict:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{origin}: {what} got {value!r}; it needs 'key: value' lines")
+    return value or {}
+
+
+def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any:
+    converted = _coerce(entry.type, value)
+    items = converted.values() if isinstance(converted, dict) else [converted]
+    if converted is None or not all(_within(entry.metadata, item) for item in items):
+        raise UserError(f"{origin}: key '{key}' got {value!r}; it needs {_needs(entry)}")
+    return converted
+
+
+def _coerce(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or None where it is something else."""
+    if kind in (NUMBERS, NAMES):
+        if not isinstance(value, Mapping):
+            return None
+        _, item_kind = kind.__args__
+        items = {name: _coerce(item_kind, item) for name, item in value.items()}
+        named = all(isinstance(name, str) for name in items)
+        return items if named and None not in items.values() else None
+    if isinstance(value, bool) or kind is bool:
+        return value if isinstance(value, bool) and kind is bool else None
+    if kind is not float:
+        return value if isinstance(value, kind) else None
+    try:  # YAML 1.1 reads 1e-4, which lacks a point, as text.
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _within(limits: Mapping[str, Any], value: Any) -> bool:
+    if "choices" in limits:
+        return value in limits["choices"]
+    if "filled" in limits:
+        return bool(value.strip())
+    return all(ok(value, limits[name]) for name, (_, ok) in LIMITS.items() if name in limits)
+
+
+def _needs(entry: dataclasses.Field) -> str:
+    limits = entry.metadata
+    if "choices" in limits:
+        return "one of " + ", ".join(limits["choices"])
+    bounds = [f"{word} {limits[name]}" for name, (word, _) in LIMITS.items() if name in limits]
+    filled = ["not empty"] if "filled" in limits else []
+    return ", ".join([KINDS[entry.type][1], *filled, *bounds])
+
+
+def _build(config_class: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments = {}
+    for entry in dataclasses.fields(config_class):
+        key = prefix + entry.name
+        if dataclasses.is_dataclass(entry.type):
+            arguments[entry.name] = _build(entry.type, values, f"{key}.")
+        elif key in values:
+            arguments[entry.name] = values[key]
+    return config_class(**arguments)
