@@ -45,6 +45,7 @@ def compilations() -> Iterator[Compilation]:
         cosine_triton,
         cross_entropy_triton,
         decode_triton,
+        float8_heads_triton,
         float8_triton,
         linear_cosine_triton,
         mlp_triton,
@@ -62,6 +63,7 @@ def compilations() -> Iterator[Compilation]:
         mlp_triton,
         pooling_triton,
         quantise_triton,
+        float8_heads_triton,
         float8_triton,
     ):
         yield from module.compilations()

@@ -46,7 +46,8 @@ def interval_attention(
     over the same keys; float32, or float64 where q is; differentiable too.
 
     The PyTorch path never builds a T x T mask; compiled, it specialises on the document lengths.
-    Triton takes head dimensions 64, 80, 96 and 128, and not float64.
+    Triton takes head dimensions 64, 80, 96 and 128, and not float64. A number that is not finite
+    reaches the documents that hold it alone; in Triton, the rows that see it alone.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
     positive, and for an `impl` that cannot run this call.

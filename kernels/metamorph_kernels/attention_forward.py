@@ -1,9 +1,9 @@
-"""Triton kernel of interval attention, forward."""
+"""Triton kernel of interval attention, forward: FlashAttention's online softmax, persistent."""
 
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from metamorph_kernels.attention_isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 
 
 @triton.jit
@@ -34,19 +34,45 @@ def query_tile(
     return token, row_start, row_end, start, stop, full_start, full_stop
 
 
+@triton.jit
+def row_pointers(
+    x_ptr, stride_token, stride_head, head, first, PACK: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Of the rows of a tile of x [T, Hq, D], [BLOCK_M].
+
+    Kernels load queries through these, not by TMA: what TMA brings as [PACK, BLOCK_M / PACK, D]
+    Triton reshapes in registers, and every product would read it there, a quarter of all registers
+    for the whole key loop. ptxas 12.8 and 12.9 even overwrite them inside that loop. What a plain
+    load brings goes to shared memory, where products read it.
+    """
+    token = first + tl.arange(0, BLOCK_M) % (BLOCK_M // PACK)
+    row_head = head + tl.arange(0, BLOCK_M) // (BLOCK_M // PACK)
+    return x_ptr + token.to(tl.int64) * stride_token + row_head.to(tl.int64) * stride_head
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def attention_forward(
-    q_desc,  # [Hq, T, D] in blocks [PACK, BLOCK_M / PACK, BLOCK_D]
+    q_ptr,  # [T, Hq, D]
+    k_ptr,  # [T, Hkv, D]
+    v_ptr,
     k_desc,  # [Hkv, T, D] in blocks [1, BLOCK_N, BLOCK_D]
     v_desc,
-    out_desc,  # as q
+    out_desc,  # [Hq, T, D] in blocks [PACK, BLOCK_M / PACK, BLOCK_D]
     lse_ptr,  # float32 [Hq, T]
     row_start_ptr,  # int32 [T]
     row_end_ptr,
     work_ptr,  # int32 [1], zero: how many tiles have been handed out
+    poisoned_ptr,  # int32, one a tile: of a tile to be computed again, the one before it
     tokens,
+    q_stride_token,
+    q_stride_head,
+    k_stride_token,
+    k_stride_head,
+    v_stride_token,
+    v_stride_head,
     key_heads,
     scale,
+    HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     PACK: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -54,19 +80,20 @@ def attention_forward(
     BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """softmax(scale q k^T) v, a tile of queries at a time, with a running maximum in base 2.
+    """softmax(scale q k^T) v, a tile of queries at a time, by online softmax in base 2.
 
     PACK heads of a group stand in one tile, so that it spans few tokens: less of it is hidden at
     the diagonal and at the ends of documents, and keys and values are read once for all of them.
-    Programs stay on their processor and take the next tile when they are done with one: tiles are
-    of very different length. Which program computes a tile does not change a bit of it.
+    Programs are persistent, one an SM, and take the next tile when they are done with one: tiles
+    are of very different length. Which program computes a tile does not change a bit of it.
     """
     head_blocks = key_heads * (GROUP // PACK)
     tiles = tl.cdiv(tokens, BLOCK_M // PACK)
     scale_log2 = scale * LOG2_E
+    poisoned = -1  # the last of this program's tiles to be computed again, the head of a list
     work = tl.program_id(0)
     while work < tiles * head_blocks:
-        next_work = tl.num_programs(0) + tl.atomic_add(work_ptr, 1)
+        next_work = tl.num_programs(0) + tl.atomic_add(work_ptr, 1, sem="relaxed")
         head = (work % head_blocks) * PACK
         key_head = head // GROUP
         # Late tokens see most keys: the longest tiles start first and the short ones fill the gaps.
@@ -75,7 +102,8 @@ def attention_forward(
             row_start_ptr, row_end_ptr, first, tokens, PACK, BLOCK_M, CAUSAL
         )
 
-        q = q_desc.load([head, first, 0]).reshape([BLOCK_M, BLOCK_D])
+        queries = row_pointers(q_ptr, q_stride_token, q_stride_head, head, first, PACK, BLOCK_M)
+        q = load_rows(queries, token < tokens, HEAD_DIM, BLOCK_D)
         accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -99,9 +127,36 @@ def attention_forward(
             accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
             maximum = new_maximum
 
-        out = (accumulator / total[:, None]).to(out_desc.dtype)
-        out_desc.store([head, first, 0], out.reshape([PACK, BLOCK_M // PACK, BLOCK_D]))
         row_head = (head + tl.arange(0, BLOCK_M) // (BLOCK_M // PACK)).to(tl.int64)
         lse = (maximum + tl.log2(total)) / LOG2_E
         tl.store(lse_ptr + row_head * tokens + token, lse, mask=token < tokens)
+        out = accumulator / total[:, None]
+        if is_poisoned(out):
+            tl.store(poisoned_ptr + work, poisoned)
+            poisoned = work
+        else:
+            block = out.to(out_desc.dtype).reshape([PACK, BLOCK_M // PACK, BLOCK_D])
+            out_desc.store([head, first, 0], block)
         work = next_work
+
+    while poisoned >= 0:
+        tl.debug_barrier()  # the list and lse were written by other threads
+        head = (poisoned % head_blocks) * PACK
+        key_head = (head // GROUP).to(tl.int64)
+        first = (tiles - 1 - poisoned // head_blocks) * (BLOCK_M // PACK)
+        token, row_start, row_end, start, stop, _, _ = query_tile(
+            row_start_ptr, row_end_ptr, first, tokens, PACK, BLOCK_M, CAUSAL
+        )
+        row_head = (head + tl.arange(0, BLOCK_M) // (BLOCK_M // PACK)).to(tl.int64)
+        lse = tl.load(lse_ptr + row_head * tokens + token, mask=token < tokens, other=0.0) * LOG2_E
+        out = attend_by_keys(
+            row_pointers(q_ptr, q_stride_token, q_stride_head, head, first, PACK, BLOCK_M),
+            token < tokens,
+            k_ptr + key_head * k_stride_head,
+            v_ptr + key_head * v_stride_head,
+            k_stride_token, v_stride_token, 1, start, stop, row_start, row_end, scale_log2, lse,
+            HEAD_DIM, BLOCK_D,
+        )  # fmt: skip
+        block = out.to(out_desc.dtype).reshape([PACK, BLOCK_M // PACK, BLOCK_D])
+        out_desc.store([head, first, 0], block)
+        poisoned = tl.load(poisoned_ptr + poisoned)

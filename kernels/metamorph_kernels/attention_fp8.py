@@ -37,7 +37,8 @@ def interval_attention_fp8(
     scale q k^T log2(e), are rounded to float8 for the product with v; the sum that divides it is
     that of the weights before rounding. Triton takes the maximum over the keys so far, which
     differs for the weights that float8 keeps as subnormal. The PyTorch path emulates the roundings
-    in float32: it shows what to expect and saves nothing.
+    in float32: it shows what to expect and saves nothing. A number that is not finite becomes NaN
+    in float8 and reaches the documents that hold it alone.
 
     Raises ValueError as `interval_attention` does, for float64, and for inputs that require grad
     while grad is enabled.
@@ -63,13 +64,16 @@ def interval_attention_fp8(
 def quantise_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, H, D] in float8_e4m3fn, and the float32 scale [H] that multiplies it back.
 
-    The scale of a head is its largest magnitude / 448, or 1 for a head of zeros. A head that holds
-    a NaN or an infinity becomes NaN throughout.
+    The scale of a head is its largest finite magnitude / 448, or 1 for a head without any. What is
+    not finite becomes NaN.
     """
     check_floating(x=x)
     check_shape("x", x, "T, H, D", None, None, None)
-    values, scale = quantise(x, E4M3, (0, 2))
-    return values, scale[0, :, 0]
+    x = x.float()
+    finite = x.isfinite()
+    values, scale = quantise(x.where(finite, 0), E4M3, (0, 2))
+    # Float8 has no where.
+    return values.float().masked_fill(~finite, math.nan).to(E4M3), scale[0, :, 0]
 
 
 def _interval_attention_fp8_torch(

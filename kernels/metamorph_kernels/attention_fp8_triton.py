@@ -10,10 +10,19 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from metamorph_kernels.attention_forward import LOG2_E, query_tile
-from metamorph_kernels.attention_fp8 import WEIGHT_SCALE, quantise_heads
-from metamorph_kernels.attention_triton import Tiles, describe, packed_heads, programs
+from metamorph_kernels.attention_forward import query_tile, row_pointers
+from metamorph_kernels.attention_fp8 import WEIGHT_SCALE
+from metamorph_kernels.attention_isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
+from metamorph_kernels.attention_triton import (
+    Tiles,
+    describe,
+    packed_heads,
+    programs,
+    work_lists,
+)
 from metamorph_kernels.compilation import Compilation, descriptor_type
+from metamorph_kernels.descriptors import describable
+from metamorph_kernels.float8_heads_triton import quantise_heads
 from metamorph_kernels.intervals import Intervals
 
 LOG2_WEIGHT_SCALE = tl.constexpr(math.log2(WEIGHT_SCALE))
@@ -24,21 +33,27 @@ TILES = {
 }  # by padded head dim
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def attention_forward_fp8(
-    q_desc,  # float8 [Hq, T, D] in blocks [PACK, BLOCK_M / PACK, BLOCK_D]
-    k_desc,  # float8 [Hkv, T, D] in blocks [1, BLOCK_N, BLOCK_D]
-    v_desc,  # float8 [Hkv, D, T] in blocks [1, BLOCK_D, BLOCK_N]: float8 products want keys dense
-    out_desc,  # [Hq, T, D] as q
+    q_ptr,  # float8 [Hq, T, D], dense
+    k_ptr,  # float8 [Hkv, T, D], dense
+    v_ptr,  # float8 [Hkv, D, chunks * COPY_ALIGNMENT]
+    k_desc,  # [Hkv, T, D] in blocks [1, BLOCK_N, BLOCK_D]
+    v_desc,  # [Hkv, D, T] in blocks [1, BLOCK_D, BLOCK_N]: float8 products want keys dense
+    out_desc,  # [Hq, T, D] in blocks [PACK, BLOCK_M / PACK, BLOCK_D]
     q_scale_ptr,  # float32 [Hq]
     k_scale_ptr,  # float32 [Hkv]
     v_scale_ptr,
+    lse_ptr,  # float32 [Hq, T], base 2: written only of tiles to be computed again
     row_start_ptr,  # int32 [T]
     row_end_ptr,
     work_ptr,  # int32 [1], zero
+    poisoned_ptr,  # int32, one a tile: of a tile to be computed again, the one before it
     tokens,
+    chunks,
     key_heads,
     scale,
+    HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     PACK: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,12 +61,16 @@ def attention_forward_fp8(
     BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr,
 ):
-    """`attention_forward` without lse: the scales of q and k join that of the scores."""
+    """`attention_forward` without lse: the scales of q and k join that of the scores.
+
+    Tiles that are computed again do not round the weights.
+    """
     head_blocks = key_heads * (GROUP // PACK)
     tiles = tl.cdiv(tokens, BLOCK_M // PACK)
+    poisoned = -1  # the last of this program's tiles to be computed again, the head of a list
     work = tl.program_id(0)
     while work < tiles * head_blocks:
-        next_work = tl.num_programs(0) + tl.atomic_add(work_ptr, 1)
+        next_work = tl.num_programs(0) + tl.atomic_add(work_ptr, 1, sem="relaxed")
         head = (work % head_blocks) * PACK
         key_head = head // GROUP
         first = (tiles - 1 - work // head_blocks) * (BLOCK_M // PACK)
@@ -62,7 +81,9 @@ def attention_forward_fp8(
         row_head = head + tl.arange(0, BLOCK_M) // (BLOCK_M // PACK)
         scale_log2 = tl.load(q_scale_ptr + row_head) * tl.load(k_scale_ptr + key_head)
         scale_log2 *= scale * LOG2_E
-        q = q_desc.load([head, first, 0]).reshape([BLOCK_M, BLOCK_D])
+        head_stride = tokens.to(tl.int64) * HEAD_DIM
+        queries = row_pointers(q_ptr, HEAD_DIM, head_stride, head, first, PACK, BLOCK_M)
+        q = load_rows(queries, token < tokens, HEAD_DIM, BLOCK_D)
         accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -87,10 +108,43 @@ def attention_forward_fp8(
             accumulator = tl.dot(weights.to(v.dtype), v.T, accumulator)
             maximum = new_maximum
 
-        value_scale = tl.load(v_scale_ptr + key_head)
-        out = (accumulator * (value_scale / total)[:, None]).to(out_desc.dtype)
-        out_desc.store([head, first, 0], out.reshape([PACK, BLOCK_M // PACK, BLOCK_D]))
+        out = accumulator * (tl.load(v_scale_ptr + key_head) / total)[:, None]
+        if is_poisoned(out):
+            lse = maximum - LOG2_WEIGHT_SCALE + tl.log2(total)
+            statistic = row_head.to(tl.int64) * tokens + token
+            tl.store(lse_ptr + statistic, lse, mask=token < tokens)
+            tl.store(poisoned_ptr + work, poisoned)
+            poisoned = work
+        else:
+            block = out.to(out_desc.dtype).reshape([PACK, BLOCK_M // PACK, BLOCK_D])
+            out_desc.store([head, first, 0], block)
         work = next_work
+
+    while poisoned >= 0:
+        tl.debug_barrier()  # other threads wrote the list and lse
+        head = (poisoned % head_blocks) * PACK
+        key_head = (head // GROUP).to(tl.int64)
+        first = (tiles - 1 - poisoned // head_blocks) * (BLOCK_M // PACK)
+        token, row_start, row_end, start, stop, _, _ = query_tile(
+            row_start_ptr, row_end_ptr, first, tokens, PACK, BLOCK_M, CAUSAL
+        )
+        row_head = head + tl.arange(0, BLOCK_M) // (BLOCK_M // PACK)
+        statistic = row_head.to(tl.int64) * tokens + token
+        head_stride = tokens.to(tl.int64) * HEAD_DIM
+        value_stride = chunks * COPY_ALIGNMENT
+        out = attend_by_keys(
+            row_pointers(q_ptr, HEAD_DIM, head_stride, head, first, PACK, BLOCK_M),
+            token < tokens,
+            k_ptr + key_head * head_stride,
+            v_ptr + key_head * HEAD_DIM * value_stride,
+            HEAD_DIM, 1, value_stride, start, stop, row_start, row_end,
+            tl.load(q_scale_ptr + row_head) * tl.load(k_scale_ptr + key_head) * (scale * LOG2_E),
+            tl.load(lse_ptr + statistic, mask=token < tokens, other=0.0),
+            HEAD_DIM, BLOCK_D,
+        )  # fmt: skip
+        out = (out * tl.load(v_scale_ptr + key_head)).to(out_desc.dtype)
+        out_desc.store([head, first, 0], out.reshape([PACK, BLOCK_M // PACK, BLOCK_D]))
+        poisoned = tl.load(poisoned_ptr + poisoned)
 
 
 def interval_attention_fp8_triton(
@@ -111,31 +165,33 @@ def _attention_fp8(
     scale: float,
 ) -> Tensor:
     tokens, query_heads, head_dim = q.shape
-    group = query_heads // k.shape[1]
+    key_heads = k.shape[1]
     out = torch.empty((tokens, query_heads, head_dim), dtype=q.dtype, device=q.device)
-    (q_rounded, q_scale), (k_rounded, k_scale), (v_rounded, v_scale) = map(
-        quantise_heads, (q, k, v)
-    )
+    lse = torch.empty((query_heads, tokens), dtype=torch.float32, device=q.device)
+    q, k, v, *scales = quantise_heads(*map(describable, (q, k, v)))
     block_d = triton.next_power_of_2(head_dim)
     tiles = TILES[block_d]
-    pack = packed_heads(group)
+    pack = packed_heads(query_heads // key_heads)
     packed = (pack, tiles.block_m // pack)
     with torch.cuda.device_of(q):
-        attention_forward_fp8[programs(q, *packed)](
-            describe(q_rounded, *packed),
-            describe(k_rounded, 1, tiles.block_n),
-            _describe_transposed(v_rounded, block_d, tiles.block_n),
+        attention_forward_fp8[programs(out, *packed)](
+            q,
+            k,
+            v,
+            TensorDescriptor.from_tensor(k, [1, tiles.block_n, block_d]),
+            TensorDescriptor.from_tensor(v, [1, block_d, tiles.block_n]),
             describe(out, *packed),
-            q_scale,
-            k_scale,
-            v_scale,
+            *scales,
+            lse,
             row_start,
             row_end,
-            torch.zeros(1, dtype=torch.int32, device=q.device),
+            *work_lists(out, *packed),
             tokens,
-            k.shape[1],
+            v.stride(1) // COPY_ALIGNMENT.value,
+            key_heads,
             scale,
-            GROUP=group,
+            HEAD_DIM=head_dim,
+            GROUP=query_heads // key_heads,
             PACK=pack,
             BLOCK_M=tiles.block_m,
             BLOCK_N=tiles.block_n,
@@ -152,16 +208,6 @@ def _(q, k, v, row_start, row_end, causal, scale):
     return q.new_empty(q.shape)
 
 
-def _describe_transposed(values: Tensor, block_d: int, block_n: int) -> TensorDescriptor:
-    """[T, Hkv, D] copied to [Hkv, D, T], its rows aligned."""
-    tokens, heads, head_dim = values.shape
-    row = triton.cdiv(tokens, COPY_ALIGNMENT.value) * COPY_ALIGNMENT.value
-    memory = torch.empty((heads, head_dim, row), dtype=values.dtype, device=values.device)
-    dense = memory[:, :, :tokens]
-    dense.copy_(values.permute(1, 2, 0))
-    return TensorDescriptor(dense, list(dense.shape), list(dense.stride()), [1, block_d, block_n])
-
-
 def compilations() -> Iterator[Compilation]:
     """The kernel in every shipped configuration."""
     for (block_d, tiles), element, causal, pack in product(
@@ -173,19 +219,25 @@ def compilations() -> Iterator[Compilation]:
             configuration=f"{element} out D<={block_d} {'causal' if causal else 'spans'} "
             f"pack {pack} {tiles.block_m}x{tiles.block_n}",
             arguments={
-                "q_desc": descriptor_type("fp8e4nv", *query_block),
+                "q_ptr": "*fp8e4nv",
+                "k_ptr": "*fp8e4nv",
+                "v_ptr": "*fp8e4nv",
                 "k_desc": descriptor_type("fp8e4nv", 1, tiles.block_n, block_d),
                 "v_desc": descriptor_type("fp8e4nv", 1, block_d, tiles.block_n),
                 "out_desc": descriptor_type(element, *query_block),
                 "q_scale_ptr": "*fp32",
                 "k_scale_ptr": "*fp32",
                 "v_scale_ptr": "*fp32",
+                "lse_ptr": "*fp32",
                 "row_start_ptr": "*i32",
                 "row_end_ptr": "*i32",
                 "work_ptr": "*i32",
+                "poisoned_ptr": "*i32",
                 "tokens": "i32",
+                "chunks": "i32",
                 "key_heads": "i32",
                 "scale": "fp32",
+                "HEAD_DIM": block_d,
                 "GROUP": pack,
                 "PACK": pack,
                 "BLOCK_M": tiles.block_m,

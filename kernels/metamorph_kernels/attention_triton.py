@@ -23,14 +23,12 @@ MOST_PACKED_HEADS = 8
 
 @dataclass(frozen=True)
 class Tiles:
-    """How one kernel cuts its work; `stack_bytes` are spilled for the reason given."""
+    """How one kernel cuts its work."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
-    stack_bytes: int = 0
-    reason: str = ""
 
 
 # By (direction, padded head dim), never by the number of tokens. Three stages are the fewest that
@@ -41,14 +39,7 @@ TILES = {
     ("query_gradient", 64): Tiles(128, 128, num_warps=8, num_stages=3),
     ("query_gradient", 128): Tiles(128, 64, num_warps=8, num_stages=3),
     ("key_value_gradient", 64): Tiles(64, 128, num_warps=8, num_stages=3),
-    ("key_value_gradient", 128): Tiles(
-        64,
-        128,
-        num_warps=8,
-        num_stages=3,
-        stack_bytes=8,
-        reason="two words that the loop only reads, beside 128 registers of accumulators",
-    ),
+    ("key_value_gradient", 128): Tiles(64, 128, num_warps=8, num_stages=3),
 }
 # float32 is for tests of exactness: IEEE products on the FMA units, which keep whole operands in
 # registers.
@@ -92,15 +83,18 @@ def _attention(
     packed = (layout["PACK"], tiles.block_m // layout["PACK"])
     with torch.cuda.device_of(q):
         attention_forward[programs(q, *packed)](
-            describe(q, *packed),
+            q,
+            k,
+            v,
             describe(k, 1, tiles.block_n),
             describe(v, 1, tiles.block_n),
             describe(out, *packed),
             lse,
             row_start,
             row_end,
-            torch.zeros(1, dtype=torch.int32, device=q.device),
+            *work_lists(q, *packed),
             tokens,
+            *strides(q, k, v),
             k.shape[1],
             scale,
             CAUSAL=causal,
@@ -132,30 +126,39 @@ def _attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, _, head_dim = q.shape
+    tokens, query_heads, _ = q.shape
     key_heads = k.shape[1]
     q_gradient, k_gradient, v_gradient = (
         torch.empty(tensor.shape, dtype=q.dtype, device=q.device) for tensor in (q, k, v)
     )
-    delta = torch.empty_like(lse)
+    # The second pass reads lse and delta by TMA, which wants rows at multiples of 16 bytes.
+    statistic_stride = triton.cdiv(tokens, 4) * 4
+    lse_log2, delta = torch.empty(
+        (2, query_heads, statistic_stride), dtype=torch.float32, device=q.device
+    )[:, :, :tokens]
     q, k, v, out_gradient = map(describable, (q, k, v, out_gradient))
     with torch.cuda.device_of(q):
         tiles, layout = _layout("query_gradient", q, k)
         packed = (layout["PACK"], tiles.block_m // layout["PACK"])
         attention_query_gradient[programs(q, *packed)](
-            describe(q, *packed),
+            q,
+            k,
+            v,
+            out,
+            out_gradient,
             describe(k, 1, tiles.block_n),
             describe(v, 1, tiles.block_n),
-            describe(out, *packed),
-            describe(out_gradient, *packed),
             describe(q_gradient, *packed),
             lse,
             lse_gradient.contiguous(),
+            lse_log2,
             delta,
             row_start,
             row_end,
-            torch.zeros(1, dtype=torch.int32, device=q.device),
+            *work_lists(q, *packed),
             tokens,
+            statistic_stride,
+            *strides(q, k, v, out_gradient),
             key_heads,
             scale,
             CAUSAL=causal,
@@ -164,17 +167,25 @@ def _attention_backward(
         tiles, layout = _layout("key_value_gradient", q, k)
         del layout["PACK"]
         attention_key_value_gradient[(key_heads * triton.cdiv(tokens, tiles.block_n),)](
+            q,
+            k,
+            v,
+            out_gradient,
             describe(q, 1, tiles.block_m),
             describe(out_gradient, 1, tiles.block_m),
             describe(k, 1, tiles.block_n),
             describe(v, 1, tiles.block_n),
             describe(k_gradient, 1, tiles.block_n),
             describe(v_gradient, 1, tiles.block_n),
-            lse,
+            TensorDescriptor.from_tensor(lse_log2, [1, tiles.block_m]),
+            TensorDescriptor.from_tensor(delta, [1, tiles.block_m]),
+            lse_log2,
             delta,
             col_start,
             col_end,
             tokens,
+            statistic_stride,
+            *strides(q, k, v, out_gradient),
             key_heads,
             scale,
             CAUSAL=causal,
@@ -239,6 +250,7 @@ def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]
     tiles = FLOAT32_TILES if q.dtype == torch.float32 else TILES[direction, block_d]
     group = q.shape[1] // k.shape[1]
     return tiles, {
+        "HEAD_DIM": q.shape[2],
         "GROUP": group,
         "PACK": packed_heads(group),
         "BLOCK_M": tiles.block_m,
@@ -247,6 +259,20 @@ def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Of each [T, H, D] those of tokens and heads."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def work_lists(q: Tensor, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """For a persistent kernel: the count of tiles handed out, and room to list tiles to repeat."""
+    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
+    return (
+        torch.zeros(1, dtype=torch.int32, device=q.device),
+        torch.empty(tiles, dtype=torch.int32, device=q.device),
+    )
 
 
 def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
@@ -276,6 +302,7 @@ def _compilation(
         "key_value_gradient": attention_key_value_gradient,
     }[direction]
     constants = {
+        "HEAD_DIM": block_d,
         "GROUP": pack,
         "PACK": pack,
         "BLOCK_M": tiles.block_m,
@@ -283,18 +310,31 @@ def _compilation(
         "BLOCK_D": block_d,
         "CAUSAL": causal,
     }
-    scalars = {"tokens": "i32", "key_heads": "i32", "scale": "fp32"}
+    scalars = {
+        "tokens": "i32",
+        "statistic_stride": "i32",
+        "key_heads": "i32",
+        "scale": "fp32",
+    }
+    bounds = ("row_start_ptr", "row_end_ptr", "col_start_ptr", "col_end_ptr")
+    integers = (*bounds, "work_ptr", "poisoned_ptr")
     query_block = descriptor_type(element, pack, tiles.block_m // pack, block_d)
     key_block = descriptor_type(element, 1, tiles.block_n, block_d)
 
     def argument(name: str):
         if name in constants:
             return constants[name]
+        if name in ("lse_log2_desc", "delta_desc"):
+            return descriptor_type("fp32", 1, tiles.block_m)
         if name.endswith("_desc"):
             return key_block if name[0] in "kv" else query_block
+        if "_stride_" in name:
+            return "i32:16"
         if name in scalars:
             return scalars[name]
-        return "*fp32" if name in ("lse_ptr", "lse_gradient_ptr", "delta_ptr") else "*i32"
+        if name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "out_gradient_ptr"):
+            return f"*{element}"
+        return "*i32" if name in integers else "*fp32"
 
     mask = "causal" if causal else "spans"
     return Compilation(
@@ -304,6 +344,4 @@ def _compilation(
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         tensor_cores=element != "fp32",
-        stack_bytes=0 if causal else tiles.stack_bytes,
-        reason=tiles.reason,
     )

@@ -7,7 +7,7 @@ registered as custom operators; the kernels are.
 import torch
 from torch import Tensor
 
-from metamorph_kernels.absence import triton_absence
+from metamorph_kernels.absence import HOPPER, ROWS, triton_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
 BACKENDS = ("triton", "cuda", "torch")
@@ -23,6 +23,8 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "mlp_gelu_fp8": ("triton", "torch"),
     "pool_normalize": ("triton", "cuda", "torch"),
 }
+# Triton kernels without matrix products of their own; the others want a Hopper GPU.
+ROW_OPERATIONS = ("cosine_loss", "linear_cosine_loss", "linear_cross_entropy", "pool_normalize")
 WIDEST_ROW = 8192  # what one program of a row kernel in Triton holds in registers
 
 
@@ -48,12 +50,12 @@ def resolve(
         return next(
             backend
             for backend in present
-            if (_absence(backend, tensor.device.type) or limits[backend]) is None
+            if (absence(operation, backend, tensor.device.type) or limits[backend]) is None
         )
     if impl not in present:
         choices = ", ".join(repr(name) for name in ("auto", *present))
         raise ValueError(f"impl: {operation} takes {choices}, got {impl!r}")
-    reason = _absence(impl, tensor.device.type) or limits[impl]
+    reason = absence(operation, impl, tensor.device.type) or limits[impl]
     if reason is not None:
         name = {"triton": "Triton", "cuda": "CUDA C++"}[impl]
         raise ValueError(f"impl: {operation} cannot run in {name} here: {reason}")
@@ -97,12 +99,14 @@ def probe() -> dict[str, dict[str, str]]:
 def _state(operation: str, backend: str, implemented: bool, device_type: str) -> str:
     if not implemented:
         return f"absent: this version has no {backend} implementation of {operation}"
-    reason = _absence(backend, device_type)
+    reason = absence(operation, backend, device_type)
     return "available" if reason is None else f"absent: {reason}"
 
 
-def _absence(backend: str, device_type: str) -> str | None:
+def absence(operation: str, backend: str, device_type: str) -> str | None:
     """Why this backend cannot run on tensors of this device type, or None where it can."""
     if backend == "torch":
         return None
-    return (triton_absence if backend == "triton" else cuda_absence)(device_type)
+    if backend == "cuda":
+        return cuda_absence(device_type)
+    return triton_absence(device_type, ROWS if operation in ROW_OPERATIONS else HOPPER)

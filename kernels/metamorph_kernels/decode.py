@@ -29,7 +29,7 @@ def decode_attention(
     q [B, Hq, D]; caches [B, S, Hkv, D] with Hq a multiple of Hkv; lengths int32 or int64 [B], each
     in 0..S (0 gives zeros). Returns [B, Hq, D] in the dtype of q. `scale` is 1 / sqrt(D) unless
     given. float64, float32, bfloat16 or float16, the same for all three; follows autocast. What the
-    cache holds past a length has no effect, provided it is finite: allocate caches with zeros.
+    cache holds past a length has no effect, NaN included.
 
     Triton takes head dimensions 64, 80, 96 and 128, not float64, and has no backward; it reads
     nothing on the host, so a CUDA graph can hold it.
@@ -60,10 +60,13 @@ def decode_attention(
 
     # The queries of a group stand where a sequence would, so no key or value is repeated.
     grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)
-    visible = torch.arange(slots, device=q.device) < lengths[:, None, None, None]  # [B, 1, 1, S]
+    visible = torch.arange(slots, device=q.device) < lengths[:, None]  # [B, S]
+    # A mask hides numbers, but not a NaN, which even a weight of 0 lets through.
+    k, v = (cache.where(visible[..., None, None], 0) for cache in (k_cache, v_cache))
     out = F.scaled_dot_product_attention(
-        grouped, k_cache.transpose(1, 2), v_cache.transpose(1, 2), visible, scale=scale
-    ).reshape(q.shape)
+        grouped, k.transpose(1, 2), v.transpose(1, 2), visible[:, None, None], scale=scale
+    )
+    out = out.reshape(q.shape)
     # Not every backend of the call above gives zeros where no key is visible.
     return torch.where(lengths[:, None, None] > 0, out, 0)
 

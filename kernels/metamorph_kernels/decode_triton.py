@@ -76,6 +76,7 @@ def decode_split(
         correction = tl.exp2(maximum - new_maximum)
         total = total * correction + tl.sum(weights, 0)
         v = v_desc.load([sequence.to(tl.int32), key_head, key, 0]).reshape([BLOCK_N, BLOCK_D])
+        v = tl.where(visible[:, None], v, 0.0)  # what lies past the length may be NaN
         accumulator = tl.dot(
             v.T, weights.to(v.dtype), accumulator * correction[None, :], input_precision="ieee"
         )

@@ -50,10 +50,12 @@ def _through_fp8(x: Tensor) -> Tensor:
     """float64 [T, H, D] of what float8_e4m3fn keeps of each head."""
     heads = []
     for head in x.float().unbind(1):
-        scale = head.abs().max() / 448
+        finite = head.isfinite()
+        scale = head.where(finite, 0).abs().max() / 448
         if scale == 0:
             scale = torch.ones_like(scale)
-        heads.append((head / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale)
+        kept = (head / scale).clamp(-448, 448).where(finite, math.nan)
+        heads.append(kept.to(torch.float8_e4m3fn).double() * scale)
     return torch.stack(heads, 1)
 
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_asking_for_triton_where_it_cannot_run_says_why(operation, monkeypatch):
         resolve(operation, "triton", x)
     with pytest.raises(ValueError, match="no kernels for meta devices"):
         resolve(operation, "triton", x.to("meta"))
-    monkeypatch.setattr(backends, "triton_absence", lambda device_type: None)
+    monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: None)
     assert resolve(operation, "triton", x) == "triton"
     with pytest.raises(ValueError, match=f"{operation} cannot run in Triton here: a limit"):
         resolve(operation, "triton", x, "a limit")
@@ -107,7 +108,7 @@ class OnGpu:
 
 def test_auto_takes_the_first_that_runs_on_a_gpu(monkeypatch):
     triton, cuda = {"cuda": None}, {"cuda": None}
-    monkeypatch.setattr(backends, "triton_absence", triton.get)
+    monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: triton[device_type])
     monkeypatch.setattr(backends, "cuda_absence", cuda.get)
 
     def auto(*limits):
@@ -122,7 +123,7 @@ def test_auto_takes_the_first_that_runs_on_a_gpu(monkeypatch):
 
 def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
     absence = {"cuda": None}
-    monkeypatch.setattr(backends, "triton_absence", absence.get)
+    monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: absence[device_type])
     assert backends.resolve("decode_attention", "auto", OnGpu) == "triton"
     assert backends.resolve("decode_attention", "auto", torch.ones(1)) == "torch"
     assert backends.resolve("decode_attention", "auto", OnGpu, "a limit") == "torch"
@@ -130,25 +131,77 @@ def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
     assert backends.resolve("decode_attention", "auto", OnGpu) == "torch"
 
 
+GPUS = {  # compute capability, bytes of shared memory that a block may use
+    "RTX 2080": ((7, 5), 65_536),
+    "A100": ((8, 0), 166_912),
+    "RTX 4090": ((8, 9), 101_376),
+    "H100": ((9, 0), 232_448),
+    "B200": ((10, 0), 232_448),
+    "RTX 5090": ((12, 0), 101_376),
+    "some Hopper with less": ((9, 0), 100_000),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends that this machine has one of `GPUS`."""
+
+    def pretend(name):
+        capability, shared = GPUS[name]
+        properties = SimpleNamespace(shared_memory_per_block_optin=shared)
+        monkeypatch.setattr(absence.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        absence._triton_absence.cache_clear()
+
+    yield pretend
+    absence._triton_absence.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("facts", "reason"),
+    ("name", "matrix_reason", "row_reason"),
     [
-        ({}, None),
-        ({"triton": None}, "triton is not installed"),
-        ({"available": False}, "torch sees no CUDA device"),
-        ({"capability": (8, 0)}, "compute capability 8.0; the kernels need 9.0 or newer"),
+        (
+            "RTX 2080",
+            "compute capability 7.5",
+            "compute capability 7.5; the kernels need 8.0 or newer",
+        ),
+        ("A100", "compute capability 8.0; the kernels need at least 9.0 and less than 10.0", None),
+        ("RTX 4090", "compute capability 8.9", None),
+        ("H100", None, None),
+        ("B200", "compute capability 10.0", None),
+        ("RTX 5090", "compute capability 12.0", None),
+        (
+            "some Hopper with less",
+            "100000 bytes of shared memory for a block; the kernels need",
+            None,
+        ),
     ],
 )
-def test_what_a_gpu_lacks(monkeypatch, facts, reason):
-    facts = {"triton": object(), "available": True, "capability": (9, 0)} | facts
-    monkeypatch.setattr(absence.importlib.util, "find_spec", lambda name: facts["triton"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["available"])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: facts["capability"])
+def test_matrix_kernels_run_on_hopper_and_row_kernels_on_more(gpu, name, matrix_reason, row_reason):
+    gpu(name)
+    for needs, reason in ((absence.HOPPER, matrix_reason), (absence.ROWS, row_reason)):
+        found = absence.triton_absence("cuda", needs)
+        assert found is None if reason is None else found.startswith(reason)
+    states = metamorph_kernels.probe()
+    for operation in backends.IMPLEMENTED:
+        reason = row_reason if operation in backends.ROW_OPERATIONS else matrix_reason
+        expected = "available" if reason is None else f"absent: {reason}"
+        assert states[operation]["triton"].startswith(expected)
+    assert backends.resolve("interval_attention", "auto", OnGpu) == (
+        "triton" if matrix_reason is None else "torch"
+    )
+
+
+def test_what_a_machine_lacks(monkeypatch, gpu):
+    gpu("H100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert absence.triton_absence("cuda") == "torch sees no CUDA device"
     absence._triton_absence.cache_clear()
-    try:
-        assert absence.triton_absence("cuda") == reason
-    finally:
-        absence._triton_absence.cache_clear()
+    monkeypatch.setattr(absence.importlib.util, "find_spec", lambda name: None)
+    assert absence.triton_absence("cuda") == "triton is not installed"
 
 
 def test_probe_reports_every_op_and_why_a_backend_is_absent():

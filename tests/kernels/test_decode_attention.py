@@ -43,9 +43,10 @@ def test_equals_the_last_row_of_interval_attention():
 def test_slots_past_the_length_do_not_matter():
     q, k_cache, v_cache = inputs()
     before = decode_attention(q, k_cache, v_cache, LENGTHS)
-    for row, length in enumerate(LENGTHS.tolist()):
-        k_cache[row, length:], v_cache[row, length:] = 1e4, -1e4
-    assert torch.equal(decode_attention(q, k_cache, v_cache, LENGTHS), before)
+    for fill in (1e4, float("inf"), float("nan")):
+        for row, length in enumerate(LENGTHS.tolist()):
+            k_cache[row, length:], v_cache[row, length:] = fill, -fill
+        assert torch.equal(decode_attention(q, k_cache, v_cache, LENGTHS), before)
     k_cache[2, 3] += 1  # the last visible key of row 2
     after = decode_attention(q, k_cache, v_cache, LENGTHS)
     assert not torch.allclose(after[2], before[2])

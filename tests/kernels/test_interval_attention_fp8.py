@@ -124,6 +124,19 @@ def test_nothing_hidden_is_seen():
     assert not torch.equal(after[3], before[3])
 
 
+def test_a_bad_number_stays_in_its_document():
+    intervals = key_intervals([4, 5])
+    q, k, v = rows(9)
+    clean = interval_attention_fp8(q, k, v, intervals)
+    for tensor in (k, v):
+        for bad in (math.nan, math.inf):
+            kept, tensor[6, 0, 0] = tensor[6, 0, 0].item(), bad
+            out = interval_attention_fp8(q, k, v, intervals)
+            assert out[6:, :2, 0].isnan().all()
+            tensor[6, 0, 0] = kept
+            torch.testing.assert_close(out[:4], clean[:4], rtol=0.1, atol=0.1)  # other scales
+
+
 def test_quantise_heads():
     x = torch.tensor([[[1.02, -2.05], [0.0, 0.0]], [[4.48, 0.001], [0.0, 0.0]]])
     rounded, scale = quantise_heads(x)
@@ -135,11 +148,11 @@ def test_quantise_heads():
     smallest = torch.full((1, 1, 1), 1e-45)  # its scale underflows to 0
     assert quantise_heads(smallest)[0].float() == 0
 
-    for bad in (math.nan, math.inf, -math.inf):
+    for bad in (math.nan, math.inf, -math.inf):  # is one NaN, and changes no other number
         x[0, 0, 0] = bad
-        rounded, scale = quantise_heads(x)
-        kept = rounded.float() * scale[:, None]
-        assert kept[0, 0, 0].isnan() and kept[:, 1].eq(0).all()
+        again, scale = quantise_heads(x)
+        assert again[0, 0, 0].isnan() and scale.tolist() == pytest.approx([0.01, 1.0])
+        assert torch.equal(again.float().flatten()[1:], rounded.float().flatten()[1:])
     with pytest.raises(ValueError, match=r"x: expected shape \[T, H, D\].*got \[3\]"):
         quantise_heads(torch.ones(3))
     with pytest.raises(ValueError, match="x: expected float64.*got torch.int64"):

@@ -62,9 +62,10 @@ def test_what_lies_past_a_length_does_not_count(device):
     q, k_cache, v_cache = random_cache(2, 4, 2, 64, DTYPES[0], device)
     lengths = torch.tensor([21, 40], device=device)
     before = ours(q, k_cache, v_cache, lengths)
-    for cache in (k_cache, v_cache):
-        cache[0, 21:], cache[1, 40:] = 1000.0, -1000.0
-    assert torch.equal(ours(q, k_cache, v_cache, lengths), before)
+    for fill in (1000.0, float("inf"), float("nan")):
+        for cache in (k_cache, v_cache):
+            cache[0, 21:], cache[1, 40:] = fill, -fill
+        assert torch.equal(ours(q, k_cache, v_cache, lengths), before)
 
 
 def test_a_slice_of_a_longer_cache_and_of_a_fused_projection(device):
