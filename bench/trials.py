@@ -10,8 +10,7 @@ from torch import Tensor
 from bench.comparison import Comparison
 from bench.timing import Candidate, captured, flush_bytes
 from bench.verification import error_bound, relative_error
-from metamorph_kernels.absence import triton_absence
-from metamorph_kernels.cuda_library import cuda_absence
+from metamorph_kernels.backends import absence
 
 Compute = Callable[..., Tensor]  # of the leaves and then the constants of `Inputs`
 Results = tuple[Tensor, ...]
@@ -29,12 +28,11 @@ class Provider:
 
 def ours(function: Compute, *backends: str) -> list[Provider]:
     """These backends of one of our ops."""
-    absences = {"triton": triton_absence, "cuda": cuda_absence, "torch": lambda device_type: None}
     return [
         Provider(
             f"ours {backend}",
             partial(function, impl=backend),
-            lambda device, absence=absences[backend]: absence(device.type),
+            lambda device, backend=backend: absence(function.__name__, backend, device.type),
         )
         for backend in backends
     ]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
@@ -15,6 +16,13 @@ from metamorph_kernels import probe
 from metamorph_kernels.absence import triton_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
+# Seen in the code of 12.8.93, 12.9.86 and 13.0.88; 13.1.80 and 13.5.37 assemble the same rightly.
+FIRST_WRONG_PTXAS, FIRST_RIGHT_PTXAS = (12, 8), (13, 1)
+PTXAS_WARNING = (
+    "this ptxas can overwrite a register operand of a warp-group product that lives across a loop. "
+    "The kernels of metamorph_kernels have none (`python -m metamorph_kernels.aot` checks); other "
+    "Triton kernels may: TRITON_PTXAS_PATH names another, 13.1 or newer"
+)
 PACKAGES = ("metamorph", "torch", "triton", "transformers", "diffusers", "numpy")
 
 
@@ -38,6 +46,7 @@ def report() -> dict:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "nvcc": _nvcc(),
+        "ptxas": _ptxas(),
         "backends": {name: _backend(name, absence) for name, absence in BACKENDS.items()},
         "kernels": {
             "Triton": triton_absence(device_type),
@@ -49,13 +58,17 @@ def report() -> dict:
 
 def format_report(values: dict) -> str:
     """The report as a table of `name  value` lines, a block for each part."""
-    gpu, nvcc = values["gpu"], values["nvcc"]
+    gpu, nvcc, ptxas = values["gpu"], values["nvcc"], values["ptxas"]
     devices = [(device.pop("name"), device) for device in map(dict, gpu["devices"])]
     blocks = {
         "Versions": list(values["versions"].items()),
         "CPU": list(values["cpu"].items()),
         "GPU": [(name, _words(device)) for name, device in devices] or [("none", gpu["reason"])],
-        "CUDA compiler": [("nvcc", nvcc["version"] or f"no: {nvcc['reason']}")],
+        "CUDA compilers": [
+            ("nvcc", nvcc["version"] or f"no: {nvcc['reason']}"),
+            ("ptxas of Triton", ptxas["version"] or f"no: {ptxas['reason']}"),
+            *([("warning", ptxas["warning"])] if ptxas["warning"] else []),
+        ],
         "Optional backends": [
             (name, backend["version"] if backend["usable"] else _unusable(backend))
             for name, backend in values["backends"].items()
@@ -152,6 +165,21 @@ def _nvcc() -> dict:
     if release is None:
         return {"version": None, "reason": f"{path} --version names no release"}
     return {"version": release[1], "reason": None}
+
+
+def _ptxas() -> dict:
+    """The assembler that turns Triton's PTX into machine code."""
+    if find_spec("triton") is None:
+        return {"version": None, "reason": "triton is not installed", "warning": None}
+    from triton import knobs
+
+    path = knobs.nvidia.ptxas.path
+    release = re.search(r"V(\d[\d.]*)", _output([path, "--version"]))
+    if release is None:
+        return {"version": None, "reason": f"{path} --version names no release", "warning": None}
+    version = tuple(map(int, release[1].split(".")[:2]))
+    wrong = FIRST_WRONG_PTXAS <= version < FIRST_RIGHT_PTXAS
+    return {"version": release[1], "reason": None, "warning": PTXAS_WARNING if wrong else None}
 
 
 def _output(command: list[str]) -> str:

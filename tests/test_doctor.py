@@ -147,5 +147,23 @@ def test_nvcc_absent_and_present(monkeypatch):
     assert doctor.report()["nvcc"]["reason"] == "/opt/nvcc --version names no release"
 
 
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [("12.4.99", False), ("12.8.93", True), ("13.0.88", True), ("13.1.80", False)],
+)
+def test_a_ptxas_that_miscompiles_is_warned_of(monkeypatch, version, warned):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(doctor, "_output", lambda command: f"release x, V{version}\n")
+    values = doctor.report()
+    assert values["ptxas"]["version"] == version
+    printed = doctor.format_report(values)
+    assert re.search(rf"^  ptxas of Triton +{version}$", printed, re.MULTILINE)
+    assert ("TRITON_PTXAS_PATH" in printed) == warned
+    monkeypatch.setattr(doctor, "_output", lambda command: "")
+    assert doctor.report()["ptxas"]["reason"].endswith("ptxas --version names no release")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert doctor.report()["ptxas"]["reason"] == "triton is not installed"
+
+
 def test_a_command_that_cannot_run_has_no_output():
     assert doctor._output(["surely-not-a-command"]) == ""
