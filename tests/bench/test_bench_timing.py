@@ -6,7 +6,7 @@ import torch
 
 from bench.limits import measure_limits
 from bench.results import Result
-from bench.timing import LEAST_ROUNDS, Candidate, Timing, captured, measure
+from bench.timing import LEAST_ROUNDS, Candidate, Timing, captured, measure, until_done
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,19 @@ def test_only_the_run_is_timed_and_calls_in_it_are_counted():
     assert 1 <= timing.milliseconds < 5
     assert timing.low <= timing.milliseconds <= timing.high
     assert len(timing.samples) == LEAST_ROUNDS
+
+
+def test_host_work_is_timed_until_it_is_done():
+    """On a GPU the other clock leaves out what the host does; on a CPU there is one clock."""
+    candidate = right(lambda: time.sleep(0.004), by_the_wall=True)
+    assert 4 <= measure({"plan": candidate}, CPU, seconds=0)["plan"].milliseconds < 20
+    result, milliseconds = until_done(lambda: time.sleep(0.004) or "result", CPU)
+    assert result == "result" and 4 <= milliseconds < 20
+
+
+def test_a_time_that_was_taken_once_is_its_own_spread():
+    once = Timing([3.0], None, None)
+    assert once.low == once.milliseconds == once.high == 3.0
 
 
 def test_nothing_to_time_takes_no_time():
