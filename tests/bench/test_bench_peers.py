@@ -106,7 +106,8 @@ def test_flash_attention(name, mask, monkeypatch):
     def compute(given):
         assert given.causal is True
         assert given.max_seqlen_q == given.max_seqlen_k == max(ROWS[mask].lengths)
-        assert given.cu_seqlens_q is given.cu_seqlens_k and given.cu_seqlens_q.dtype == torch.int32
+        assert torch.equal(given.cu_seqlens_q, given.cu_seqlens_k)
+        assert given.cu_seqlens_q.dtype == torch.int32
         out = masked(given.q, given.k, given.v, below_diagonal(given.cu_seqlens_q))
         return (out, None) if name == "flash-attn 4" else out
 
