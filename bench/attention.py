@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ class _Judge:
             inputs.out_gradient[:, self.query_heads],
             row.intervals(device),
         )
-        self.bound = cache(self._bound)
+        self.bounds = {}
 
     def error(self, actual: Tensor | tuple[Tensor, ...]) -> float:
         """The relative error of out, or the largest of those of dq, dk and dv."""
@@ -148,12 +148,15 @@ class _Judge:
         ]
         return torch.tensor(errors).max().item()  # unlike max(), it does not lose a NaN
 
-    def _bound(self, operation: str, float8: bool) -> float:
-        prepare = peers.float8_in_torch if float8 else peers.in_torch
-        attend = prepare(self.row, self.inputs.leaves)
-        run, arguments = _calls(operation, attend, [self.inputs], trained=not float8)
-        precision = "float8" if float8 else str(self.case.dtype).removeprefix("torch.")
-        return error_bound(self.error(run(*arguments(0))), precision)
+    def bound(self, operation: str, float8: bool) -> float:
+        """By the error of plain PyTorch."""
+        if (operation, float8) not in self.bounds:
+            prepare = peers.float8_in_torch if float8 else peers.in_torch
+            attend = prepare(self.row, self.inputs.leaves)
+            run, arguments = _calls(operation, attend, [self.inputs], trained=not float8)
+            precision = "float8" if float8 else str(self.case.dtype).removeprefix("torch.")
+            self.bounds[operation, float8] = error_bound(self.error(run(*arguments(0))), precision)
+        return self.bounds[operation, float8]
 
 
 class _Trial:
@@ -162,10 +165,11 @@ class _Trial:
     def __init__(self, case: Case, device: torch.device):
         self.case, self.device = case, device
         self.inputs = [Inputs.random(case, device, seed) for seed in range(INPUT_SETS)]
+        self.leaves = self.inputs[0].leaves
         self.rows = [case.row(seed) for seed in range(1 + OTHER_ROWS)]
-        self.judge = cache(lambda row: _Judge(case, row, self.inputs[0], device))
+        self.judges = {row: _Judge(case, row, self.inputs[0], device) for row in set(self.rows)}
+        self.attends = {}
         self.first_plans = []
-        self.attend = cache(lambda provider: provider.prepare(self.rows[0], self.inputs[0].leaves))
 
     def run(self) -> list[Result]:
         forward, backward, plan = (Comparison(each, str(self.case)) for each in OPERATIONS)
@@ -185,11 +189,11 @@ class _Trial:
 
     def _forward(self, provider: peers.Provider, trained: bool) -> Candidate:
         """Made by the very first call, whose time is that of the first plan."""
-        judge = self.judge(self.rows[0])
+        judge = self.judges[self.rows[0]]
         bound = judge.bound(FORWARD, provider.float8)
 
         def plan_and_run():
-            attend = self.attend(provider)
+            attend = self._attend(provider)
             run, arguments = _calls(FORWARD, attend, self.inputs, trained)
             return run, arguments, run(*arguments(0))
 
@@ -202,26 +206,33 @@ class _Trial:
             )
         return candidate
 
+    def _attend(self, provider: peers.Provider) -> peers.Attend:
+        """Of the first row, prepared once."""
+        if provider.name not in self.attends:
+            self.attends[provider.name] = provider.prepare(self.rows[0], self.leaves)
+        return self.attends[provider.name]
+
     def _backward(self, provider: peers.Provider) -> Candidate:
-        judge = self.judge(self.rows[0])
-        run, arguments = _calls(BACKWARD, self.attend(provider), self.inputs, trained=True)
+        judge = self.judges[self.rows[0]]
+        run, arguments = _calls(BACKWARD, self._attend(provider), self.inputs, trained=True)
         error = judge.error(run(*arguments(0)))
         bound = judge.bound(BACKWARD, provider.float8)
         return Candidate(run, arguments, error, bound, float8=provider.float8)
 
     def _plan(self, provider: peers.Provider, trained: bool) -> Candidate:
         """Of rows for each of which such a plan has given the right result."""
-        others, leaves = self.rows[1:], self.inputs[0].leaves
+        others = self.rows[1:]
         errors, bounds = [], []
         for row in others:
-            run, arguments = _calls(FORWARD, provider.prepare(row, leaves), self.inputs, trained)
-            errors.append(self.judge(row).error(run(*arguments(0))))
-            bounds.append(self.judge(row).bound(FORWARD, provider.float8))
+            attend = provider.prepare(row, self.leaves)
+            run, arguments = _calls(FORWARD, attend, self.inputs, trained)
+            errors.append(self.judges[row].error(run(*arguments(0))))
+            bounds.append(self.judges[row].bound(FORWARD, provider.float8))
         # Unlike that of max(), the largest of a tensor is a NaN where there is one.
         worst = (torch.tensor(errors) / torch.tensor(bounds)).argmax().item()
         return Candidate(
             provider.prepare,
-            lambda repeat: (others[repeat % len(others)], leaves),
+            lambda repeat: (others[repeat % len(others)], self.leaves),
             errors[worst],
             bounds[worst],
             by_the_wall=True,
