@@ -13,13 +13,13 @@ export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 export FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 FLEX_ATTENTION_CUTE_DSL_CACHE_ENABLED=1
 if [[ -n "$WHEELS" ]]; then
     shopt -s nullglob
-    export UNPACKED_WHEELS="$PWD/build/wheels"
-    rm -rf build/wheels && mkdir -p build/wheels
+    export UNPACKED_WHEELS="$PWD/build/unpacked-wheels"
+    rm -rf build/unpacked-wheels && mkdir -p build/unpacked-wheels
     for wheel in "$WHEELS"/*.whl; do  # one by one: a wheel for another Python is one peer less
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --target build/wheel "$wheel" &&
-            cp -r build/wheel/. build/wheels/ ||  # together, since some share a folder
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --target build/unpacked-wheel "$wheel" &&
+            cp -r build/unpacked-wheel/. build/unpacked-wheels/ ||  # together, since some share a folder
             echo "left out: ${wheel##*/}" >&2
-        rm -rf build/wheel
+        rm -rf build/unpacked-wheel
     done
 fi
 exec "$PYTHON" -m bench.gpu "$@"

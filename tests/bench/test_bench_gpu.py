@@ -232,7 +232,7 @@ def test_the_script_works_from_anywhere(tmp_path):
 
 
 PRETENDS_TO_BE_PYTHON = """#!/bin/sh
-target="$PWD/build/wheel/shared"
+target="$PWD/build/unpacked-wheel/shared"
 case "$*" in
     *alien*) exit 1 ;;
     *pip*) mkdir -p "$target"; touch "$target/${9##*/}"; echo "$*" >> "$OUT.log" ;;
@@ -260,14 +260,14 @@ def test_the_script_unpacks_wheels_and_survives_a_bad_one(tmp_path):
         text=True,
         check=True,
     )
-    root, wheels = bench.parent, bench.parent / "build" / "wheels"
+    root, wheels = bench.parent, bench.parent / "build" / "unpacked-wheels"
     assert done.stderr == "left out: alien-1.whl\n"
     assert done.stdout == f"{root}:{root}/kernels {wheels}\n"
     assert {path.name for path in (wheels / "shared").iterdir()} == {
         "peer-1.whl",
         "peer_libraries-1.whl",
     }
-    assert "--no-index --no-deps --target build/wheel " in (tmp_path / "out.log").read_text()
+    assert "--no-index --no-deps --target build/unpacked-wheel " in (tmp_path / "out.log").read_text()
 
 
 def test_unpacked_wheels_come_last_and_their_path_files_are_read(tmp_path):
