@@ -16,10 +16,10 @@ if [[ -n "$WHEELS" ]]; then
     export UNPACKED_WHEELS="$PWD/build/unpacked-wheels"
     rm -rf build/unpacked-wheels && mkdir -p build/unpacked-wheels
     for wheel in "$WHEELS"/*.whl; do  # one by one: a wheel for another Python is one peer less
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --target build/unpacked-wheel "$wheel" &&
-            cp -r build/unpacked-wheel/. build/unpacked-wheels/ ||  # together, since some share a folder
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --target build/one-wheel "$wheel" &&
+            cp -r build/one-wheel/. build/unpacked-wheels/ ||  # some share a folder
             echo "left out: ${wheel##*/}" >&2
-        rm -rf build/unpacked-wheel
+        rm -rf build/one-wheel
     done
 fi
 exec "$PYTHON" -m bench.gpu "$@"

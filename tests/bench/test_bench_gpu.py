@@ -232,7 +232,7 @@ def test_the_script_works_from_anywhere(tmp_path):
 
 
 PRETENDS_TO_BE_PYTHON = """#!/bin/sh
-target="$PWD/build/unpacked-wheel/shared"
+target="$PWD/build/one-wheel/shared"
 case "$*" in
     *alien*) exit 1 ;;
     *pip*) mkdir -p "$target"; touch "$target/${9##*/}"; echo "$*" >> "$OUT.log" ;;
@@ -267,7 +267,7 @@ def test_the_script_unpacks_wheels_and_survives_a_bad_one(tmp_path):
         "peer-1.whl",
         "peer_libraries-1.whl",
     }
-    assert "--no-index --no-deps --target build/unpacked-wheel " in (tmp_path / "out.log").read_text()
+    assert "--no-index --no-deps --target build/one-wheel " in (tmp_path / "out.log").read_text()
 
 
 def test_unpacked_wheels_come_last_and_their_path_files_are_read(tmp_path):
