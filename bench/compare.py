@@ -32,7 +32,9 @@ Line = tuple[str, str, str]  # operation, case, provider
 
 
 def difference(old: Timing, new: Timing, threshold: float) -> str:
-    """One of "slower", "faster" and "alike"."""
+    """One of "slower", "faster" and "alike"; a time taken once has no spread to judge it by."""
+    if 1 in (len(old.samples), len(new.samples)):
+        return "alike"
     ratio = new.milliseconds / old.milliseconds
     if new.low > old.high and ratio > 1 + threshold:
         return "slower"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.comparison import Comparison
-from bench.peers import gpu_package
+from bench.peers import Absence, gpu_package
 from bench.results import Result
 from bench.timing import Candidate, captured, flush_bytes
 from bench.verification import error_bound, relative_error
@@ -101,12 +101,14 @@ def cases(device_type: str) -> list[Case]:
     ]
 
 
-def _flash(module: str) -> Callable[..., Tensor]:
+def _flash(module: str) -> tuple[Absence, Callable[..., Tensor]]:
+    name = "flash_attn_with_kvcache"
+
     def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-        function = importlib.import_module(module).flash_attn_with_kvcache
+        function = getattr(importlib.import_module(module), name)
         return function(q[:, None], k_cache, v_cache, cache_seqlens=lengths)[:, 0]
 
-    return attend
+    return gpu_package(module, name), attend
 
 
 PROVIDERS = {
@@ -115,6 +117,6 @@ PROVIDERS = {
         partial(decode_attention, impl="triton"),
     ),
     "ours torch": (lambda device: None, partial(decode_attention, impl="torch")),
-    "flash-attn 2": (gpu_package("flash_attn"), _flash("flash_attn")),
-    "flash-attn 3": (gpu_package("flash_attn_interface"), _flash("flash_attn_interface")),
+    "flash-attn 2": _flash("flash_attn"),
+    "flash-attn 3": _flash("flash_attn_interface"),
 }

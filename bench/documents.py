@@ -2,9 +2,12 @@
 
 import math
 import random
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from metamorph_kernels import Intervals, key_intervals
 
@@ -56,6 +59,20 @@ class PackedRow:
         causal = sum(length * (length + 1) // 2 for length in self.lengths)
         ahead = sum((end - start) * (end - start - 1) // 2 for start, end in self.spans)
         return causal + ahead
+
+    @property
+    def documents(self) -> list[tuple[int, int, tuple[tuple[int, int], ...]]]:
+        """Of each document the first token, the end, and the spans that lie in it."""
+        ends = list(accumulate(self.lengths))
+        starts = [start for start, _ in self.spans]
+        return [
+            (first, end, self.spans[bisect_left(starts, first) : bisect_left(starts, end)])
+            for first, end in zip([0, *ends], ends, strict=False)
+        ]
+
+    def bounds(self, device: torch.device) -> Tensor:
+        """int32 [documents + 1]: where each begins, and the end of the row."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=device)
 
     def intervals(self, device: torch.device) -> Intervals:
         return key_intervals(self.lengths, self.spans, device=device)

@@ -9,12 +9,17 @@ WHEELS="${WHEELS:+$(realpath "$WHEELS")}"
 PYTHON="${PYTHON:-python3}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
+# As Triton and Inductor keep what they compiled: an entry is a process of its own.
+export FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED=1 FLEX_ATTENTION_CUTE_DSL_CACHE_ENABLED=1
 if [[ -n "$WHEELS" ]]; then
     shopt -s nullglob
+    export UNPACKED_WHEELS="$PWD/build/unpacked-wheels"
+    rm -rf build/unpacked-wheels && mkdir -p build/unpacked-wheels
     for wheel in "$WHEELS"/*.whl; do  # one by one: a wheel for another Python is one peer less
-        "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --target build/wheels \
-            "$wheel" || echo "left out: ${wheel##*/}" >&2
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --target build/one-wheel "$wheel" &&
+            cp -r build/one-wheel/. build/unpacked-wheels/ ||  # some share a folder
+            echo "left out: ${wheel##*/}" >&2
+        rm -rf build/one-wheel
     done
-    PYTHONPATH="$PYTHONPATH:$PWD/build/wheels"
 fi
 exec "$PYTHON" -m bench.gpu "$@"

@@ -1,6 +1,7 @@
 """What ran where: device, clocks, versions, commit, and a fingerprint of the code."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import platform
 import shlex
@@ -14,6 +15,18 @@ import torch
 ROOT = Path(__file__).parent.parent
 CODE = ("kernels", "metamorph", "bench", "csrc", "tests/kernels", "tests/csrc")
 BUILD = ("setup.py", "CMakeLists.txt")
+PEERS = (  # distributions; a result beside another version of one is another result
+    "cut-cross-entropy",
+    "flash-attn",
+    "flash-attn-4",
+    "liger-kernel",
+    "magi-attention",
+    "nvidia-cudnn-frontend",
+    "quack-kernels",
+    "torchao",
+    "transformer-engine",
+    "xformers",
+)
 SOURCES = (".py", ".cu", ".cuh", ".cpp", ".h")
 QUERIES = (
     "driver_version",
@@ -39,6 +52,7 @@ def identity(device: torch.device) -> dict[str, str]:
         "device": _device_name(device),
         "torch": torch.__version__,
         "triton": _triton_version(),
+        "peers": ", ".join(f"{name} {version}" for name, version in _peers()) or "none",
     }
 
 
@@ -66,6 +80,16 @@ def _triton_version() -> str:
     import triton
 
     return triton.__version__
+
+
+def _peers() -> list[tuple[str, str]]:
+    found = []
+    for name in PEERS:
+        try:
+            found.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _commit() -> str:

@@ -36,6 +36,7 @@ VERSIONS = {
     "torch": "torch",
     "triton": "Triton",
     "python": "Python",
+    "peers": "peers",
     "code": "code",
     "commit": "commit",
 }

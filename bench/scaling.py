@@ -44,10 +44,13 @@ def kind(case: str) -> str:
 
 
 def series(results: Iterable[Result]) -> list[Series]:
-    """All in which a size takes at least three values; sizes that change together are one."""
+    """All in which a size takes at least three values; sizes that change together are one.
+
+    What was timed once is no part of one.
+    """
     groups = {}
     for result in results:
-        if result.timing is not None:
+        if result.timing is not None and len(result.timing.samples) > 1:
             cases = groups.setdefault((result.operation, kind(result.case)), {})
             cases.setdefault(result.case, []).append(result)
     return [found for cases in groups.values() for found in _of_one_kind(cases)]

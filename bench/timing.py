@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -20,7 +20,8 @@ class Candidate:
 
     `error` is that of its result beside the reference, NaN if nobody looked, and `bound` the
     largest that counts as right. `calls` are in one run (a CUDA graph holds several). `float8` says
-    that its matrix products are, which have a ceiling of their own.
+    that its matrix products are, which have a ceiling of their own. `by_the_wall` is for what the
+    host does: its own time counts, and what the device still has to do when `run` returns.
     """
 
     run: Callable[..., object]
@@ -29,11 +30,14 @@ class Candidate:
     bound: float
     calls: int = 1
     float8: bool = False
+    by_the_wall: bool = False
 
 
 @dataclass(frozen=True)
 class Timing:
     """Of one call: its times in milliseconds, in the order in which they were taken.
+
+    A single one is its own percentiles: what can only happen once, such as a first call.
 
     On a GPU also how long a call holds up the host, and the most that it allocates beyond what was
     there.
@@ -60,6 +64,8 @@ class Timing:
 
     @cached_property
     def _fifths(self) -> list[float]:
+        if len(self.samples) == 1:
+            return self.samples
         return statistics.quantiles(self.samples, n=5, method="inclusive")
 
 
@@ -83,14 +89,17 @@ def measure(
     costs = {name: _warm_up(candidate, device) for name, candidate in candidates.items()}
     total = sum(cost.repeat_seconds for cost in costs.values())
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, round(seconds / max(total, 1e-9))))
-    clock = _gpu_clock(device) if device.type == "cuda" else _host_clock
+    wall_clock = _wall_clock(device)
+    clock = _gpu_clock(device) if device.type == "cuda" else wall_clock
     samples = {name: [] for name in candidates}
     names = list(candidates)
     for repeat in range(rounds):
         turn = repeat % max(1, len(names))
         for name in names[turn:] + names[:turn]:
-            milliseconds = clock(candidates[name], repeat, costs[name].launch_seconds)
-            samples[name].append(milliseconds / candidates[name].calls)
+            candidate = candidates[name]
+            read = wall_clock if candidate.by_the_wall else clock
+            milliseconds = read(candidate, repeat, costs[name].launch_seconds)
+            samples[name].append(milliseconds / candidate.calls)
     return {name: _summary(samples[name], candidates[name], costs[name]) for name in names}
 
 
@@ -116,6 +125,17 @@ def captured(functions: Sequence[Callable[[], object]], device: torch.device) ->
     with torch.cuda.graph(graph):
         outputs = [function() for function in functions]
     return graph.replay, outputs
+
+
+def until_done(run: Callable[[], object], device: torch.device) -> tuple[object, float]:
+    """What a call returns, and the milliseconds until all of it is done, from an idle device on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, 1e3 * (time.perf_counter() - begin)
 
 
 def flush_bytes(device: torch.device) -> int:
@@ -169,11 +189,12 @@ def _gpu_clock(device: torch.device) -> Callable[[Candidate, int, float], float]
     return clock
 
 
-def _host_clock(candidate: Candidate, repeat: int, _: float) -> float:
-    arguments = candidate.arguments(repeat)
-    begin = time.perf_counter()
-    candidate.run(*arguments)
-    return 1e3 * (time.perf_counter() - begin)
+def _wall_clock(device: torch.device) -> Callable[[Candidate, int, float], float]:
+    def clock(candidate, repeat, _):
+        arguments = candidate.arguments(repeat)
+        return until_done(partial(candidate.run, *arguments), device)[1]
+
+    return clock
 
 
 def _summary(samples: list[float], candidate: Candidate, cost: _Cost) -> Timing:

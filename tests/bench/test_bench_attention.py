@@ -3,7 +3,7 @@ import torch
 from bench_cases import TINY_ATTENTION, TINY_DECODE, few_repeats  # noqa: F401
 
 from bench import attention, decode, peers, verification
-from bench.documents import PackedRow, packed_row
+from bench.documents import PackedRow
 from bench.verification import LARGEST_ERROR, error_bound, exact_attention, relative_error
 from metamorph_kernels import interval_attention, reference
 
@@ -47,26 +47,29 @@ def test_one_wrong_row_does_not_drown():
 
 def test_an_entry_verifies_and_times_all_that_runs_here():
     results = TINY_ATTENTION.run(CPU)
-    forward, backward = (lines(results, operation) for operation in attention.OPERATIONS)
+    forward, backward, plan = (lines(results, operation) for operation in attention.OPERATIONS)
+    first = lines(results, attention.FIRST_PLAN)
     names = {provider.name for provider in peers.PROVIDERS}
-    assert set(forward) == set(backward) == names
+    assert set(forward) == set(backward) == set(plan) == names
     for name in ("ours torch", "ours fp8", "FlexAttention", "SDPA dense mask"):
         assert forward[name].status == "ok" and forward[name].rate > 0, forward[name]
+        assert first[name].timing.milliseconds > 0 and len(first[name].timing.samples) == 1
+        assert plan[name].timing.milliseconds > 0 and len(plan[name].timing.samples) > 1
+        assert first[name].error == forward[name].error and plan[name].error > 0
     for name in ("ours torch", "SDPA dense mask"):
         assert backward[name].status == "ok"
     assert (forward["ours fp8"].unit, forward["ours torch"].unit) == ("TFLOP/s fp8", "TFLOP/s")
     assert forward["flash-attn 2"].status == backward["ours fp8"].status == "absent"
-    assert lines(results, attention.MASK)["FlexAttention"].status == "ok"
 
 
-def wrong(row, device):
-    intervals = row.intervals(device)
+def wrong(row, leaves):
+    intervals = row.intervals(CPU)
     return lambda q, k, v: 1.1 * interval_attention(q, k, v, intervals, impl="torch")
 
 
-def wrong_backward(row, device):
+def wrong_backward(row, leaves):
     def attend(q, k, v):
-        out = interval_attention(q, k, v, row.intervals(device), impl="torch")
+        out = interval_attention(q, k, v, row.intervals(CPU), impl="torch")
         if out.requires_grad:
             out.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
         return out
@@ -74,44 +77,70 @@ def wrong_backward(row, device):
     return attend
 
 
-def crashes(row, device):
+def wrong_for_other_lengths(row, leaves):
+    intervals = TINY_ATTENTION.row(seed=0).intervals(CPU)
+    return lambda q, k, v: interval_attention(q, k, v, intervals, impl="torch")
+
+
+def nan_for_other_lengths(row, leaves):
+    """Right of the first row and the second."""
+    right = row != TINY_ATTENTION.row(seed=2)
+    intervals = row.intervals(CPU)
+    return lambda *qkv: interval_attention(*qkv, intervals, impl="torch") / right * right
+
+
+def crashes(row, leaves):
     raise RuntimeError("no such kernel\nand a long story")
 
 
 def test_what_fails_or_is_wrong_becomes_a_line_and_is_not_timed(monkeypatch):
     providers = [
         peers.Provider(function.__name__, function, lambda device: None)
-        for function in (wrong, wrong_backward, crashes)
+        for function in (
+            wrong,
+            wrong_backward,
+            wrong_for_other_lengths,
+            nan_for_other_lengths,
+            crashes,
+        )
     ]
     [ours] = [provider for provider in peers.PROVIDERS if provider.name == "ours torch"]
     monkeypatch.setattr(peers, "PROVIDERS", (*providers, ours))
     results = TINY_ATTENTION.run(CPU)
-    forward, backward = (lines(results, operation) for operation in attention.OPERATIONS)
+    forward, backward, plan = (lines(results, operation) for operation in attention.OPERATIONS)
     assert forward["wrong"].status == backward["wrong"].status == "failed"
     assert forward["wrong"].reason.startswith("wrong: error 1.0e-01, bound ")
     assert forward["wrong_backward"].status == "ok"
     assert backward["wrong_backward"].reason.startswith("wrong: error nan")
     assert forward["crashes"].reason == "RuntimeError: no such kernel"
-    assert backward["ours torch"].status == "ok"
-    for line in (*forward.values(), *backward.values()):
+    assert forward["wrong_for_other_lengths"].status == "ok"
+    assert plan["wrong_for_other_lengths"].reason.startswith("wrong: error 9.4e-01")
+    assert plan["nan_for_other_lengths"].reason.startswith("wrong: error nan")
+    assert backward["ours torch"].status == plan["ours torch"].status == "ok"
+    assert set(lines(results, attention.FIRST_PLAN)) == {
+        name for name, line in forward.items() if line.status == "ok"
+    }
+    for line in results:
         assert (line.timing is None) == (line.status != "ok")
 
 
-@pytest.mark.parametrize("row", [packed_row(700, "spans"), packed_row(700, "one document")])
-def test_visible_blocks(row):
-    intervals = row.intervals(CPU)
-    mask = reference.interval_mask(intervals)
-    padded = torch.zeros(768, 768, dtype=torch.bool)
-    padded[:700, :700] = mask
-    blocks = padded.unflatten(0, (6, 128)).unflatten(2, (6, 128)).any(3).any(1)
-    assert torch.equal(attention.visible_blocks(intervals, 128), blocks)
+def test_plans_are_of_rows_as_long_with_other_documents():
+    case = attention.Case("spans", 2048)
+    rows = [case.row(seed) for seed in range(1 + attention.OTHER_ROWS)]
+    assert {row.tokens for row in rows} == {2048}
+    assert len({row.lengths for row in rows}) == len(rows)
+    assert len({attention.Case("documents", 2048, equal=8).row(seed) for seed in range(3)}) == 1
 
 
 def test_cases_of_a_gpu_cover_the_sizes_and_quick_is_a_part():
     cases = attention.cases("cuda")
-    assert {case.tokens for case in cases} == {4096 * 2**power for power in range(6)}
+    assert {case.tokens for case in cases} == {2048 * 2**power for power in range(7)}
     assert {case.head_dim for case in cases if case.quick} == {64, 128}
     assert {case.mask for case in cases if case.quick} == {"spans", "documents", "one document"}
+    assert {(c.mask, c.tokens) for c in cases if c.tokens <= 8192} >= {
+        (mask, tokens) for mask in ("spans", "documents") for tokens in (2048, 4096, 8192)
+    }
+    assert sum(case.quick for case in cases) == 6  # a process each, of the 8 minutes of all
     assert len({case.name for case in cases}) == len(cases)
 
 
@@ -125,11 +154,3 @@ def test_decoding_is_verified_and_counted_in_bytes(monkeypatch):
     assert ours.rate == pytest.approx(least / ours.timing.milliseconds / 1e6)
     assert found["zeros"].status == "failed" and found["zeros"].timing is None
     assert found["flash-attn 2"].reason == "needs a GPU"
-
-
-def test_a_probe_names_what_is_missing():
-    probe = peers.gpu_package("no_such_package.inner")
-    assert probe(CPU) == "needs a GPU"
-    assert probe(torch.device("cuda")) == "not installed"
-    assert peers.gpu_package("torch.no_such_module")(torch.device("cuda")).startswith("ModuleNotF")
-    assert peers.gpu_package("torch")(torch.device("cuda")) is None

@@ -3,6 +3,7 @@ from bench_records import attention, line, record, timing, write_attention
 
 from bench import compare
 from bench.results import FILE, Result, failed, write_record
+from bench.timing import Timing
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,7 @@ from bench.results import FILE, Result, failed, write_record
         (timing(1.0, 0.05), timing(1.07, 0.05), "alike"),  # above it, but within the spread
         (timing(1.07, 0.01), timing(1.0, 0.01), "faster"),
         (timing(1.04, 0.01), timing(1.0, 0.01), "alike"),
+        (Timing([1.0], None, None), Timing([2.0], None, None), "alike"),  # once is no evidence
     ],
 )
 def test_slower_is_apart_and_above_the_threshold(old, new, verdict):

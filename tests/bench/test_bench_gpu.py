@@ -1,5 +1,7 @@
+import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -229,30 +231,72 @@ def test_the_script_works_from_anywhere(tmp_path):
         assert printed == f"{ROOT} {ROOT}:{ROOT}/kernels {folder} -m bench.gpu --quick\n"
 
 
+PRETENDS_TO_BE_PYTHON = """#!/bin/sh
+target="$PWD/build/one-wheel/shared"
+case "$*" in
+    *alien*) exit 1 ;;
+    *pip*) mkdir -p "$target"; touch "$target/${9##*/}"; echo "$*" >> "$OUT.log" ;;
+    *) echo "$PYTHONPATH $UNPACKED_WHEELS" ;;
+esac
+"""
+
+
 def test_the_script_unpacks_wheels_and_survives_a_bad_one(tmp_path):
-    (tmp_path / "peer-1.whl").touch()
-    (tmp_path / "alien-1.whl").touch()
+    """Into one folder, as an installation would: some wheels of one package share a folder."""
+    bench = tmp_path / "checkout" / "bench"
+    bench.mkdir(parents=True)
+    shutil.copy(ROOT / "bench" / "gpu.sh", bench)
+    for name in ("peer-1.whl", "alien-1.whl", "peer_libraries-1.whl"):
+        (tmp_path / name).touch()
     interpreter = tmp_path / "python"
-    interpreter.write_text(
-        '#!/bin/sh\ncase "$*" in *alien*) exit 1;; *pip*) echo "$*";; *) echo "$PYTHONPATH"; esac\n'
-    )
+    interpreter.write_text(PRETENDS_TO_BE_PYTHON)
     interpreter.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "WHEELS": "."}
     done = subprocess.run(
-        ["bash", ROOT / "bench" / "gpu.sh"],
+        ["bash", bench / "gpu.sh"],
         cwd=tmp_path,
-        env=environment,
+        env=environment | {"OUT": "out"},
         capture_output=True,
         text=True,
         check=True,
     )
-    installed, path = done.stdout.splitlines()
-    assert (
-        f"--no-index --no-deps --upgrade --target build/wheels {tmp_path}/peer-1.whl" in installed
-    )
-    # Last, so that nothing that the machine has is shadowed.
-    assert path == f"{ROOT}:{ROOT}/kernels:{ROOT}/build/wheels"
+    root, wheels = bench.parent, bench.parent / "build" / "unpacked-wheels"
     assert done.stderr == "left out: alien-1.whl\n"
+    assert done.stdout == f"{root}:{root}/kernels {wheels}\n"
+    assert {path.name for path in (wheels / "shared").iterdir()} == {
+        "peer-1.whl",
+        "peer_libraries-1.whl",
+    }
+    assert "--no-index --no-deps --target build/one-wheel " in (tmp_path / "out.log").read_text()
+
+
+def test_unpacked_wheels_come_last_and_their_path_files_are_read(tmp_path):
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "added").mkdir()
+    (tmp_path / "added.pth").write_text("added\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import bench, sys, torch; print(torch.__version__, sys.path[-2:])"],
+        env=os.environ | {"UNPACKED_WHEELS": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{torch.__version__} {[str(tmp_path), str(tmp_path / 'added')]}\n"
+
+
+def test_a_peer_that_came_later_is_measured(monkeypatch):
+    before = gpu.identity(CPU)
+    versions = {"flash-attn-4": "4.0", "xformers": "0.1"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    after = gpu.identity(CPU)
+    assert after["peers"] == "flash-attn-4 4.0, xformers 0.1" != before["peers"]
+    assert after == before | {"peers": after["peers"]}
 
 
 def test_tables_show_ratios_and_reasons():

@@ -4,6 +4,7 @@ from math import nan
 import pytest
 import torch
 
+from bench import timing
 from bench.limits import measure_limits
 from bench.results import Result
 from bench.timing import LEAST_ROUNDS, Candidate, Timing, captured, measure
@@ -49,6 +50,25 @@ def test_only_the_run_is_timed_and_calls_in_it_are_counted():
     assert 1 <= timing.milliseconds < 5
     assert timing.low <= timing.milliseconds <= timing.high
     assert len(timing.samples) == LEAST_ROUNDS
+
+
+def test_host_work_is_timed_by_the_wall_until_the_device_is_done(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    monkeypatch.setattr(timing, "_warm_up", lambda *_: timing._Cost(0.0, 0.0, None))
+    monkeypatch.setattr(timing, "_gpu_clock", lambda device: lambda *_: 1e6)
+    plan = right(lambda: time.sleep(0.004), by_the_wall=True)
+    kernel = right(lambda: time.sleep(0.004))
+    gpu = torch.device("cuda")
+    times = measure({"plan": plan, "kernel": kernel}, gpu, seconds=0)
+    assert times["kernel"].milliseconds == 1e6
+    assert 4 <= times["plan"].milliseconds < 100
+    assert waits == [gpu] * 2 * LEAST_ROUNDS
+
+
+def test_a_time_that_was_taken_once_is_its_own_spread():
+    once = Timing([3.0], None, None)
+    assert once.low == once.milliseconds == once.high == 3.0
 
 
 def test_nothing_to_time_takes_no_time():
