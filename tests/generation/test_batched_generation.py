@@ -77,7 +77,9 @@ def naive(model: MetaMorph, prompt: Prompt, max_new_tokens: int) -> dict:
             fed = model.projector(vectors[-1][None])
         else:
             if vectors is None:
-                token_id = model.language.head(state)[0].argmax().item()
+                logits, token_ids = model.language.head(state)[0].topk(2)
+                assert logits[0] - logits[1] > 1e-3  # so that no rounding chooses another token
+                token_id = token_ids[0].item()
             else:
                 token_id = END
                 images.append(torch.stack(vectors))
