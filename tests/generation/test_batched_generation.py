@@ -132,7 +132,8 @@ def test_batched_and_cached_equals_alone_and_uncached(seed, max_new_tokens):
             assert getattr(generation, field) == expected[field], field
         assert len(generation.images) == len(expected["images"])
         for image, other in zip(generation.images, expected["images"], strict=True):
-            torch.testing.assert_close(image, other, atol=1e-5, rtol=0)
+            # Of unit vectors, when each of 30 steps adds the rounding of sums of 40 terms: 7e-5.
+            torch.testing.assert_close(image, other, atol=1e-4, rtol=0)
 
 
 def test_the_seeds_above_reach_every_kind_of_row():
