@@ -28,7 +28,8 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
         assert line.status == "ok" and line.rate > 0, line
     assert len(results) == 2 * len(found)
     milliseconds = found["generation: image decode", "uncached"].timing.milliseconds
-    assert results[-1].reason == f"{1e3 * 2 * 64 / milliseconds:,.0f} tokens/s"
+    speed = float(results[-1].reason.removesuffix(" tokens/s").replace(",", ""))
+    assert speed == pytest.approx(1e3 * 2 * 64 / milliseconds, rel=5e-3)  # in three digits or more
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
@@ -64,7 +65,9 @@ def test_an_unlikely_token_or_another_vector_is_wrong(operation):
 
 def test_the_steps_are_those_of_generate():
     trial = generation._Trial(TINY, CPU)
-    _, said = trial._generate(TEXT, cached=True)
+    states, said = trial._generate(TEXT, cached=True)
+    best, second = trial.model.language.head(states).topk(2).values.unbind(-1)
+    assert (best - second).min() > 1e-3  # so that no rounding chooses another token
     expected = generate(trial.model, trial.prompts, max_new_tokens=3)
     assert said.tolist() == [each.token_ids for each in expected]
 
@@ -76,7 +79,9 @@ def test_the_steps_are_those_of_generate():
     trial.cache, trial.first = engine.prefill(trial.model, prompts, 64)
     _, said = trial._generate(IMAGE, cached=True)
     expected = generate(trial.model, prompts, max_new_tokens=65)
-    assert torch.equal(said, torch.stack([each.images[0] for each in expected]))
+    images = torch.stack([each.images[0] for each in expected])
+    # Its cache has another size, so that sums over up to 134 keys may be taken in another order.
+    torch.testing.assert_close(said, images, rtol=0, atol=134 * torch.finfo(said.dtype).eps)
 
 
 def test_work_is_counted_by_what_has_to_be_done():

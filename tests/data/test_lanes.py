@@ -174,9 +174,9 @@ def test_rows_prepared_by_other_processes_are_the_same(documents):
             assert all(map(same, inline.next_rows(), ahead.next_rows()))
         # Ctrl-C reaches every process of a terminal; the run decides when these end.
         for pid in ahead.ahead.pool._processes:
-            wait_until_ignoring(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                wait_until_ignoring(pid, number)
+                os.kill(pid, number)
         # Going back drops what was prepared ahead, and nothing else.
         state = json.loads(json.dumps(inline.state_dict()))
         ahead.next_rows()

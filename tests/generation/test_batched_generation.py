@@ -77,7 +77,9 @@ def naive(model: MetaMorph, prompt: Prompt, max_new_tokens: int) -> dict:
             fed = model.projector(vectors[-1][None])
         else:
             if vectors is None:
-                token_id = model.language.head(state)[0].argmax().item()
+                logits, token_ids = model.language.head(state)[0].topk(2)
+                assert logits[0] - logits[1] > 1e-3  # so that no rounding chooses another token
+                token_id = token_ids[0].item()
             else:
                 token_id = END
                 images.append(torch.stack(vectors))
@@ -130,7 +132,8 @@ def test_batched_and_cached_equals_alone_and_uncached(seed, max_new_tokens):
             assert getattr(generation, field) == expected[field], field
         assert len(generation.images) == len(expected["images"])
         for image, other in zip(generation.images, expected["images"], strict=True):
-            torch.testing.assert_close(image, other, atol=1e-5, rtol=0)
+            # Of unit vectors, when each of 30 steps adds the rounding of sums of 40 terms: 7e-5.
+            torch.testing.assert_close(image, other, atol=1e-4, rtol=0)
 
 
 def test_the_seeds_above_reach_every_kind_of_row():

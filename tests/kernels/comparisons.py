@@ -18,20 +18,26 @@ def value_and_gradients(function, *tensors, seed=0):
 
 
 def assert_as_good_as_plain(function, plain, *tensors):
-    """In bfloat16 `function` errs at most twice as much as `plain`, both against float64."""
+    """In bfloat16 `function` errs at most twice as much as `plain`, both against float64.
+
+    That is of roots of mean squares. Largest errors, where one rounding on one CPU makes twice
+    another, may be four times those of `plain`.
+    """
     half = [tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in tensors]
     exact = [tensor.double() if tensor.is_floating_point() else tensor for tensor in half]
     truth = value_and_gradients(plain, *exact)
     errors = [
         [
-            None if value is None else (value.double() - true).abs().max().item()
+            None if value is None else value.double() - true
             for value, true in zip(value_and_gradients(candidate, *half), truth, strict=True)
         ]
         for candidate in (function, plain)
     ]
     for ours, theirs in zip(*errors, strict=True):
         assert (ours is None) == (theirs is None)
-        assert ours is None or ours <= 2 * theirs + 1e-6, errors
+        if ours is not None:
+            assert ours.norm() <= 2 * theirs.norm() + 1e-6
+            assert ours.abs().max() <= 4 * theirs.abs().max() + 1e-6
 
 
 MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)

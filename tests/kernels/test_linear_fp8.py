@@ -114,11 +114,11 @@ def test_rows_that_have_no_scale(dtype):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_row(bad):
     x, weight, bias = random_layer(7, 33, 10)
+    others = [0, 1, 2, 4, 5, 6]
+    expected = linear_fp8(x, weight, bias)[others]
     x[3, 5] = bad
     y = linear_fp8(x, weight, bias)
-    others = [0, 1, 2, 4, 5, 6]
-    assert y[3].isnan().all()
-    assert torch.equal(y[others], linear_fp8(x[others], weight, bias))
+    assert y[3].isnan().all() and torch.equal(y[others], expected)
     x, weight, bias = random_layer(7, 33, 10)
     weight[4, 5] = bad
     y = linear_fp8(x, weight, bias)

@@ -103,7 +103,10 @@ def test_quantisation_equals_that_of_pytorch(device, name, shape, dtype, to, gel
         values.float() * scales[:, None],
         expected.float() * expected_scales[:, None],
     )
-    assert (kept - truth).norm() <= (1e-3 if INTERPRETED else 1e-2) * truth.norm()
+    assert (kept - truth).norm() <= 1e-2 * truth.norm()
+    # A number at the middle of two of float8 may fall to either side: by 1/16 of it or more.
+    others = (kept - truth).abs() > 2e-3 * truth.abs() + 1e-10
+    assert others.float().mean() <= (1e-3 if INTERPRETED else 1e-1)
 
 
 @pytest.mark.parametrize("name", ["quantise_rows", "quantise_columns"])

@@ -65,7 +65,8 @@ def test_logits_equal_transformers(tmp_path, settings):
     with torch.no_grad():
         expected = official(token_ids[None]).logits[0]
         logits = ours.head(states_of(ours, token_ids))
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    # Of sums of up to 48 terms, ten of them one after another.
+    torch.testing.assert_close(logits, expected, atol=3e-5, rtol=1e-5)
 
     ours.save_pretrained(tmp_path / "ours")
     assert AutoConfig.from_pretrained(tmp_path / "ours").model_type == "llama"

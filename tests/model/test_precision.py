@@ -144,9 +144,11 @@ def test_transformer_engine_converts_the_decoder_layers(model, transformer_engin
     assert list(model.state_dict()) == names
     model.load_state_dict(model.state_dict(), strict=True)
     assert all(parameters[name] is value for name, value in model.named_parameters())
-    # The stand-in computes in bf16, checks the recipe, and takes whole multiples of rows only.
+    # The stand-in computes in bf16, checks the recipe, and takes whole multiples of rows only: sums
+    # of more rows may be taken in another order, and some then rounded to the next bf16.
     fake_libraries.CALLS.clear()
-    torch.testing.assert_close(states_of(model, 21, "fp8"), expected)
+    error = (states_of(model, 21, "fp8") - expected).norm() / expected.norm()
+    assert error < torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(states_of(model, 32, "fp8"), states_of(model, 32, "fp8"))
     assert fake_libraries.CALLS == ["Linear"] * len(LAYERS) * 3
 
