@@ -226,7 +226,8 @@ class _SummedLoss(torch.autograd.Function):
         if x_gradient is not None:
             x_gradient = x_gradient * gradient.to(x_gradient.dtype)
         if weight_gradient is not None:
-            weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
+            scaled = torch.empty_like(weight_gradient, dtype=ctx.weight_dtype)
+            weight_gradient = torch.mul(weight_gradient, gradient, out=scaled)  # in one pass
         return x_gradient, weight_gradient, None, None, None
 
 
