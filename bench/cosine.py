@@ -210,7 +210,7 @@ COSINE_PROVIDERS = [
     compiled(_eager),
 ]
 LINEAR_PROVIDERS = [
-    *ours(linear_cosine_loss, "triton", "torch"),
+    *ours(linear_cosine_loss, "triton", "cuda", "torch"),
     Provider("eager", partial(_of_linear, _eager)),
     compiled(partial(_of_linear, _eager)),
     Provider("Liger distillation", _liger, gpu_package("liger_kernel.chunked_loss")),

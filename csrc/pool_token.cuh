@@ -14,13 +14,14 @@ struct Taps {
   float weights[2];
 };
 
-// Half-pixel centres, clamped at the border, no antialiasing.
+// Half-pixel centres, clamped at the border, no antialiasing. A far token without weight is the near
+// one: 0 times NaN would be NaN.
 METAMORPH_BOTH Taps taps(int position, int side, int grid) {
   const float centre = (position + 0.5f) * (static_cast<float>(side) / grid) - 0.5f;
   const float clamped = centre > 0 ? centre : 0;
   const int near = clamped < side - 1 ? static_cast<int>(clamped) : side - 1;
-  const int far = near < side - 1 ? near + 1 : near;
   const float weight = clamped - near;
+  const int far = weight > 0 && near < side - 1 ? near + 1 : near;
   return {{near, far}, {1 - weight, weight}};
 }
 

@@ -16,7 +16,7 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "interval_attention_fp8": ("triton", "torch"),
     "decode_attention": ("triton", "torch"),
     "cosine_loss": ("triton", "cuda", "torch"),
-    "linear_cosine_loss": ("triton", "torch"),
+    "linear_cosine_loss": ("triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
     "linear_fp8": ("triton", "torch"),
     "mlp_gelu": ("triton", "torch"),

@@ -1,6 +1,5 @@
 """The output matrix together with the cross-entropy of its logits, a few rows at a time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +16,14 @@ from metamorph_kernels.backends import resolve
 from metamorph_kernels.products import add_product, wide_product
 
 IGNORED = -100
-# 512 MiB in float32: beside fewer, reading and writing the weight gradient would take longer than
-# the product that adds to it. In PyTorch there are others beside them.
-LOGITS_AT_ONCE = {"triton": 2**27, "torch": 2**26}
+# In float32 256 MiB of logits and, beside them in Triton, 512 MiB of their gradient. A chunk of
+# gradients reads and writes the weight's float32 gradient once, at the ends of tiles, where no
+# arithmetic hides it; a chunk of logits reads the weight once, all along its products. So gradients
+# come in longer chunks: at 8192 rows, 4096 wide, and 128,258 classes in bfloat16, 4 of 2048 rows
+# beside 16 of 512 move 14.7 GB of sums and 16.8 GB of weight. One length for both in the same
+# memory, 8 of 1024 rows, would move 31.5 and 8.4.
+LOGITS_AT_ONCE = 2**26
+GRADIENT_BYTES_AT_ONCE = 2**29
 ROWS_OF_A_TILE = 128  # of a matrix product: chunks of whole tiles waste nothing
 
 
@@ -48,8 +52,12 @@ def linear_cross_entropy(
     the logits again in the backward. The weight gradient adds up in float32. Give only rows that
     count: an ignored row costs what another costs.
 
+    A logit may be -inf. One of NaN or +inf makes loss and gradient of its row NaN, and so does -inf
+    in all of it.
+
     Triton takes logits to losses and to their gradient, in the dtype of x, by two reads and one
-    write; the products are cuBLAS's. It does not take float64.
+    write; the products are cuBLAS's. Of gradients `GRADIENT_BYTES_AT_ONCE` exist beside the logits.
+    It does not take float64.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for an unknown reduction, for
     an `impl` that cannot run this call, for a smoothing outside 0..1 or a negative `z_loss`, and in
@@ -111,6 +119,18 @@ class LinearCrossEntropy(nn.Module):
         )
 
 
+def logit_chunks(rows: int, classes: int) -> list[slice]:
+    """Rows whose logits exist at once."""
+    return _chunks(rows, LOGITS_AT_ONCE // classes)
+
+
+def _chunks(rows: int, most: int) -> list[slice]:
+    """All rows, so many at once, or one where that is 0; whole tiles where there are several."""
+    most -= most % ROWS_OF_A_TILE if most > ROWS_OF_A_TILE else 0
+    most = max(most, 1)
+    return [slice(first, min(first + most, rows)) for first in range(0, rows, most)]
+
+
 @dataclass(frozen=True)
 class _Rows:
     """What happens to logits, some rows at a time."""
@@ -119,13 +139,11 @@ class _Rows:
     z_loss: float
     backend: str
 
-    def chunks(self, x: Tensor, weight: Tensor) -> Iterator[slice]:
-        """Rows whose logits exist at once."""
-        most = max(LOGITS_AT_ONCE[self.backend] // len(weight), 1)
-        if most > ROWS_OF_A_TILE:
-            most -= most % ROWS_OF_A_TILE
-        for first in range(0, len(x), most):
-            yield slice(first, min(first + most, len(x)))
+    def chunks(self, x: Tensor, weight: Tensor) -> list[slice]:
+        """Rows whose gradient exists at once: in PyTorch it takes the place of the logits."""
+        if self.backend == "torch":
+            return logit_chunks(len(x), len(weight))
+        return _chunks(len(x), GRADIENT_BYTES_AT_ONCE // (len(weight) * x.element_size()))
 
     def losses(
         self, x: Tensor, weight: Tensor, labels: Tensor, cotangents: Tensor | None
@@ -137,6 +155,7 @@ class _Rows:
         if self.backend == "torch":
             logits = wide_product(x, weight.t())
             log_sums = logits.logsumexp(-1)
+            log_sums.masked_fill_(log_sums == torch.inf, torch.nan)  # as log_softmax has it
             losses = self._losses(logits, log_sums, labels)
             if cotangents is None:
                 return losses, None
@@ -169,6 +188,14 @@ class _Rows:
         return gradient.mul_(cotangents[:, None])
 
 
+def _no_sum(weight: Tensor, dtype: torch.dtype, x: Tensor) -> Tensor | None:
+    """The weight gradient before the first rows: zeros where there are none.
+
+    Else None, so that the first product writes it and nobody reads zeros.
+    """
+    return None if len(x) else torch.zeros_like(weight, dtype=dtype)
+
+
 class _SummedLoss(torch.autograd.Function):
     """The sum over rows; its gradients are computed beside it and only scaled in the backward."""
 
@@ -178,15 +205,16 @@ class _SummedLoss(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=x.device)
         x_gradient = torch.empty_like(x) if wants_x else None
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        weight_gradient = _no_sum(weight, wide, x) if wants_weight else None
         for part in rows.chunks(x, weight):
             cotangents = counted[part].to(wide) if wants_x or wants_weight else None
-            losses, gradient = rows.losses(x[part], weight, labels[part], cotangents)
+            losses, of_logits = rows.losses(x[part], weight, labels[part], cotangents)
             total += losses.where(counted[part], 0).sum()
             if wants_x:
-                x_gradient[part] = wide_product(gradient, weight)
+                x_gradient[part] = wide_product(of_logits, weight)
             if wants_weight:
-                add_product(weight_gradient, gradient.t(), x[part])
+                weight_gradient = add_product(weight_gradient, of_logits.t(), x[part])
+            del of_logits  # before the next chunk makes its own
         ctx.save_for_backward(x_gradient, weight_gradient)
         ctx.weight_dtype = weight.dtype
         return total
@@ -198,7 +226,8 @@ class _SummedLoss(torch.autograd.Function):
         if x_gradient is not None:
             x_gradient = x_gradient * gradient.to(x_gradient.dtype)
         if weight_gradient is not None:
-            weight_gradient = (weight_gradient * gradient).to(ctx.weight_dtype)
+            scaled = torch.empty_like(weight_gradient, dtype=ctx.weight_dtype)
+            weight_gradient = torch.mul(weight_gradient, gradient, out=scaled)  # in one pass
         return x_gradient, weight_gradient, None, None, None
 
 
@@ -222,13 +251,14 @@ class _RowLosses(torch.autograd.Function):
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         cotangents = gradient.where(counted, 0)
         x_gradient = torch.empty_like(x) if wants_x else None
-        weight_gradient = torch.zeros_like(weight, dtype=gradient.dtype) if wants_weight else None
+        weight_gradient = _no_sum(weight, gradient.dtype, x) if wants_weight else None
         for part in ctx.rows.chunks(x, weight):
-            _, gradient = ctx.rows.losses(x[part], weight, labels[part], cotangents[part])
+            _, of_logits = ctx.rows.losses(x[part], weight, labels[part], cotangents[part])
             if wants_x:
-                x_gradient[part] = wide_product(gradient, weight)
+                x_gradient[part] = wide_product(of_logits, weight)
             if wants_weight:
-                add_product(weight_gradient, gradient.t(), x[part])
+                weight_gradient = add_product(weight_gradient, of_logits.t(), x[part])
+            del of_logits
         if wants_weight:
             weight_gradient = weight_gradient.to(weight.dtype)
         return x_gradient, weight_gradient, None, None, None

@@ -1,5 +1,6 @@
 """Rows of logits to losses and the gradient of the logits in Triton: two reads, one write."""
 
+import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -9,10 +10,28 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.compilation import Compilation
+from metamorph_kernels.cross_entropy import logit_chunks
 from metamorph_kernels.products import wide_product
 
 BLOCK, NUM_WARPS = 4096, 16
-ALIGNMENT = 64  # of rows of gradients, in elements, so that matrix products read them at full speed
+LANE = tl.constexpr(8)  # neighbouring numbers of a thread: as gradients in half precision, 16 bytes
+ALIGNMENT = 64  # of rows, in elements, so that all who read or write them do so at full speed
+LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+@triton.jit
+def finite_shift(largest):
+    """What to subtract before an exponential: 0 where nothing but -inf has been met.
+
+    NaN and inf stay; their differences are NaN, as PyTorch has it.
+    """
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def exponential(x):
+    """exp(x) of x <= 0, without the care of `tl.exp` for results below the normal numbers."""
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -29,44 +48,55 @@ def cross_entropy(
     z_loss,
     BLOCK: tl.constexpr,
 ):
-    """One row. A label that is no class makes its loss and gradient NaN."""
+    """One row. A label that is no class makes its loss and gradient NaN.
+
+    Strides are multiples of ALIGNMENT, and whole rows of memory are read and written, so that
+    nothing is scalar for any V; what comes after column V is not looked at, and stays anything.
+
+    A maximum may drop NaN, as a GPU's does, or keep it: the sums of exponentials keep it.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_stride
-    offset = tl.arange(0, BLOCK)
+    offset = tl.arange(0, BLOCK // LANE)[:, None] * LANE + tl.arange(0, LANE)[None, :]
     # Each lane sums by itself, relative to the largest logit that it has met.
-    largest = tl.full([BLOCK], float("-inf"), tl.float32)
-    lane_sum = tl.zeros([BLOCK], tl.float32)
-    logit_sum = tl.zeros([BLOCK], tl.float32)
+    largest = tl.full([BLOCK // LANE], float("-inf"), tl.float32)
+    lane_sum = tl.zeros([BLOCK // LANE], tl.float32)
+    logit_sum = tl.zeros([BLOCK // LANE], tl.float32)
     for first in range(0, classes, BLOCK):
-        mask = first + offset < classes
-        logits = tl.load(logits_ptr + first + offset, mask=mask, other=float("-inf"))
-        larger = tl.maximum(largest, logits)
-        met = larger > float("-inf")  # else both are, and their difference is NaN
-        lane_sum = tl.where(met, lane_sum * tl.exp(largest - larger) + tl.exp(logits - larger), 0.0)
+        column = first + offset
+        logits = tl.load(logits_ptr + column, mask=column < logits_stride, other=0.0)
+        real = column < classes
+        logit_sum += tl.sum(tl.where(real, logits, 0.0), 1)
+        logits = tl.where(real, logits, float("-inf"))
+        larger = tl.maximum(largest, tl.max(logits, 1))
+        shift = finite_shift(larger)
+        lane_sum *= exponential(largest - shift)
+        lane_sum += tl.sum(exponential(logits - shift[:, None]), 1)
         largest = larger
-        logit_sum += tl.where(mask, logits, 0.0)
-    top = tl.max(largest, 0)
-    log_sum = top + tl.log(tl.sum(lane_sum * tl.exp(largest - top), 0))
+    shift = finite_shift(tl.max(largest, 0))
+    log_sum = shift + tl.log(tl.sum(lane_sum * exponential(largest - shift), 0))
 
     label = tl.load(labels_ptr + row)
-    real = (label >= 0) & (label < classes)
-    target = tl.load(logits_ptr + label, mask=real, other=float("nan"))
+    known = (label >= 0) & (label < classes)
+    target = tl.load(logits_ptr + label, mask=known, other=float("nan"))
     loss = log_sum - (1.0 - smoothing) * target + z_loss * log_sum * log_sum
     if smoothing > 0.0:  # not 0 times what may be infinite
         loss -= smoothing * tl.sum(logit_sum, 0) / classes
     tl.store(losses_ptr + row, loss)
 
     if gradient_ptr is not None:
-        cotangent = tl.load(cotangents_ptr + row) + tl.where(real, 0.0, float("nan"))
+        cotangent = tl.load(cotangents_ptr + row) + tl.where(known, 0.0, float("nan"))
         probability_weight = cotangent * (1.0 + 2.0 * z_loss * log_sum)
+        of_others = cotangent * (smoothing / classes)
+        of_label = of_others + cotangent * (1.0 - smoothing)
+        label = label.to(tl.int32)
         gradient_ptr += row * gradient_stride
         for first in range(0, classes, BLOCK):
             column = first + offset
-            mask = column < classes
-            logits = tl.load(logits_ptr + column, mask=mask, other=float("-inf"))
-            wanted = tl.where(column == label, 1.0 - smoothing, 0.0) + smoothing / classes
-            gradient = probability_weight * tl.exp(logits - log_sum) - cotangent * wanted
-            tl.store(gradient_ptr + column, gradient, mask=mask)
+            logits = tl.load(logits_ptr + column, mask=column < logits_stride, other=0.0)
+            gradient = probability_weight * exponential(logits - log_sum)
+            gradient -= tl.where(column == label, of_label, of_others)
+            tl.store(gradient_ptr + column, gradient, mask=column < gradient_stride)
 
 
 @torch.library.custom_op("metamorph_kernels::linear_cross_entropy_rows", mutates_args=())
@@ -81,29 +111,32 @@ def linear_cross_entropy_rows(
     """Losses float32 [N], and the gradient of the logits in the dtype of x or, without cotangents,
     [0, 0].
 
-    The gradient is [N, V] and a few columns that are not written.
+    The gradient is [N, V] and a few columns of anything.
     """
     losses, gradient = _results(x, weight, cotangents)
     classes = len(weight)
-    if len(x) == 0:
-        return losses, gradient
-    logits = losses.new_empty((len(x), aligned(classes)))[:, :classes]
-    wide_product(x, weight.t(), out=logits)
-    with torch.cuda.device_of(x):
-        cross_entropy[(len(x),)](
-            logits,
-            labels.contiguous(),
-            cotangents,
-            losses,
-            None if cotangents is None else gradient,
-            logits.stride(0),
-            gradient.stride(0),
-            classes,
-            smoothing,
-            z_loss,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
+    labels = labels.contiguous()
+    parts = logit_chunks(len(x), classes)
+    if parts:
+        memory = losses.new_empty((parts[0].stop, aligned(classes)))
+    for part in parts:
+        logits = memory[: part.stop - part.start, :classes]
+        wide_product(x[part], weight.t(), out=logits)
+        with torch.cuda.device_of(x):
+            cross_entropy[(len(logits),)](
+                logits,
+                labels[part],
+                None if cotangents is None else cotangents[part],
+                losses[part],
+                None if cotangents is None else gradient[part],
+                logits.stride(0),
+                gradient.stride(0),
+                classes,
+                smoothing,
+                z_loss,
+                BLOCK=BLOCK,
+                num_warps=NUM_WARPS,
+            )
     return losses, gradient
 
 
@@ -124,22 +157,21 @@ def aligned(columns: int) -> int:
 
 
 def compilations() -> Iterator[Compilation]:
-    """With and without gradient."""
-    for element, with_gradient in product(("bf16", "fp16", "fp32"), (True, False)):
-        if element != "bf16" and not with_gradient:
-            continue  # the same kernel: only the gradient has this type
+    """With and without gradient, for any V and for one that Triton finds a multiple of 16."""
+    for element, classes in product(("bf16", "fp16", "fp32", None), ("i32", "i32:16")):
+        name = "no gradient" if element is None else f"{element} gradient"
         yield Compilation(
             kernel=cross_entropy,
-            configuration=f"{element} gradient" if with_gradient else "no gradient",
+            configuration=f"{name} {'any V' if classes == 'i32' else 'V in 16s'}",
             arguments={
                 "logits_ptr": "*fp32",
                 "labels_ptr": "*i64",
-                "cotangents_ptr": "*fp32" if with_gradient else None,
+                "cotangents_ptr": "*fp32" if element else None,
                 "losses_ptr": "*fp32",
-                "gradient_ptr": f"*{element}" if with_gradient else None,
+                "gradient_ptr": f"*{element}" if element else None,
                 "logits_stride": "i32:16",
                 "gradient_stride": "i32:16",
-                "classes": "i32",
+                "classes": classes,
                 "smoothing": "fp32",
                 "z_loss": "fp32",
                 "BLOCK": BLOCK,

@@ -21,12 +21,14 @@ NUM_WARPS = {128: 1, 256: 1, 512: 1, 1024: 2, 2048: 4, 4096: 8, 8192: 16}
 def taps(out, SIDE: tl.constexpr, GRID: tl.constexpr):
     """The two lines of the input that line `out` of the output reads, and the upper one's weight.
 
-    Half-pixel centres, clamped at the edges; exact but for the division.
+    Half-pixel centres, clamped at the edges; exact but for the division. The upper one is the lower
+    where its weight is 0: 0 times NaN would be NaN.
     """
     source = tl.maximum((2 * out + 1) * SIDE - GRID, 0)  # 2 GRID times the centre of `out`
     lower = source // (2 * GRID)
-    weight = (source - lower * (2 * GRID)).to(tl.float32) / (2 * GRID)
-    return lower, tl.minimum(lower + 1, SIDE - 1), weight
+    rest = source - lower * (2 * GRID)
+    upper = tl.minimum(lower + tl.minimum(rest, 1), SIDE - 1)
+    return lower, upper, rest.to(tl.float32) / (2 * GRID)
 
 
 @triton.jit

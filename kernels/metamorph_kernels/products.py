@@ -15,10 +15,11 @@ def wide_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(a.to(wide), b.to(wide), out=out)
 
 
-def add_product(sum: Tensor, a: Tensor, b: Tensor) -> None:
-    """sum += a b, in the float32 or wider of `sum`."""
+def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in place, in the float32 or wider of `total`; without one, what begins it."""
+    if total is None:
+        return wide_product(a, b)
     with without_autocast(b):
         if b.is_cuda and b.dtype in (torch.bfloat16, torch.float16):
-            torch.addmm(sum, a.to(b.dtype), b, out_dtype=torch.float32, out=sum)
-        else:
-            sum.addmm_(a.to(sum.dtype), b.to(sum.dtype))
+            return torch.addmm(total, a.to(b.dtype), b, out_dtype=torch.float32, out=total)
+        return total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -98,7 +98,7 @@ def cosine_loss(
         return _reduce(losses, len(rows), reduction)
     norms = prediction.norm(dim=-1) * target.norm(dim=-1)
     dot = (prediction * target).sum(-1)
-    losses = 1 - torch.where(norms > 0, dot / norms.where(norms > 0, 1), 0)
+    losses = 1 - torch.where(norms == 0, 0, dot / norms.where(norms != 0, 1))
     return _reduce(losses, len(losses), reduction)
 
 

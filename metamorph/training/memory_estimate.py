@@ -22,7 +22,7 @@ from metamorph.training.flops import (
     Workload,
 )
 from metamorph.training.sharding import Unit
-from metamorph_kernels.cross_entropy import LOGITS_AT_ONCE
+from metamorph_kernels.cross_entropy import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 
 WIDE = 4  # bytes of float32
 OPTIMIZER_BYTES = {  # of an element's two moments
@@ -135,7 +135,9 @@ def activation_bytes(
     # The gradient is computed beside the loss, from selected states that are let go then.
     text = work.text_targets * hidden * widths.products
     text += vocabulary * hidden * WIDE * (TEXT_HEAD in trained)
-    logits = min(LOGITS_AT_ONCE["triton"], work.text_targets * vocabulary)
+    logits = work.text_targets * vocabulary
+    logits_at_once = min(LOGITS_AT_ONCE, logits) * WIDE
+    logits_at_once += min(GRADIENT_BYTES_AT_ONCE, logits * widths.products)
     encoder = 0
     if vision is not None:
         patches = work.images * (vision.image_size // vision.patch_size) ** 2
@@ -145,8 +147,7 @@ def activation_bytes(
     return {
         "blocks": work.tokens * (language.num_hidden_layers * block + recomputed),
         "projector and heads": projector + states + visual_head + text,
-        "logits of a chunk": logits * (WIDE + widths.products)
-        + work.text_targets * hidden * widths.products,
+        "logits of a chunk": logits_at_once + work.text_targets * hidden * widths.products,
         "encoder": encoder,
     }
 

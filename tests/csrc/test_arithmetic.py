@@ -212,6 +212,15 @@ def test_pool_reads_four_tokens_for_each(library):
     assert pooled.isfinite().all()
 
 
+@pytest.mark.parametrize("grid", [3, 9])
+def test_pool_reads_no_token_without_weight(library, grid):
+    features = torch.ones(1, 81, 8)
+    features[0, 10] = math.nan  # the only one of 9 x 9 that the first of 3 x 3 reads
+    pooled, _ = run_pool(library, features, grid)
+    broken = pooled.isnan().any(-1).flatten().nonzero().flatten().tolist()
+    assert broken == [{3: 0, 9: 10}[grid]]
+
+
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_quantise_equals_pytorch(library, dtype, columns):

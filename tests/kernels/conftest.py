@@ -47,3 +47,27 @@ def exact_float8(monkeypatch):
         return convert(data, source, target, rounding)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert_exactly)
+
+
+@pytest.fixture(params=["drops NaN", "keeps NaN"] if INTERPRETED else ["as the GPU has it"])
+def either_maximum(request, monkeypatch):
+    """Both meanings of a maximum with NaN.
+
+    A GPU's drops NaN; the interpreter's drops it in a reduction and keeps it between two tensors.
+    """
+    if not INTERPRETED:
+        return
+    import numpy
+    from triton.runtime import interpreter
+
+    keeps = request.param == "keeps NaN"
+    pairwise = {
+        "create_maxnumf": numpy.maximum if keeps else numpy.fmax,
+        "create_minnumf": numpy.minimum if keeps else numpy.fmin,
+    }
+    for name, function in pairwise.items():
+        method = lambda self, a, b, f=function: self.binary_op(a, b, f)  # noqa: E731
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, method)
+    if keeps:
+        monkeypatch.setattr(interpreter.np, "nanmax", numpy.max)
+        monkeypatch.setattr(interpreter.np, "nanmin", numpy.min)

@@ -1,4 +1,6 @@
 import importlib
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,12 +8,14 @@ import pytest
 import triton
 
 import metamorph_kernels
-from metamorph_kernels import aot, attention_triton
+from metamorph_kernels import aot, attention_triton, cross_entropy_triton
 from metamorph_kernels.aot import Resources
 
 FITS = Resources(registers=200, stack=0, shared=232_448, wgmma=True, tma=True)
 # Called by kernels, never launched.
 HELPERS = {
+    "exponential",
+    "finite_shift",
     "halves",
     "inverse_length",
     "inverse_norm",
@@ -76,6 +80,47 @@ def test_compiles_for_hopper_without_a_gpu():
     used = aot.compile_ahead(a_forward_configuration(), 90)
     assert used.wgmma and used.tma and used.stack == 0
     assert 100 < used.registers <= 255 and 65_536 < used.shared <= aot.MOST_SHARED_BYTES
+
+
+def widest_accesses(case, folder):
+    """Bits of the widest load and store of global memory in the machine code."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: isinstance(value, str) for name, value in case.arguments.items()}
+    source = ASTSource(
+        fn=case.kernel,
+        signature={
+            name: value.removesuffix(":16") if types[name] else "constexpr"
+            for name, value in case.arguments.items()
+        },
+        constexprs={name: value for name, value in case.arguments.items() if not types[name]},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, value in enumerate(case.arguments.values())
+            if isinstance(value, str) and (value.startswith("*") or value.endswith(":16"))
+        },
+    )
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    text = subprocess.run(
+        [tool, "-c", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+    ).stdout
+    return [
+        max(int(bits or 32) for bits in re.findall(rf"{opcode}\.E(?:\.(64|128))?\b", text))
+        for opcode in ("LDG", "STG")
+    ]
+
+
+@pytest.mark.parametrize("configuration", ["bf16 gradient any V", "bf16 gradient V in 16s"])
+def test_logits_are_read_and_their_gradient_written_16_bytes_at_a_time(configuration, tmp_path):
+    """Also for a vocabulary that is no multiple of 16, such as 128,258."""
+    [case] = [
+        case for case in cross_entropy_triton.compilations() if case.configuration == configuration
+    ]
+    assert widest_accesses(case, tmp_path) == [128, 128]
 
 
 def test_half_the_warps_spill_and_are_refused():

@@ -79,7 +79,7 @@ def test_asking_for_triton_where_it_cannot_run_says_why(operation, monkeypatch):
         resolve(operation, "triton", x, "a limit")
 
 
-@pytest.mark.parametrize("operation", ["cosine_loss", "pool_normalize"])
+@pytest.mark.parametrize("operation", ["cosine_loss", "linear_cosine_loss", "pool_normalize"])
 def test_asking_for_cuda_where_it_cannot_run_says_why(operation, monkeypatch):
     resolve, x = backends.resolve, torch.ones(1)
     monkeypatch.setattr(backends, "cuda_absence", {"cpu": "not built"}.get)

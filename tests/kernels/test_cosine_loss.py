@@ -119,6 +119,16 @@ def test_what_ignored_rows_hold_does_not_count():
     assert losses.isfinite().all() and gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("side", ["prediction", "target"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_has_no_loss(side, value):
+    prediction, target = pair()
+    (prediction if side == "prediction" else target)[1, 2] = value
+    for function in (cosine_loss, reference.cosine_loss):
+        losses = function(prediction, target, reduction="none")
+        assert losses.isnan().nonzero().flatten().tolist() == [1]
+
+
 @pytest.mark.parametrize("targets", [0, 3])
 @pytest.mark.parametrize("rows", [0, 5])
 def test_no_counted_row_gives_exactly_zero(rows, targets):

@@ -101,6 +101,18 @@ def test_compiled_equals_eager_also_under_autocast():
         assert eager[0].dtype == torch.float32 and eager[2].dtype == torch.float32
 
 
+def test_the_bias_gradient_adds_up_in_float32():
+    """In bfloat16 a sum of so many would stop growing at 256 times the first."""
+    x, weight, bias, target = inputs(4096, 8, 8, torch.bfloat16)
+    x, target = x[:1].expand(4096, 8), target[:1].expand(4096, 8)
+    bias.requires_grad_()
+    linear_cosine_loss(x, weight, bias, target, reduction="sum").backward()
+    first = bias.grad.clone()
+    bias.grad = None
+    linear_cosine_loss(x[:1], weight, bias, target[:1], reduction="sum").backward()
+    torch.testing.assert_close(first, 4096 * bias.grad)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_module(bias):
     module = LinearCosineLoss(3, 7, bias, reduction="sum", dtype=torch.float64)
@@ -122,7 +134,8 @@ def test_module(bias):
         ({"target": torch.ones(5, 7).int()}, "target: .*got torch.int32"),
         ({"target": torch.ones(5, 7, device="meta")}, "target: expected device cpu.*got meta"),
         ({"reduction": None}, "reduction: .*got None"),
-        ({"impl": "cuda"}, "impl: linear_cosine_loss takes 'auto', 'triton', 'torch', got 'cuda'"),
+        ({"impl": "numpy"}, "takes 'auto', 'triton', 'cuda', 'torch', got 'numpy'"),
+        ({"impl": "cuda"}, r"impl: linear_cosine_loss cannot run in CUDA C\+\+ here: "),
     ],
 )
 def test_refuses(change, words):

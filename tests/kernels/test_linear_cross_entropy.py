@@ -1,6 +1,8 @@
+import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ def inputs(rows=7, width=5, vocabulary=11, dtype=torch.float64):
 
 @pytest.fixture(params=[1, 22, 33, 2**26], ids=lambda logits: f"{logits}-at-once")
 def logits_at_once(request, monkeypatch):
-    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "torch", request.param)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", request.param)
     return request.param
 
 
@@ -51,7 +53,7 @@ def test_equals_reference_and_gradcheck(logits_at_once, reduction):
     ("label_smoothing", "z_loss"), [(0.1, 0.0), (1.0, 0.0), (0.0, 0.3), (0.2, 0.01)]
 )
 def test_label_smoothing_and_z_loss(monkeypatch, reduction, label_smoothing, z_loss):
-    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "torch", 22)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     ours, oracle = (
         value_and_gradients(lambda x, w, f=f: f(x, w, LABELS, z_loss=z_loss, **options), *inputs())
@@ -82,12 +84,43 @@ def test_large_logits_stay_exact():
     torch.testing.assert_close(ours, oracle)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("columns", [(4,), (10,), range(11)], ids=["one", "the label", "all"])
+def test_numbers_that_are_none_show_as_in_pytorch(value, columns):
+    weight = torch.linspace(-1, 1, 11)[:, None].clone()
+    weight[list(columns)] = value
+    rows, labels = cross_entropy._Rows(0.0, 0.0, "torch"), torch.tensor([10])
+    losses, gradient = rows.losses(torch.ones(1, 1), weight, labels, torch.ones(1))
+    logits = weight.t().clone().requires_grad_()
+    expected = F.cross_entropy(logits, labels)
+    expected.backward()
+    torch.testing.assert_close(losses[0], expected.detach(), equal_nan=True)
+    torch.testing.assert_close(gradient, logits.grad, equal_nan=True)
+
+
 def test_logits_are_never_whole(monkeypatch):
-    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "torch", 4 * 100)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 4 * 100)
     x, weight = (tensor.requires_grad_() for tensor in inputs(64, 6, 100))
     with Record() as record:
         linear_cross_entropy(x, weight, torch.arange(64)).backward()
     assert record.elements <= 100 * 6  # the weight is larger than the 4 x 100 logits of a chunk
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_the_gradient_of_a_chunk_is_let_go_before_the_next(monkeypatch, reduction):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    gradients, losses = [], cross_entropy._Rows.losses
+
+    def watched(*arguments):
+        assert all(gradient() is None for gradient in gradients)
+        row_losses, gradient = losses(*arguments)
+        gradients.extend([] if gradient is None else [weakref.ref(gradient)])
+        return row_losses, gradient
+
+    monkeypatch.setattr(cross_entropy._Rows, "losses", watched)
+    x, weight = (tensor.requires_grad_() for tensor in inputs())
+    linear_cross_entropy(x, weight, LABELS, reduction=reduction).sum().backward()
+    assert len(gradients) == 4  # 7 rows, two at a time
 
 
 PEAK_MEMORY = """
@@ -171,7 +204,7 @@ def test_half_precision_has_float32_losses_and_its_own_gradients(dtype):
 
 
 def test_weight_gradient_adds_up_in_float32(monkeypatch):
-    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "torch", 3)  # one row at a time
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 3)  # one row at a time
     x = torch.ones(600, 1, dtype=torch.bfloat16)
     weight = torch.zeros(3, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_cross_entropy(x, weight, torch.zeros(600).long(), reduction="sum").backward()
@@ -191,7 +224,7 @@ def test_bfloat16_is_as_good_as_plain_bfloat16(logits_at_once):
 
 
 def test_compiled_equals_eager_also_under_autocast(monkeypatch):
-    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "torch", 22)
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     tensors = inputs(dtype=torch.float32)
     for on in (False, True):

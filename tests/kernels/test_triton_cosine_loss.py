@@ -72,6 +72,7 @@ def test_reductions_and_dtypes_that_differ(device, reduction):
         assert_near_float64(prediction, target, reduction=reduction)
 
 
+@pytest.mark.usefixtures("either_maximum")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of what overflows
 @pytest.mark.parametrize("width", [3, 1152])
 @pytest.mark.parametrize("scaled", ["prediction", "target", "both"])

@@ -68,6 +68,25 @@ def test_what_lies_past_a_length_does_not_count(device):
         assert torch.equal(ours(q, k_cache, v_cache, lengths), before)
 
 
+@pytest.mark.usefixtures("either_maximum")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of NaN
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_nan_shows_as_in_pytorch_and_in_no_other_head(device, monkeypatch, name, splits):
+    monkeypatch.setattr(decode_triton, "_splits", lambda *_: splits)
+    q, k_cache, v_cache = random_cache(2, 2, 2, 64, DTYPES[0], device)
+    lengths = torch.tensor([40, 33], device=device)
+    {"q": q[0, 1], "k": k_cache[0, 17, 1], "v": v_cache[0, 17, 1]}[name][3] = torch.nan
+    tensors = (q.double(), k_cache.double(), v_cache.double())
+    torch.testing.assert_close(
+        ours(q, k_cache, v_cache, lengths).double(),
+        reference.decode_attention(*tensors, lengths),
+        rtol=TOLERANCE[DTYPES[0]],
+        atol=TOLERANCE[DTYPES[0]],
+        equal_nan=True,
+    )
+
+
 def test_a_slice_of_a_longer_cache_and_of_a_fused_projection(device):
     q, k_cache, v_cache = random_cache(2, 2, 2, 64, DTYPES[1], device)
     lengths = torch.tensor([30, 7], device=device)

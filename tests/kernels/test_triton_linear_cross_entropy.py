@@ -25,10 +25,11 @@ pytestmark = [
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Rows of several blocks, and several chunks of rows."""
+    """Rows of several blocks, and several chunks of rows, those of gradients the longer ones."""
     if INTERPRETED:
         monkeypatch.setattr(cross_entropy_triton, "BLOCK", 64)
-        monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "triton", 2048)
+        monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 512)
+        monkeypatch.setattr(cross_entropy, "GRADIENT_BYTES_AT_ONCE", 4096)
 
 
 def inputs(rows, width, classes, dtype, device, seed=0):
@@ -107,14 +108,43 @@ def test_a_class_without_probability_stays_without(device):
     torch.testing.assert_close(gradient, leaf.grad)
 
 
-def test_an_infinite_logit_shows(device):
-    logits = torch.zeros(2, 32, device=device)
-    logits[1, 5] = torch.inf
-    rows = cross_entropy_triton.cross_entropy
-    losses, gradient = torch.empty(2, device=device), torch.empty(2, 32, device=device)
-    ones, labels = torch.ones(2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
-    rows[(2,)](logits, labels, ones, losses, gradient, 32, 32, 32, 0.0, 0.0, BLOCK=64)
-    assert losses[0].isfinite() and not losses[1].isfinite() and gradient[1, 5].isnan()
+NAN, INF = float("nan"), float("inf")
+POISON = {  # places of the 130 columns and what stands there; blocks are of 64, lanes of 8
+    "one NaN": ({70: NAN}, "all NaN"),
+    "NaN first": ({0: NAN}, "all NaN"),
+    "NaN last": ({129: NAN}, "all NaN"),
+    "a lane of NaN": (dict.fromkeys([*range(8, 16), *range(72, 80)], NAN), "all NaN"),
+    "NaN everywhere": (dict.fromkeys(range(130), NAN), "all NaN"),
+    "NaN, the rest hidden": (dict.fromkeys(range(130), -INF) | {9: NAN}, "all NaN"),
+    "one infinity": ({5: INF}, "all NaN"),
+    "the label infinite": ({3: INF}, "all NaN"),
+    "all hidden": (dict.fromkeys(range(130), -INF), "all NaN"),
+    "most hidden": (dict.fromkeys(range(4, 130), -INF), "finite"),
+    "a lane hidden": (dict.fromkeys([*range(8, 16), *range(72, 80)], -INF), "finite"),
+    "the label hidden": ({3: -INF}, "infinite"),
+}
+
+
+@pytest.mark.usefixtures("either_maximum")
+@pytest.mark.parametrize("case", POISON)
+def test_numbers_that_are_none_show_as_in_pytorch(device, case):
+    """Whether a maximum keeps NaN or drops it; rows beside them stay as they are."""
+    places, kind = POISON[case]
+    logits = torch.randn(3, 192, generator=torch.Generator().manual_seed(0)).to(device)
+    logits[1, list(places)] = torch.tensor(list(places.values()), device=device)
+    losses, gradient = torch.empty(3, device=device), torch.empty(3, 192, device=device)
+    ones, labels = torch.ones(3, device=device), torch.full((3,), 3, device=device)
+    cross_entropy_triton.cross_entropy[(3,)](
+        logits, labels, ones, losses, gradient, 192, 192, 130, 0.0, 0.0, BLOCK=64
+    )
+    leaf = logits[:, :130].clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, labels, reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close(losses, expected.detach(), equal_nan=True)
+    torch.testing.assert_close(gradient[:, :130], leaf.grad, equal_nan=True)
+    loss = losses[1]
+    assert {"finite": loss.isfinite(), "infinite": loss == INF, "all NaN": loss.isnan()}[kind]
+    assert kind != "all NaN" or gradient[1, :130].isnan().all()
 
 
 def test_a_label_that_is_no_class_shows(device):
@@ -145,7 +175,7 @@ def test_without_gradients_none_is_written(device):
 
 @pytest.mark.parametrize(("wants_x", "wants_weight"), [(True, False), (False, True), (True, True)])
 def test_multiplies_only_for_gradients_that_are_wanted(device, wants_x, wants_weight):
-    x, weight, labels = inputs(31, 8, 64, torch.float32, device)
+    x, weight, labels = inputs(15, 8, 64, torch.float32, device)
     x.requires_grad_(wants_x)
     weight.requires_grad_(wants_weight)
     with Record() as record:
@@ -155,11 +185,16 @@ def test_multiplies_only_for_gradients_that_are_wanted(device, wants_x, wants_we
 
 
 def test_chunks_are_whole_tiles_of_a_product(monkeypatch):
+    """Those of gradients longer than those of logits."""
     monkeypatch.undo()
-    rows = cross_entropy._Rows(0.0, 0.0, "triton")
-    x, weight = torch.empty(3000, 1), torch.empty(128_258, 1)
-    lengths = [part.stop - part.start for part in rows.chunks(x, weight)]
-    assert lengths == [1024, 1024, 952]
+    x, weight = torch.empty(3000, 1, dtype=torch.bfloat16), torch.empty(128_258, 1)
+    chunks = {
+        "gradients": cross_entropy._Rows(0.0, 0.0, "triton").chunks(x, weight),
+        "logits": cross_entropy.logit_chunks(3000, 128_258),
+    }
+    lengths = {name: [part.stop - part.start for part in chunks[name]] for name in chunks}
+    assert lengths == {"gradients": [2048, 952], "logits": [512] * 5 + [440]}
+    assert [part.stop for part in cross_entropy.logit_chunks(2, 2**27)] == [1, 2]  # never none
 
 
 def test_operator_checks(device):

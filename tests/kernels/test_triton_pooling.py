@@ -77,6 +77,22 @@ def test_only_tokens_read_take_a_gradient(device):
     assert read == tokens_read(14, 4) and len(read) == 64
 
 
+@pytest.mark.parametrize(("side", "grid"), [(4, 4), (9, 3), (3, 6), (27, 8)])
+def test_what_is_not_finite_stays_with_the_tokens_that_read_it(device, side, grid):
+    features = tokens(1, side, 8, torch.float32, device)
+    clean, clean_gradient = value_and_gradient(ours, features, grid)
+    features[0, side + 1, 3] = torch.nan
+    out, gradient = value_and_gradient(ours, features, grid)
+    weights = reference.pool(torch.eye(side * side)[None], grid)[0]
+    reads = weights[:, side + 1] > 0  # which of the outputs
+    beside = weights[reads].gt(0).any(0)  # which of the inputs they read
+    expected = clean.clone()
+    expected[0, reads] = torch.nan
+    torch.testing.assert_close(out, expected, equal_nan=True)
+    clean_gradient[0, beside] = torch.nan
+    torch.testing.assert_close(gradient, clean_gradient, equal_nan=True)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, of what overflows
 def test_tokens_of_every_size_mean_what_they_mean_in_pytorch(device):
     sizes = torch.tensor(
