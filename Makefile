@@ -32,7 +32,7 @@ lint: $(INSTALLED) ## check the code with ruff
 	$(BIN)/ruff check .
 
 toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder and decoder base that are shipped
-	$(BIN)/python -m metamorph.toy_assets
+	$(BIN)/python -m metamorph.quickstart.make_assets
 
 clean: ## remove build output and caches; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks

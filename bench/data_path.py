@@ -82,8 +82,8 @@ REFERENCE = PROVIDERS[0]
 
 def write_mixture(folder: Path) -> Path:
     """Toy scenes, questions about clips, and clips alone, at the paper's shares."""
-    from metamorph.data.toy_scenes import render
-    from metamorph.data.toy_tasks import make_task
+    from metamorph.data.toy.scenes import render
+    from metamorph.data.toy.tasks import make_task
 
     lines = []
     for clip in range(CLIPS):
@@ -116,9 +116,9 @@ class _Trial:
         from metamorph.data.features import FeatureFolder
         from metamorph.data.lanes import Lanes
         from metamorph.data.mixture import parts_of
-        from metamorph.data.sources import open_source
-        from metamorph.data.toy_tokenizer import build_toy_tokenizer
-        from metamorph.model.assemble import add_image_tokens
+        from metamorph.data.opening import open_source
+        from metamorph.data.toy.tokenizer import build_toy_tokenizer
+        from metamorph.model.opening import add_image_tokens
 
         self.case, self.device = case, device
         torch.manual_seed(0)
@@ -176,9 +176,9 @@ class _Trial:
         )
 
     def _backward(self, provider: Provider) -> Tensor:
+        from metamorph.data.packing import TargetCounts
         from metamorph.training.batch import Batch
-        from metamorph.training.loss import TargetCounts
-        from metamorph.training.trainer import batch_losses
+        from metamorph.training.language_stage import batch_losses
 
         self.model.vision = self.vision
         rows = list(self._packed_rows(provider))

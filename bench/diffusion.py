@@ -68,9 +68,9 @@ class _Trial:
     """A decoder in training, and what it should do by float64."""
 
     def __init__(self, case: Case, device: torch.device):
-        from metamorph.config_file import load_config
-        from metamorph.data.toy_tasks import make_task
-        from metamorph.decoder.training import DecoderTrainer
+        from metamorph.config.reading import load_config
+        from metamorph.data.toy.tasks import make_task
+        from metamorph.training.decoder_stage import DecoderTrainer
 
         assets = ROOT / "metamorph" / "assets"
         folders = {"model.vision": assets / "encoder", "decoder.base": assets / "decoder_base"}

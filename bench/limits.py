@@ -7,7 +7,7 @@ import torch
 
 from bench.timing import Candidate, measure
 from bench.verification import relative_error
-from metamorph.training.hardware import GPUS
+from metamorph.costs.hardware import GPUS
 from metamorph_kernels.absence import gpu_absence
 from metamorph_kernels.float8 import CAPABILITY, E4M3
 

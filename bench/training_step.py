@@ -136,7 +136,7 @@ class _Trial:
 
     def _backward(self, model: nn.Module, precision: str) -> Tensor:
         from metamorph.model.precision import autocast
-        from metamorph.training.trainer import batch_losses
+        from metamorph.training.language_stage import batch_losses
 
         with autocast(precision, self.device):
             losses, _ = batch_losses(model, self.batch, self.counts)
@@ -147,8 +147,8 @@ class _Trial:
 
 def planned(row: PackedRow, case: Widths, device: torch.device) -> tuple:
     """Features of the row's images, its batch and its targets: every second image is predicted."""
+    from metamorph.data.packing import TargetCounts
     from metamorph.training.batch import Batch
-    from metamorph.training.loss import TargetCounts
 
     generator = torch.Generator().manual_seed(0)
     places = torch.cat([torch.arange(*span) for span in row.spans])  # [images x 64]
@@ -180,7 +180,7 @@ def planned(row: PackedRow, case: Widths, device: torch.device) -> tuple:
 
 def step_flops(row: PackedRow, case: Widths, batch) -> float:
     """Of forward and backward without the encoder, where everything is trained."""
-    from metamorph.training.flops import PARTS, Workload, causal_pairs, language_flops
+    from metamorph.costs.flops import PARTS, Workload, causal_pairs, language_flops
 
     work = Workload(
         tokens=row.tokens,

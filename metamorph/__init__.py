@@ -10,7 +10,7 @@ for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.to
 
 _HOMES = {
     "MetaMorph": "metamorph.model.unified",
-    "Chat": "metamorph.chat",
+    "Assistant": "metamorph.generation.assistant",
     "VisualDecoder": "metamorph.decoder.pipeline",
     "FeatureAdapter": "metamorph.decoder.adapter",  # diffusers looks for its components here
 }

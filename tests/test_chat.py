@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from metamorph.chat import Chat
 from metamorph.decoder import pipeline
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
 from metamorph.errors import UserError
+from metamorph.generation.assistant import Assistant
 from metamorph.model import assemble
 from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
 
@@ -44,7 +44,7 @@ def folder(whole, tmp_path):
 
 def refused(folder) -> str:
     with pytest.raises(UserError) as caught:
-        Chat.from_pretrained(folder)
+        Assistant.from_pretrained(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -54,7 +54,7 @@ def change_json(path, **changes) -> None:
 
 
 def test_it_answers_and_draws(whole):
-    chat = Chat.from_pretrained(whole)
+    chat = Assistant.from_pretrained(whole)
     picture = Image.new("RGB", (30, 20), "red")
     replies = chat.reply([("What is it?", (picture,)), ("Hello", ())], max_new_tokens=5)
     assert [reply.finish_reason in ("stop", "length") for reply in replies] == [True, True]
@@ -69,7 +69,7 @@ def test_it_answers_and_draws(whole):
 
 def test_without_a_decoder_it_does_not_draw(folder):
     shutil.rmtree(folder / "decoder")
-    chat = Chat.from_pretrained(folder)
+    chat = Assistant.from_pretrained(folder)
     assert chat.decoder is None
     with pytest.raises(UserError, match="no decoder/"):
         chat.draw([torch.randn(GRID**2, WIDTH)])
@@ -79,7 +79,7 @@ def test_prompts_and_answers_fit_the_positions_of_the_model(folder):
     change = json.loads((folder / "config.json").read_text())
     change["language"]["max_position_embeddings"] = 40
     (folder / "config.json").write_text(json.dumps(change))
-    chat = Chat.from_pretrained(folder)
+    chat = Assistant.from_pretrained(folder)
     length = len(chat.prompt("Hello").token_ids)
     chat.reply([("Hello", ())], max_new_tokens=40 - length)
     with pytest.raises(
@@ -90,7 +90,7 @@ def test_prompts_and_answers_fit_the_positions_of_the_model(folder):
 
 def test_placeholders_and_pictures_must_add_up(whole):
     with pytest.raises(UserError, match="1 <image> placeholders but 0 images"):
-        Chat.from_pretrained(whole).prompt("<image>What is it?")
+        Assistant.from_pretrained(whole).prompt("<image>What is it?")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "scheduler", "adapter", "model_index.json"])

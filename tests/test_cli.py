@@ -8,12 +8,12 @@ import torch
 import yaml
 from PIL import Image
 
-from metamorph import cli
-from metamorph.chat import Chat, Reply
-from metamorph.cli import main
+from metamorph.cli import doctor, generate
+from metamorph.cli.command import build_parser, main
 from metamorph.config import RunConfig
-from metamorph.config_file import iter_fields
+from metamorph.config.reading import iter_fields
 from metamorph.errors import Stopped
+from metamorph.generation.assistant import Assistant, Reply
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -152,7 +152,7 @@ def test_options_have_limits(arguments, expected, capsys):
 
 
 def test_the_last_values_within_the_limits_are_taken():
-    arguments = cli.build_parser().parse_args(
+    arguments = build_parser().parse_args(
         ["generate", "hi", "--seed", "4294967295", "--guidance", "0", "--drawing-steps", "1"]
         + ["--max-new-tokens", "1", "--temperature", "0"]
     )
@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(capsys, tmp_path, monkeypat
     def refused(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(generate.tempfile, "TemporaryFile", refused)
     error = fails(capsys, "generate", "hi", "--save-to", tmp_path)
     assert "--save-to" in error and str(tmp_path) in error and "Permission denied" in error
 
@@ -201,7 +201,7 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
         asked.update(precision)
         return Answering(decoder)
 
-    monkeypatch.setattr(Chat, "from_pretrained", open_chat)
+    monkeypatch.setattr(Assistant, "from_pretrained", open_chat)
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
     code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
     assert asked == {"precision": "fp8", "fp8_backend": "native"}
@@ -226,9 +226,9 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
     ],
 )
 def test_what_stops_a_verb_is_one_line(error, code, expected, capsys, monkeypatch):
-    def raises():
+    def raises(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "run_doctor", raises)
+    monkeypatch.setattr(doctor, "run", raises)
     assert main(["doctor"]) == code
     assert capsys.readouterr().err == f"metamorph: {expected}\n"

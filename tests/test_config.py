@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from metamorph.config import DataConfig, RunConfig, TrainingConfig
-from metamorph.config_file import (
+from metamorph.config.keys import Stage
+from metamorph.config.reading import (
     add_config_arguments,
     iter_fields,
     load_config,
@@ -223,7 +224,7 @@ def test_iter_fields_gives_types_and_defaults():
     fields = {key: (kind, default) for key, kind, default, _ in iter_fields(RunConfig)}
     assert fields["training.learning_rate"] == (float, 6.93e-5)
     assert fields["data.kinds"] == (dict[str, float], {})
-    assert fields["stage"] == (str, dataclasses.MISSING)
+    assert fields["stage"] == (Stage, dataclasses.MISSING)
 
 
 def test_options_become_overrides(write):

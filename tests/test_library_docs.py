@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metamorph.model.assemble import assemble
+from metamorph.model.opening import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
-from metamorph.training.run_folder import read_metrics
+from metamorph.monitor.metrics_file import read_metrics
 from tests.tiny_run import GRID, write_language, write_vision
 from tests.training.processes import run_processes
 

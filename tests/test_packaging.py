@@ -104,7 +104,7 @@ def test_both_packages_are_found_and_assets_shipped():
     assert find["where"] == [".", "kernels"]
     assert not (ROOT / "kernels/__init__.py").exists()
     assert (ROOT / "kernels/metamorph_kernels/__init__.py").exists()
-    for path in (ROOT / "metamorph/assets").glob("**/*"):
+    for path in (ROOT / "metamorph/quickstart/assets").glob("**/*"):
         assert path.is_dir() or path.stat().st_size <= 10 * 2**20
 
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from metamorph import quickstart as quickstart_module
-from metamorph.chat import Chat
 from metamorph.cli import main
+from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
+from metamorph.quickstart import run as quickstart_module
 
 KEYS = {
     "question_accuracy", "question_accuracy_by_attribute", "drawing_accuracy", "attributes",
@@ -58,7 +58,7 @@ def test_the_model_folder_stands_alone(finished, tmp_path, capsys):
     output, _ = finished
     moved = shutil.copytree(output / "model", tmp_path / "model")
     assert MetaMorph.from_pretrained(moved).vision is not None
-    chat = Chat.from_pretrained(moved)
+    chat = Assistant.from_pretrained(moved)
     picture = Image.new("RGB", (100, 50), "red")
     one, two = chat.reply([("What colour is it?", (picture,)), ("Hello", ())], max_new_tokens=20)
     assert {one.finish_reason, two.finish_reason} <= {"stop", "length"}

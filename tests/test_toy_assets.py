@@ -3,25 +3,25 @@
 import pytest
 import torch
 
-from metamorph import toy_assets
 from metamorph.config import DecoderConfig, ModelConfig, RunConfig, TrainingConfig
-from metamorph.data.toy_scenes import Scene, render
-from metamorph.decoder.training import DecoderTrainer
-from metamorph.quickstart import ASSETS
+from metamorph.data.toy.scenes import Scene, render
+from metamorph.quickstart import make_assets
+from metamorph.quickstart.run import ASSETS
+from metamorph.training.decoder_stage import DecoderTrainer
 
 
 @pytest.mark.slow
 def test_rebuilt_parts_have_the_shapes_of_the_shipped_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_assets, "PICTURES", 64)
-    toy_assets.build_encoder(tmp_path / "encoder", steps=1)
-    vae = toy_assets.build_vae(tmp_path / "decoder_base", steps=1)
-    toy_assets.build_unet(tmp_path / "decoder_base", vae, steps=1)
+    monkeypatch.setattr(make_assets, "PICTURES", 64)
+    make_assets.build_encoder(tmp_path / "encoder", steps=1)
+    vae = make_assets.build_vae(tmp_path / "decoder_base", steps=1)
+    make_assets.build_unet(tmp_path / "decoder_base", vae, steps=1)
 
     def shapes(folder):
         config = RunConfig(
             stage="decoder",
             output=str(tmp_path / "run"),
-            model=ModelConfig(vision=str(folder / "encoder"), grid=toy_assets.GRID),
+            model=ModelConfig(vision=str(folder / "encoder"), grid=make_assets.GRID),
             training=TrainingConfig(),
             decoder=DecoderConfig(base=str(folder / "decoder_base")),
         )
@@ -33,5 +33,5 @@ def test_rebuilt_parts_have_the_shapes_of_the_shipped_ones(tmp_path, monkeypatch
 
 def test_tokens_that_see_a_shape_are_found():
     picture = render(Scene("square", "red", "small", "top left"))
-    seen = toy_assets.sees_shape(toy_assets.to_pixels([picture])).view(4, 4)
+    seen = make_assets.sees_shape(make_assets.to_pixels([picture])).view(4, 4)
     assert torch.equal(seen.nonzero(), torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]))

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from metamorph.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
-from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
 
 GRID = 2
 ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
@@ -57,11 +57,15 @@ def tiny_diffusion() -> tuple[AutoencoderKL, UNet2DConditionModel, DDPMScheduler
 
 def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConfig:
     """A run of a few steps below ``folder``, from ``folder/llama`` and ``folder/siglip``."""
+    model = ModelConfig(vision=str(folder / "siglip"), grid=GRID)
+    data = DataConfig(source="toy_scenes", kinds=ALL_KINDS)
+    if stage != "decoder":
+        model.language, data.row_length = str(folder / "llama"), 256
     return RunConfig(
         stage=stage,
         output=str(folder / stage),
-        model=ModelConfig(language=str(folder / "llama"), vision=str(folder / "siglip"), grid=GRID),
-        data=DataConfig(source="toy_scenes", kinds=ALL_KINDS, row_length=256),
+        model=model,
+        data=data,
         training=TrainingConfig(
             steps=steps, learning_rate=1e-2, log_every=1, checkpoint_every=3, **training
         ),

@@ -1,8 +1,13 @@
-"""Types of command-line arguments that say what they expect."""
+"""Command-line arguments that say what they expect."""
 
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+from metamorph.errors import UserError
+
+MAX_SEED = 2**32 - 1
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -31,3 +36,9 @@ def not_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number, at least 0, got {text!r}")
     return value
+
+
+def check_new(folder: Path) -> None:
+    """Raises ``UserError`` if something is there: nothing is overwritten."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise UserError(f"{folder} exists, expected a new or an empty folder")

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from metamorph.config import DataConfig, RunConfig
-from metamorph.config_file import load_config
+from metamorph.config.reading import load_config
+from metamorph.config.strict_yaml import read_yaml
 from metamorph.data.conversation import ChatEncoder
 from metamorph.errors import UserError
-from metamorph.model.assemble import add_image_tokens
+from metamorph.model.opening import add_image_tokens
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.weights import read_json, read_tokenizer
-from metamorph.strict_yaml import read_yaml
 
 
 def read_data_file(path: Path) -> RunConfig:

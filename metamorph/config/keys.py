@@ -1,26 +1,30 @@
 """What a run can be told: one dataclass field is one YAML key is one command-line option.
 
 What a key means, which values it takes and within which limits stands once, beside its default.
-How files and options are read and checked: `config_file`.
+A `Literal` type names the values of a key that takes one of a few. How files and options are read
+and checked: `reading`.
 """
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-STAGES = ("language", "align", "instruct", "decoder")
-PRECISIONS = ("fp32", "bf16", "fp8")
-OPTIMIZERS = ("torch", "adamw8bit", "apex")
-FP8_BACKENDS = ("torchao", "transformer_engine", "native")
-SOURCES = ("toy_scenes", "jsonl", "webdataset", "parquet", "mixture")
-FAMILIES = ("conversations", "captions", "edits", "boxes", "video_questions", "video_frames")
+Stage = Literal["language", "align", "instruct", "decoder"]
+Precision = Literal["fp32", "bf16", "fp8"]
+Fp8Backend = Literal["torchao", "transformer_engine", "native"]
+FileFormat = Literal["jsonl", "webdataset", "parquet"]
+Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
 SHARE = {"minimum": 0, "maximum": 1}
+# Stages that use a key, where not all do: `metamorph.training.rules` refuses it in others.
+LANGUAGE_STAGES = {"stages": ("language", "align", "instruct")}
+DECODER_STAGE = {"stages": ("decoder",)}
+INSTRUCT_STAGE = {"stages": ("instruct",)}
 
 
-def option(help: str, default: Any = MISSING, **limits: Any) -> Any:
-    """A config field with its help and limits: choices, minimum, above, maximum or below."""
-    metadata = {"help": help, **limits}
+def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A config field: its help, its limits (minimum, above, maximum, below, filled), its stages."""
+    metadata = {"help": help, **metadata}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -31,26 +35,29 @@ class ModelConfig:
     """What the model starts from: a MetaMorph folder, or a language and a vision folder."""
 
     folder: str = option("MetaMorph folder to start from", "")
-    language: str = option("Hugging Face Llama folder to start from", "")
+    language: str = option("Hugging Face Llama folder to start from", "", **LANGUAGE_STAGES)
     vision: str = option("Hugging Face SigLIP folder, the frozen encoder", "")
     grid: int = option("an image becomes grid x grid visual tokens", 8, minimum=1)
-    attention: str = option(
-        "who computes attention", "interval", choices=("interval", "flash_attn", "xformers")
+    attention: Literal["interval", "flash_attn", "xformers"] = option(
+        "who computes attention", "interval", **LANGUAGE_STAGES
     )
-    rms_norm: str = option("who computes RMSNorm", "torch", choices=("torch", "apex", "liger"))
-    rotary: str = option("who rotates queries and keys", "torch", choices=("torch", "liger"))
-    swiglu: str = option("who computes SwiGLU", "torch", choices=("torch", "liger"))
+    rms_norm: Literal["torch", "apex", "liger"] = option(
+        "who computes RMSNorm", "torch", **LANGUAGE_STAGES
+    )
+    rotary: Literal["torch", "liger"] = option(
+        "who rotates queries and keys", "torch", **LANGUAGE_STAGES
+    )
+    swiglu: Literal["torch", "liger"] = option("who computes SwiGLU", "torch", **LANGUAGE_STAGES)
 
 
 @dataclass
 class SourceConfig:
     """One source of samples: its format, its family and where it lies."""
 
-    source: str = option("kind of source", "jsonl", choices=SOURCES)
-    family: str = option(
+    source: Literal["toy_scenes", FileFormat, "mixture"] = option("kind of source", "jsonl")
+    family: Family = option(
         "what conversation a record stands for (all but toy_scenes), see docs/data.md",
         "conversations",
-        choices=FAMILIES,
     )
     path: str = option("file of the samples; webdataset and parquet: or a folder, or *.tar", "")
     image_root: str = option(
@@ -67,7 +74,7 @@ class SourceConfig:
 class PartConfig(SourceConfig):
     """One part of a mixture file; its paths start from the folder of that file."""
 
-    source: str = option("kind of source", "jsonl", choices=SOURCES[:-1])
+    source: Literal["toy_scenes", FileFormat] = option("kind of source", "jsonl")
     weight: float = option("relative share, 0 for the number of samples", 0.0, minimum=0)
 
 
@@ -75,12 +82,14 @@ class PartConfig(SourceConfig):
 class DataConfig(SourceConfig):
     """Where samples come from and how they are packed."""
 
-    row_length: int = option("tokens in a packed row", 4096, minimum=2)
+    row_length: int = option("tokens in a packed row", 4096, minimum=2, **LANGUAGE_STAGES)
     max_pixels: int = option("refuse images with more pixels than this", 50_000_000, minimum=1)
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
-    features: str = option("folder of cached features, see metamorph encode", "")
-    workers: int = option("processes that prepare samples ahead, 0 for none", 0, minimum=0)
+    features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
+    workers: int = option(
+        "processes that prepare samples ahead, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
+    )
 
 
 @dataclass
@@ -89,7 +98,7 @@ class TrainingConfig:
 
     steps: int = option("optimizer steps", 1000, minimum=1)
     rows_per_step: int = option(
-        "packed rows in an optimizer step, over all processes", 1, minimum=1
+        "packed rows in an optimizer step, over all processes", 1, minimum=1, **LANGUAGE_STAGES
     )
     learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
     warmup_ratio: float = option("share of the steps that warms up", 0.03, **SHARE)
@@ -97,29 +106,36 @@ class TrainingConfig:
     beta1: float = option("AdamW decay of the first moment", 0.9, minimum=0, below=1)
     beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
     gradient_clip: float = option("largest gradient norm", 1.0, above=0)
-    visual_coefficient: float = option("weight of the visual loss beside text", 1.0, minimum=0)
-    precision: str = option("arithmetic of the step", "fp32", choices=PRECISIONS)
-    fp8_backend: str = option(
-        "who computes float8 products (precision fp8)",
-        "torchao",
-        choices=FP8_BACKENDS,
+    visual_coefficient: float = option(
+        "weight of the visual loss beside text", 1.0, minimum=0, **LANGUAGE_STAGES
     )
-    optimizer: str = option("who computes AdamW", "torch", choices=OPTIMIZERS)
-    weights: str = option(
+    precision: Precision = option("arithmetic of the step", "fp32")
+    fp8_backend: Fp8Backend = option(
+        "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES
+    )
+    optimizer: Literal["torch", "adamw8bit", "apex"] = option("who computes AdamW", "torch")
+    weights: Literal["fp32", "bf16"] = option(
         "dtype of the weights that the optimizer moves; bf16 needs optimizer adamw8bit",
         "fp32",
-        choices=("fp32", "bf16"),
+        **LANGUAGE_STAGES,
     )
-    activation_checkpointing: str = option(
+    activation_checkpointing: Literal["none", "selective", "full"] = option(
         "what a block computes again in the backward instead of keeping it",
         "none",
-        choices=("none", "selective", "full"),
+        **LANGUAGE_STAGES,
     )
-    compile: bool = option("compile each block of the language model (GPU)", False)
+    compile: bool = option(
+        "compile each block of the language model (GPU)", False, **LANGUAGE_STAGES
+    )
     lora_rank: int = option(
-        "rank of adapters on the language model's linear layers, 0 to train it whole", 0, minimum=0
+        "rank of adapters on the language model's linear layers, 0 to train it whole",
+        0,
+        minimum=0,
+        **INSTRUCT_STAGE,
     )
-    lora_alpha: float = option("an adapter counts lora_alpha / lora_rank", 16.0, above=0)
+    lora_alpha: float = option(
+        "an adapter counts lora_alpha / lora_rank", 16.0, above=0, **INSTRUCT_STAGE
+    )
     max_bad_steps: int = option(
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
     )
@@ -133,22 +149,35 @@ class ParallelConfig:
     """How a model is spread over the processes that torchrun started."""
 
     shard: int = option(
-        "processes that share one copy of the weights, 0 for all of them", 0, minimum=0
+        "processes that share one copy of the weights, 0 for all of them",
+        0,
+        minimum=0,
+        **LANGUAGE_STAGES,
     )
-    cpu_offload: bool = option("keep weights, gradients and optimizer in host memory", False)
+    cpu_offload: bool = option(
+        "keep weights, gradients and optimizer in host memory", False, **LANGUAGE_STAGES
+    )
 
 
 @dataclass
 class DecoderConfig:
     """The diffusion decoder: its base, adapter, training and sampling."""
 
-    base: str = option("diffusers folder with unet/, vae/ and scheduler/", "")
-    batch_size: int = option("images in an optimizer step", 32, minimum=1)
-    condition_dropout: float = option("share of images trained without condition", 0.7, **SHARE)
-    guidance_scale: float = option("classifier-free guidance when sampling", 3.0, minimum=0)
-    sampling_steps: int = option("denoising steps of a drawing", 20, minimum=1)
-    adapter_hidden: int = option("width of the adapter's hidden layer", 2048, minimum=1)
-    condition_length: int = option("zero-pad conditions to this many tokens", 0, minimum=0)
+    base: str = option("diffusers folder with unet/, vae/ and scheduler/", "", **DECODER_STAGE)
+    batch_size: int = option("images in an optimizer step", 32, minimum=1, **DECODER_STAGE)
+    condition_dropout: float = option(
+        "share of images trained without condition", 0.7, **SHARE, **DECODER_STAGE
+    )
+    guidance_scale: float = option(
+        "classifier-free guidance when sampling", 3.0, minimum=0, **DECODER_STAGE
+    )
+    sampling_steps: int = option("denoising steps of a drawing", 20, minimum=1, **DECODER_STAGE)
+    adapter_hidden: int = option(
+        "width of the adapter's hidden layer", 2048, minimum=1, **DECODER_STAGE
+    )
+    condition_length: int = option(
+        "zero-pad conditions to this many tokens", 0, minimum=0, **DECODER_STAGE
+    )
 
 
 @dataclass
@@ -158,10 +187,10 @@ class MonitorConfig:
     tensorboard: bool = option("write event files for TensorBoard to the run folder", False)
     wandb: bool = option("report to Weights & Biases", False)
     samples_every: int = option(
-        "steps between sheets of drawings, 0 for none (instruct)", 0, minimum=0
+        "steps between sheets of drawings, 0 for none", 0, minimum=0, **INSTRUCT_STAGE
     )
-    samples: int = option("drawings on a sheet", 6, minimum=1)
-    decoder: str = option("folder of a trained decoder that draws them", "")
+    samples: int = option("drawings on a sheet", 6, minimum=1, **INSTRUCT_STAGE)
+    decoder: str = option("folder of a trained decoder that draws them", "", **INSTRUCT_STAGE)
     profile: int = option("trace three steps from this one on, 0 for none", 0, minimum=0)
 
 
@@ -169,7 +198,7 @@ class MonitorConfig:
 class RunConfig:
     """One training run, as its YAML file says it."""
 
-    stage: str = option("what to train", choices=STAGES)
+    stage: Stage = option("what to train")
     output: str = option("run folder to write", filled=True)
     seed: int = option("seed of weights, data order and noise", 0, minimum=0, maximum=2**32 - 1)
     resume: bool = option("go on from the newest checkpoint in the run folder", False)

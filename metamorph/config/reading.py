@@ -16,19 +16,20 @@ Whatever does not fit raises `UserError` naming the file, the key, what it got a
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from metamorph.config import NAMES, NUMBERS, RunConfig
+from metamorph.config.keys import NAMES, NUMBERS, RunConfig
+from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.errors import UserError
-from metamorph.strict_yaml import parse_text, read_yaml
 
 KINDS = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
@@ -38,6 +39,7 @@ KINDS = {  # type: its name in --help, and in words
     NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
     NAMES: ("MAPPING", "a mapping of names to names, such as {caption: TEXT}"),
 }
+PARSED = (int, float, bool, NUMBERS, NAMES)  # types that an option's text is YAML of
 LIMITS = {  # limit: in words, and what holds between a value and it
     "minimum": ("at least", operator.ge),
     "above": ("above", operator.gt),
@@ -52,7 +54,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     origin = dict.fromkeys(values, str(path))
     fields = dict(_leaves(RunConfig))
     for key, value in (overrides or {}).items():
-        if key in fields and isinstance(value, str) and fields[key].type is not str:
+        if key in fields and isinstance(value, str) and fields[key].type in PARSED:
             value = parse_text(value)
         values[key], origin[key] = value, "override"
     for key in values:
@@ -107,12 +109,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
             groups[section] = parser.add_argument_group(f"{section} options")
         default = _default(entry)
         shown = "required" if default is MISSING else f"default: {json.dumps(default)}"
-        choices = entry.metadata.get("choices", ())
         groups[section].add_argument(
             f"--{key}",
             dest=key,
             default=argparse.SUPPRESS,
-            metavar="|".join(choices) or KINDS[entry.type][0],
+            metavar="|".join(choices_of(entry)) or KINDS[entry.type][0],
             help=f"{entry.metadata['help']} ({shown})".replace("%", "%%"),
             **({"nargs": "?", "const": "true"} if entry.type is bool else {}),
         )
@@ -150,6 +151,25 @@ def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, datacla
             yield prefix + entry.name, entry
 
 
+def choices_of(entry: dataclasses.Field) -> tuple[str, ...]:
+    """The values of a `Literal` key; empty for another."""
+    return get_args(entry.type) if get_origin(entry.type) is Literal else ()
+
+
+def iter_unused(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each key that differs from its default and that `config.stage` does not use, with the
+    stages that do."""
+    for key, entry in _leaves(RunConfig):
+        stages = entry.metadata.get("stages", (config.stage,))
+        if config.stage not in stages and read_key(config, key) != _default(entry):
+            yield key, stages
+
+
+def read_key(config: RunConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
 def _default(entry: dataclasses.Field) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
@@ -176,9 +196,9 @@ def _mapping(value: Any, what: str, origin: str) -> dict:
 
 
 def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any:
-    converted = _coerce(entry.type, value)
+    converted = _coerce(str if choices_of(entry) else entry.type, value)
     items = converted.values() if isinstance(converted, dict) else [converted]
-    if converted is None or not all(_within(entry.metadata, item) for item in items):
+    if converted is None or not all(_within(entry, item) for item in items):
         raise UserError(f"{origin}: key '{key}' got {value!r}; it needs {_needs(entry)}")
     return converted
 
@@ -203,9 +223,10 @@ def _coerce(kind: Any, value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _within(limits: Mapping[str, Any], value: Any) -> bool:
-    if "choices" in limits:
-        return value in limits["choices"]
+def _within(entry: dataclasses.Field, value: Any) -> bool:
+    limits = entry.metadata
+    if choices := choices_of(entry):
+        return value in choices
     if "filled" in limits:
         return bool(value.strip())
     return all(ok(value, limits[name]) for name, (_, ok) in LIMITS.items() if name in limits)
@@ -213,8 +234,8 @@ def _within(limits: Mapping[str, Any], value: Any) -> bool:
 
 def _needs(entry: dataclasses.Field) -> str:
     limits = entry.metadata
-    if "choices" in limits:
-        return "one of " + ", ".join(limits["choices"])
+    if choices := choices_of(entry):
+        return "one of " + ", ".join(choices)
     bounds = [f"{word} {limits[name]}" for name, (word, _) in LIMITS.items() if name in limits]
     filled = ["not empty"] if "filled" in limits else []
     return ", ".join([KINDS[entry.type][1], *filled, *bounds])

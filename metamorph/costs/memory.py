@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from transformers import SiglipVisionConfig
 
 from metamorph.config import TrainingConfig
-from metamorph.model.language_config import LanguageConfig
-from metamorph.model.unified import MetaMorphConfig
-from metamorph.training.flops import (
+from metamorph.costs.flops import (
     PROJECTIONS,
     PROJECTOR,
     TEXT_HEAD,
     VISION_HEAD,
     Workload,
 )
-from metamorph.training.sharding import Unit
+from metamorph.costs.sharding import Unit
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.unified import MetaMorphConfig
 from metamorph_kernels.cross_entropy import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 
 WIDE = 4  # bytes of float32

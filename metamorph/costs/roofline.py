@@ -6,9 +6,9 @@ one ring. Replicas lie in different nodes, so that all of their exchange goes th
 
 from dataclasses import dataclass
 
-from metamorph.training.flops import ATTENTION, ATTENTION_REPEATED, PROJECTIONS, Flops
-from metamorph.training.hardware import GPUS_IN_A_NODE, Efficiency, Gpu
-from metamorph.training.sharding import Traffic
+from metamorph.costs.flops import ATTENTION, ATTENTION_REPEATED, PROJECTIONS, Flops
+from metamorph.costs.hardware import GPUS_IN_A_NODE, Efficiency, Gpu
+from metamorph.costs.sharding import Traffic
 
 # Each kept activation is written and read, and so is its gradient; half as much again is moved for
 # what nobody keeps.

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from metamorph.config import RunConfig
-from metamorph.model.unified import MetaMorph
-from metamorph.training.flops import (
+from metamorph.costs.flops import (
     FORMULA,
     Flops,
     Workload,
@@ -13,7 +12,7 @@ from metamorph.training.flops import (
     repeated_flops,
     trained_parts,
 )
-from metamorph.training.memory_estimate import (
+from metamorph.costs.memory import (
     CHECKPOINTING,
     Widths,
     activation_bytes,
@@ -21,7 +20,8 @@ from metamorph.training.memory_estimate import (
     state_bytes,
     working_bytes,
 )
-from metamorph.training.sharding import Unit
+from metamorph.costs.sharding import Unit
+from metamorph.model.unified import MetaMorph
 
 GIBI = 2**30
 

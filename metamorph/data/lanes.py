@@ -10,9 +10,10 @@ from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents, DocumentsAhead
 from metamorph.data.features import open_features
+from metamorph.data.opening import open_source
 from metamorph.data.own_lanes import OwnLanes
 from metamorph.data.packing import PackedRow, RowStream
-from metamorph.data.sources import Source, open_source
+from metamorph.data.sources import Source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
 

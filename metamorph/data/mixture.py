@@ -1,29 +1,14 @@
-"""Several sources mixed by weight, as a YAML file names them.
+"""Several sources mixed by weight.
 
 Which part a sample comes from, and which sample of the part it is, follows from its index alone.
 Each part is gone through in its own order, epoch after epoch.
-
-    image_qa:
-      weight: 0.6
-      path: qa/data.jsonl
-    generation:
-      weight: 0.4
-      source: webdataset
-      family: captions
-      path: pairs/
 """
-
-from pathlib import Path
 
 import numpy as np
 
-from metamorph.config import DataConfig, PartConfig
-from metamorph.config_file import read_section
 from metamorph.data.conversation import Sample
 from metamorph.data.order import mixed
-from metamorph.data.sources import Source, open_part
-from metamorph.errors import UserError
-from metamorph.strict_yaml import read_yaml
+from metamorph.data.sources import Source
 
 # Samples after which every part has had its exact share. A prime: whatever number of lanes take
 # turns, each lane then meets all parts in the same shares.
@@ -68,39 +53,6 @@ def _whole_shares(weights: list[float]) -> list[int]:
         counts[part] += 1
     counts[counts.index(max(counts))] += PERIOD - sum(counts)
     return counts
-
-
-def open_mixture(config: DataConfig, seed: int) -> Mixture:
-    """The mixture file ``data.path``. Without a weight, a part counts by its number of samples.
-
-    Raises ``UserError`` if the file or one of its parts cannot be used.
-    """
-    if not config.path:
-        raise UserError("data.path: it is empty, expected a YAML file that names the parts")
-    path = Path(config.path)
-    parts, weights = {}, []
-    for number, (name, part) in enumerate(read_mixture(path).items()):
-        try:
-            # Equal files under other names should not come in the same order.
-            part_seed = mixed(seed, number) % 2**32
-            parts[name] = open_part(part, path.parent, config.max_pixels, part_seed, config.shuffle)
-        except UserError as error:
-            raise UserError(f"{path}: part '{name}': {error}") from error
-        weights.append(part.weight or len(parts[name]))
-    return Mixture(parts, weights, seed)
-
-
-def read_mixture(path: Path) -> dict[str, PartConfig]:
-    """The parts of a mixture file. Raises ``UserError`` if it is no such file."""
-    written = read_yaml(path)
-    if not isinstance(written, dict) or not written:
-        raise UserError(f"{path}: expected the parts of a mixture, each a name with its settings")
-    if len(written) > PERIOD // 10:
-        raise UserError(f"{path}: {len(written)} parts are too many, at most {PERIOD // 10} fit")
-    return {
-        str(name): read_section(PartConfig, values, f"{path}: part '{name}'")
-        for name, values in written.items()
-    }
 
 
 def parts_of(source: Source) -> dict[str, Source]:

@@ -16,6 +16,7 @@ from metamorph.data.conversation import Document
 from metamorph.data.documents import DocumentSource
 from metamorph.data.skips import Skips
 from metamorph.errors import SampleError, UserError
+from metamorph.processes import totals
 
 LOOKAHEAD = 32  # documents that may wait for a row with room
 MOST_IN_A_ROW = 10_000  # unusable samples, before a lane gives up
@@ -44,6 +45,28 @@ class PackedRow:
     sample_ids: tuple[str, ...]
     used: int  # tokens that are not padding
     features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
+
+
+@dataclass(frozen=True)
+class TargetCounts:
+    """Targets of a whole optimizer step, over all of its rows and processes, and the `tokens` of
+    its rows that are not padding."""
+
+    text: int
+    visual: int
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, rows: list[PackedRow]) -> "TargetCounts":
+        """Those of a step whose rows of this process are `rows`. All processes call this."""
+        text, visual, tokens = totals(
+            [
+                sum(len(row.text_rows) for row in rows),
+                sum(len(row.visual_rows) for row in rows),
+                sum(row.used for row in rows),
+            ]
+        )
+        return cls(text, visual, tokens)
 
 
 def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedRow:

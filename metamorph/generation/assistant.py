@@ -11,8 +11,8 @@ from metamorph.data.conversation import USER, ChatEncoder, Sample, Turn
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import UserError
 from metamorph.generation.engine import Prompt, generate
-from metamorph.generation.row import Generation, ImageSegment
 from metamorph.generation.sampling import GREEDY, Sampling
+from metamorph.generation.sequence import Generation, ImageSegment
 from metamorph.model.precision import autocast, check_precision, convert_to_float8
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
@@ -35,7 +35,7 @@ class Reply:
         return [segment for segment in self.segments if not isinstance(segment, str)]
 
 
-class Chat:
+class Assistant:
     """Model, tokenizer and, if the folder has one, diffusion decoder."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Chat:
         *,
         precision: str = "fp32",
         fp8_backend: str = "torchao",
-    ) -> "Chat":
+    ) -> "Assistant":
         """Loads what the quickstart or ``metamorph train`` saved.
 
         ``precision`` and ``fp8_backend`` are of the language model and mean what they mean in

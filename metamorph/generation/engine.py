@@ -1,14 +1,14 @@
 """Batched generation: prompts into a cache, then one token or one visual vector a step."""
 
-from collections.abc import Callable, Sequence
+from collections import abc
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metamorph.generation.cache import KeyValueCache
-from metamorph.generation.row import Generation, Mode, Row, Step
 from metamorph.generation.sampling import GREEDY, Sampling, sample
+from metamorph.generation.sequence import Generation, Mode, Sequence, Step
 from metamorph.model.unified import MetaMorph
 from metamorph_kernels import decode_attention, interval_attention, key_intervals
 
@@ -24,20 +24,20 @@ class Prompt:
         bidirectional_spans: (start, end) of images that were trained to see themselves whole.
     """
 
-    token_ids: Sequence[int]
-    visual_positions: Sequence[int] = ()
+    token_ids: abc.Sequence[int]
+    visual_positions: abc.Sequence[int] = ()
     features: Tensor | None = None
-    bidirectional_spans: Sequence[tuple[int, int]] = ()
+    bidirectional_spans: abc.Sequence[tuple[int, int]] = ()
 
 
 @torch.no_grad()
 def generate(
     model: MetaMorph,
-    prompts: Sequence[Prompt],
+    prompts: abc.Sequence[Prompt],
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    on_step: Callable[[list[Step]], None] | None = None,
+    on_step: abc.Callable[[list[Step]], None] | None = None,
 ) -> list[Generation]:
     """Answer every prompt with text and images; rows may be in different modes at any time.
 
@@ -61,8 +61,8 @@ def generate(
         _check_prompt(model, number, prompt)
     if not prompts:
         return []
-    rows = [
-        Row(
+    sequences = [
+        Sequence(
             model.config,
             max_new_tokens,
             len(prompt.token_ids),
@@ -72,11 +72,11 @@ def generate(
     ]
     cache, states = prefill(model, prompts, max_new_tokens)
     while True:
-        token_ids, image_rows, vectors, emitted = _advance(model, rows, states, sampling)
+        token_ids, image_rows, vectors, emitted = _advance(model, sequences, states, sampling)
         if on_step is not None and emitted:
             on_step(emitted)
-        if all(row.mode is Mode.FINISHED for row in rows):
-            return [row.result() for row in rows]
+        if all(sequence.mode is Mode.FINISHED for sequence in sequences):
+            return [sequence.result() for sequence in sequences]
         device = states.device
         embeddings = model.embed(
             torch.tensor(token_ids, device=device),
@@ -84,12 +84,12 @@ def generate(
             torch.tensor(image_rows, device=device, dtype=torch.int64),
         )
         states = decode(model, cache, embeddings)
-        for row in rows:
-            row.token_forwards += row.mode is not Mode.FINISHED
+        for sequence in sequences:
+            sequence.token_forwards += sequence.mode is not Mode.FINISHED
 
 
 def prefill(
-    model: MetaMorph, prompts: Sequence[Prompt], max_new_tokens: int
+    model: MetaMorph, prompts: abc.Sequence[Prompt], max_new_tokens: int
 ) -> tuple[KeyValueCache, Tensor]:
     """Run all prompts as the documents of one packed row and store their keys and values.
 
@@ -147,35 +147,36 @@ def decode(model: MetaMorph, cache: KeyValueCache, embeddings: Tensor) -> Tensor
 
 
 def _advance(
-    model: MetaMorph, rows: list[Row], states: Tensor, sampling: Sampling
+    model: MetaMorph, sequences: list[Sequence], states: Tensor, sampling: Sampling
 ) -> tuple[list[int], list[int], Tensor, list[Step]]:
-    """Let every unfinished row emit once.
+    """Let every unfinished sequence emit once.
 
-    Modes live on the host, so each head runs for its own rows only, and the chosen text ids are
-    the step's one transfer from the device; a step without text rows has none. Finished rows
+    Modes live on the host, so each head runs for its own sequences only, and the chosen text ids
+    are the step's one transfer from the device; a step without text has none. Finished sequences
     ride along on padding: the batch keeps its shape.
 
-    Returns the next token id of each row, the rows fed with vectors, those vectors, the steps.
+    Returns the next token id of each sequence, which ones are fed with vectors, those vectors, and
+    the steps.
     """
     in_mode = {mode: [] for mode in Mode}
-    for index, row in enumerate(rows):
-        in_mode[row.mode].append(index)
+    for index, sequence in enumerate(sequences):
+        in_mode[sequence.mode].append(index)
     text, image, closing = (in_mode[mode] for mode in (Mode.TEXT, Mode.IMAGE, Mode.CLOSING))
-    next_ids = [model.config.pad_id] * len(rows)
+    next_ids = [model.config.pad_id] * len(sequences)
     vectors = states.new_zeros(0, model.config.visual_width)
     emitted = []
     if text:
         chosen = sample(model.language.head(states[text]), sampling).tolist()
         for index, token_id in zip(text, chosen, strict=True):
-            if rows[index].accept_token(token_id):
+            if sequences[index].accept_token(token_id):
                 next_ids[index] = token_id
                 emitted.append(Step(index, token_id, None))
     if image:
         vectors = model.predict_visual(states[image])  # [N, C]
         for index, vector in zip(image, vectors.unbind(), strict=True):
-            emitted.append(Step(index, None, rows[index].accept_visual(vector)))
+            emitted.append(Step(index, None, sequences[index].accept_visual(vector)))
     for index in closing:
-        next_ids[index] = rows[index].close_image()
+        next_ids[index] = sequences[index].close_image()
         emitted.append(Step(index, next_ids[index], None))
     return next_ids, image, vectors, sorted(emitted, key=lambda step: step.row)
 

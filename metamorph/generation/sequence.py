@@ -61,7 +61,7 @@ class Mode(Enum):
 
 
 @dataclass
-class Row:
+class Sequence:
     """One sequence of a batch, driven by `accept_token`, `accept_visual` and `close_image`.
 
     An image is begun only if the budget holds all its vectors and its end token, so no partial

@@ -1,8 +1,8 @@
 """The unified model: language decoder, vision encoder, and the two small networks between."""
 
-from metamorph.model.assemble import add_image_tokens, assemble
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.opening import add_image_tokens, assemble
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 

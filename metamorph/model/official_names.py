@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from metamorph.errors import UserError
-from metamorph.model.assemble import add_image_tokens, all_stops
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.opening import add_image_tokens, all_stops
 from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (

@@ -1,16 +1,22 @@
-"""Put a MetaMorph together from a Hugging Face Llama, a SigLIP encoder and a tokenizer."""
+"""The model that a run starts from: a MetaMorph folder, or one put together from a Hugging Face
+Llama, a SigLIP encoder and a tokenizer."""
 
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
 
+from metamorph.config import ModelConfig, RunConfig
 from metamorph.errors import UserError
+from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.language import Llama
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer
 from metamorph.tokens import END_OF_TEXT, END_OF_TURN, IMAGE_END, IMAGE_START
 
+CPU = torch.device("cpu")
 END_TOKENS = (END_OF_TEXT, END_OF_TURN)  # an instruct Llama may end a turn with either
 
 
@@ -84,3 +90,39 @@ def assemble(
     config = MetaMorphConfig(language=language.config, visual_width=vision.width, grid=grid, **ids)
     model = MetaMorph(config, language, vision)
     return model.to(language.output_weight.dtype), tokenizer
+
+
+def open_model(
+    config: RunConfig, device: torch.device = CPU
+) -> tuple[MetaMorph, PreTrainedTokenizerBase]:
+    """The model and tokenizer that a run starts from, on the CPU in the dtype of its files.
+
+    `device` is where it will compute. Raises `UserError` if the config names no start, or a library
+    that cannot be used there.
+    """
+    start = config.model
+    parts = choose_parts(start, device)  # what is missing should be known before weights are read
+    if start.folder:
+        model = MetaMorph.from_pretrained(start.folder)
+        tokenizer = read_tokenizer(start.folder)
+    elif start.language and start.vision:
+        torch.manual_seed(config.seed)  # projector and vision head start from scratch
+        model, tokenizer = assemble(start.language, start.vision, grid=start.grid)
+    else:
+        raise UserError("model: give either model.folder, or model.language and model.vision")
+    if model.vision is None:
+        raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
+    dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
+    install_parts(model, parts, device, dtype)
+    return model, tokenizer
+
+
+def open_encoder(start: ModelConfig) -> VisionEncoder:
+    """The frozen encoder: `model.vision`, or that of `model.folder` with the folder's grid."""
+    if start.folder:
+        folder = Path(start.folder)
+        grid = MetaMorphConfig.from_dict(read_json(folder / "config.json")).grid
+        return VisionEncoder.from_pretrained(folder / "encoder", grid)
+    if start.vision:
+        return VisionEncoder.from_pretrained(start.vision, start.grid)
+    raise UserError("model: give model.vision (a SigLIP folder) or model.folder")

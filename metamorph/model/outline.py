@@ -1,7 +1,7 @@
 """A MetaMorph of the right sizes and without weights, to plan with.
 
 Sizes come from the folders that a run starts from or, while those are not there, from the public
-sizes of a model of the same name in ``metamorph/assets/architectures``.
+sizes of a model of the same name in ``metamorph/model/architectures``.
 """
 
 from pathlib import Path
@@ -11,13 +11,13 @@ from transformers import SiglipVisionConfig
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
-from metamorph.model.assemble import add_image_tokens
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.opening import add_image_tokens
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer
 
-ARCHITECTURES = Path(__file__).parents[1] / "assets" / "architectures"
+ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
 def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:

@@ -9,12 +9,13 @@ is plain and loads without any float8 package.
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamorph.config import FP8_BACKENDS, PRECISIONS
+from metamorph.config.keys import Fp8Backend, Precision
 from metamorph.errors import UserError
 from metamorph.libraries import PROBES
 from metamorph_kernels import MLPGelu, linear_fp8, mlp_gelu_fp8
@@ -48,8 +49,8 @@ def check_precision(precision: str, fp8_backend: str, device: torch.device) -> N
     ``native`` can everywhere: without float8 hardware it emulates float8 in float32.
     """
     for name, value, choices in (
-        ("precision", precision, PRECISIONS),
-        ("fp8_backend", fp8_backend, FP8_BACKENDS),
+        ("precision", precision, get_args(Precision)),
+        ("fp8_backend", fp8_backend, get_args(Fp8Backend)),
     ):
         if value not in choices:
             raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

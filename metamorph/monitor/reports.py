@@ -6,8 +6,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from metamorph.config import RunConfig
-from metamorph.training.run_folder import MetricsFile
-from metamorph.training.trackers import open_trackers
+from metamorph.monitor.metrics_file import MetricsFile
+from metamorph.monitor.trackers import open_trackers
 
 
 class Reports:

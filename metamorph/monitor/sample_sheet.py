@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from metamorph.chat import Chat
 from metamorph.config import RunConfig
 from metamorph.data.conversation import ASSISTANT, USER, Sample
 from metamorph.data.images import opened
@@ -14,6 +13,7 @@ from metamorph.data.sources import Source
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import SampleError, UserError
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
@@ -28,17 +28,6 @@ class Request:
     text: str
     images: tuple[Image.Image, ...]  # of the turn
     real: Image.Image
-
-
-def check_samples(config: RunConfig) -> None:
-    """Raises ``UserError`` if a sharded run cannot draw: it does so with a whole plain copy."""
-    if torch.distributed.is_initialized():
-        if config.training.lora_rank:
-            raise UserError("monitor.samples_every: with LoRA it needs a run without torchrun")
-        if config.parallel.cpu_offload:
-            raise UserError(
-                "monitor.samples_every: with parallel.cpu_offload no GPU has room for a whole copy"
-            )
 
 
 def find_requests(source: Source, count: int) -> list[Request]:
@@ -93,7 +82,7 @@ class SampleSheet:
         """A contact sheet. The model's mode and the random state of training stay as they are."""
         training = model.training
         device = model.projector.linear_1.weight.device
-        chat = Chat(model, self.tokenizer, self.decoder.to(device), precision=self.precision)
+        chat = Assistant(model, self.tokenizer, self.decoder.to(device), precision=self.precision)
         try:
             replies = chat.reply(
                 [(request.text, request.images) for request in self.requests],

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metamorph.data.packing import PackedRow
+from metamorph.config import RunConfig
+from metamorph.costs.flops import Workload, encoder_flops, language_flops, trained_parts
+from metamorph.costs.hardware import GPUS
+from metamorph.data.lanes import Lanes
+from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.model.unified import MetaMorph
-from metamorph.training.flops import Workload, encoder_flops, language_flops, trained_parts
-from metamorph.training.hardware import GPUS
+from metamorph.processes import add_up
 
 GIGA, TERA = 1e9, 1e12
 
@@ -95,3 +98,106 @@ def peak_gigabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIGA
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA
+
+
+class LanguageTelemetry:
+    """What language, align and instruct report. All processes call all methods alike.
+
+    `saw_row` watches each row of a step; `values` closes the step.
+    """
+
+    def __init__(self, config: RunConfig, model: MetaMorph, lanes: Lanes, device: torch.device):
+        self.lanes, self.device = lanes, device
+        self.row_tokens = config.training.rows_per_step * config.data.row_length
+        self.baseline = MeanBaseline(
+            model.config.tokens_per_image, model.config.visual_width, device
+        )
+        self.work, self.meter = StepWork(model), Meter()
+        self.peak = peak_teraflops(device, config.training.precision)
+        self.waited = 0.0  # for data, until the last step
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self.rows: list[PackedRow] = []
+        self.counts = TargetCounts(0, 0)
+        self.score = torch.zeros((), device=self.device)
+        self.seen = torch.zeros_like(self.baseline.total)
+
+    def saw_row(self, row: PackedRow, targets: Tensor, counts: TargetCounts) -> None:
+        """A row of this process, its target features [images, tokens, C], the step's counts."""
+        self.rows.append(row)
+        self.counts = counts
+        if len(targets):
+            share = len(row.visual_rows) / counts.visual
+            self.score = self.score + share * self.baseline.score(targets)
+            self.seen += targets.float().sum(0)
+
+    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """What to log of a step, on the device, from its `text_loss` and `visual_loss`."""
+        counts = self.counts
+        sums = add_up(torch.cat([self.score[None], self.seen.flatten()]))  # one message
+        score, seen = sums[0], sums[1:].view_as(self.seen)
+        # A bad step changes nothing, here either: one NaN would stay for good.
+        self.baseline.total += torch.where(seen.isfinite().all(), seen, 0.0)
+        waited, self.waited = self.lanes.wait_seconds - self.waited, self.lanes.wait_seconds
+        self.meter.add(**self.work.of(self.rows), wait=waited)
+        self._begin_step()
+        values = {
+            "text_loss": losses["text_loss"],
+            "packing_efficiency": counts.tokens / self.row_tokens,
+        }
+        if counts.visual:
+            cosine = 1 - losses["visual_loss"]
+            values |= {
+                "visual_cosine": cosine,
+                "mean_baseline_cosine": score,
+                "visual_cosine_over_mean": cosine - score,
+            }
+        return values
+
+    def read_meters(self) -> dict[str, float]:
+        """Speed since the last call, and memory."""
+        rates = self.meter.read()
+        meters = {
+            "tokens_per_second": rates["text_tokens"] + rates["visual_tokens"],
+            "text_tokens_per_second": rates["text_tokens"],
+            "visual_tokens_per_second": rates["visual_tokens"],
+            "images_per_second": rates["images"],
+            "data_wait_share": rates["wait"],
+            "teraflops": rates["teraflops"],
+            "encoder_teraflops": rates["encoder_teraflops"],
+            "memory_gigabytes": peak_gigabytes(self.device),
+        }
+        if self.peak is not None:
+            meters["mfu"] = rates["teraflops"] / self.peak
+            meters["encoder_mfu"] = rates["encoder_teraflops"] / self.peak
+        return meters
+
+    def describe(self, values: dict[str, float]) -> str:
+        """A log line's values in a few words, for the progress bar."""
+        parts = [f"text {values['text_loss']:.3f}"] if "text_loss" in values else []
+        if "visual_cosine" in values:
+            parts.append(f"cosine {values['visual_cosine']:.3f}")
+            parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
+        parts.append(f"{values['tokens_per_second']:.0f} tok/s")
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.0%} + encoder {values['encoder_mfu']:.0%}")
+        parts.append(f"packed {values['packing_efficiency']:.0%}")
+        return ", ".join(parts)
+
+
+class PictureTelemetry:
+    """What the decoder stage reports: its loss, and how many pictures a second."""
+
+    def __init__(self):
+        self.meter = Meter()
+
+    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return losses
+
+    def read_meters(self) -> dict[str, float]:
+        return {"images_per_second": self.meter.read()["images"]}
+
+    def describe(self, values: dict[str, float]) -> str:
+        error = f"noise error {values['noise_error']:.3f}, " if "noise_error" in values else ""
+        return f"{error}{values['images_per_second']:.0f} img/s"

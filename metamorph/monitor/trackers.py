@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 
 from metamorph.config import RunConfig
-from metamorph.libraries import require
 
 WANDB_PROJECT = "metamorph"
 WANDB_ID = "wandb_run_id"  # file in the run folder: a resumed run goes on in the same page
@@ -25,21 +23,11 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def check_trackers(config: RunConfig) -> None:
-    """Raises ``UserError`` if a tracker that is asked for is not installed."""
-    cpu = torch.device("cpu")
-    if config.monitor.tensorboard:
-        require("monitor.tensorboard", ["tensorboard"], cpu)
-    if config.monitor.wandb:
-        require("monitor.wandb", ["wandb"], cpu)
-
-
 def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
     """Those that ``config.monitor`` asks for. Raises ``UserError`` for one that is not installed.
 
     What an interrupted run wrote after ``first_step`` is replaced in TensorBoard, but not in wandb.
     """
-    check_trackers(config)
     folder = Path(config.output)
     trackers: list[Tracker] = []
     if config.monitor.tensorboard:

@@ -7,7 +7,7 @@ on your data replaces them with what is there.
 
 from dataclasses import dataclass
 
-from metamorph.training.flops import Workload, causal_pairs
+from metamorph.costs.flops import Workload, causal_pairs
 
 PACKED = 0.95  # share of a row that is not padding
 TEMPLATE = 10  # tokens around the two turns of a conversation

@@ -11,18 +11,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metamorph.config import RunConfig
+from metamorph.costs.flops import ENCODER, Flops, encoder_flops
+from metamorph.costs.hardware import ASSUMED, Gpu
+from metamorph.costs.memory import state_bytes
+from metamorph.costs.roofline import TERA
+from metamorph.costs.sharding import units
+from metamorph.costs.step import GIBI
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.errors import UserError
+from metamorph.model.describe import describe_parameters
 from metamorph.model.outline import outline_encoder, public_sizes
 from metamorph.model.weights import read_json
-from metamorph.training.costs import GIBI
-from metamorph.training.flops import ENCODER, Flops, encoder_flops
-from metamorph.training.hardware import ASSUMED, Gpu
-from metamorph.training.memory_estimate import state_bytes
-from metamorph.training.plan import describe_parameters
-from metamorph.training.processes import share_of
-from metamorph.training.roofline import TERA
-from metamorph.training.sharding import units
+from metamorph.processes import share_of
 
 
 class DecoderOutline(nn.Module):

@@ -9,24 +9,10 @@ from pathlib import Path
 import torch
 
 from metamorph.config import ModelConfig, RunConfig
-from metamorph.data.conversation import ChatEncoder
-from metamorph.data.documents import Documents
-from metamorph.data.packing import RowStream
-from metamorph.data.sources import open_source
-from metamorph.errors import UserError
-from metamorph.model.assemble import add_image_tokens
-from metamorph.model.outline import outline
-from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.weights import read_tokenizer
-from metamorph.training.assumed_samples import PACKED, assumed_row, describe_families
-from metamorph.training.costs import GIBI, Costs, describe_flops, describe_memory, step_costs
-from metamorph.training.flops import PROJECTIONS, Workload, trained_parts
-from metamorph.training.hardware import ASSUMED, PUBLISHED, Gpu
-from metamorph.training.memory_estimate import Widths, block_bytes
-from metamorph.training.parallel import make_mesh, shard
-from metamorph.training.plan import describe_parameters
-from metamorph.training.processes import share_of
-from metamorph.training.roofline import (
+from metamorph.costs.flops import PROJECTIONS, Workload, trained_parts
+from metamorph.costs.hardware import ASSUMED, PUBLISHED, Gpu
+from metamorph.costs.memory import Widths, block_bytes
+from metamorph.costs.roofline import (
     ACTIVATION_PASSES,
     GIGA,
     RULES,
@@ -36,14 +22,28 @@ from metamorph.training.roofline import (
     compute_seconds,
     memory_seconds,
 )
-from metamorph.training.sharding import (
+from metamorph.costs.sharding import (
     Traffic,
     fake_processes,
     mesh_shape,
     traffic,
     units,
 )
-from metamorph.training.trained import choose_trained
+from metamorph.costs.step import GIBI, Costs, describe_flops, describe_memory, step_costs
+from metamorph.data.conversation import ChatEncoder
+from metamorph.data.documents import Documents
+from metamorph.data.opening import open_source
+from metamorph.data.packing import RowStream
+from metamorph.errors import UserError
+from metamorph.model.describe import describe_parameters
+from metamorph.model.opening import add_image_tokens
+from metamorph.model.outline import outline
+from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.weights import read_tokenizer
+from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
+from metamorph.processes import share_of
+from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.trainable import choose_trainable
 
 PAPER_SAMPLES = 0.73  # a second and GPU: 16.07 million in less than a day on 256 H100s
 LOOKED_AT = 8  # rows of data
@@ -67,6 +67,16 @@ class Rows:
     source: list[str]
 
 
+def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
+    """The plan of a run of any stage on `world_size` GPUs, in text. Raises `UserError` for a
+    configuration that could not run on so many."""
+    if config.stage == "decoder":
+        from metamorph.planning.decoder import plan_decoder  # diffusers takes seconds
+
+        return plan_decoder(config, world_size, gpu)
+    return plan_world(config, world_size, gpu)
+
+
 def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     """The plan of a language, align or instruct run on ``world_size`` GPUs, in text.
 
@@ -83,7 +93,7 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         )
     replicas, sharing = mesh_shape(world_size, config.parallel.shard)
     model, sources = outline(config.model)
-    choose_trained(model, config.stage)
+    choose_trainable(model, config.stage)
     rows = mean_row(config, model.config)
     head = [
         f"plan of stage {config.stage} on {world_size} x {gpu.name}: {replicas} copies of the "

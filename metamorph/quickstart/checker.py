@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from metamorph.data.toy_scenes import (
+from metamorph.data.toy.scenes import (
     COLOURS,
     COUNT_PLACES,
     IMAGE_SIZE,

@@ -9,15 +9,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from metamorph.chat import Chat
-from metamorph.data.packing import pack_row
-from metamorph.data.toy_scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
-from metamorph.data.toy_tasks import QUESTIONS, Task, make_task
-from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.data.packing import TargetCounts, pack_row
+from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
+from metamorph.data.toy.tasks import QUESTIONS, Task, make_task
+from metamorph.generation.assistant import Assistant
+from metamorph.quickstart.checker import ATTRIBUTES, score
 from metamorph.tokens import IMAGE_PLACEHOLDER
 from metamorph.training.batch import Batch
-from metamorph.training.loss import TargetCounts
-from metamorph.training.trainer import batch_losses
+from metamorph.training.language_stage import batch_losses
 
 SEED = 12345  # of the held-out tasks; training uses other ones
 BATCH = 50
@@ -76,7 +75,7 @@ def _batches(tasks: list[Task]) -> Iterator[list[Task]]:
         yield tasks[start : start + BATCH]
 
 
-def answer_questions(chat: Chat, tasks: list[Task]) -> list[Answer]:
+def answer_questions(chat: Assistant, tasks: list[Task]) -> list[Answer]:
     answers = []
     for part in _batches(tasks):
         replies = chat.reply(_prompts(part), max_new_tokens=32)
@@ -84,7 +83,7 @@ def answer_questions(chat: Chat, tasks: list[Task]) -> list[Answer]:
     return answers
 
 
-def draw_scenes(chat: Chat, tasks: list[Task]) -> list[Drawing]:
+def draw_scenes(chat: Assistant, tasks: list[Task]) -> list[Drawing]:
     drawings = []
     for part in _batches(tasks):
         replies = chat.reply(_prompts(part), max_new_tokens=64)
@@ -121,7 +120,7 @@ def checker_accuracy(tasks: list[Task]) -> float:
 
 @torch.no_grad()
 def visual_cosines(
-    chat: Chat, tasks: list[Task], training_tasks: list[Task]
+    chat: Assistant, tasks: list[Task], training_tasks: list[Task]
 ) -> tuple[float, float]:
     """Teacher-forced cosine on the drawings' targets, and that of predicting the mean token.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import SiglipVisionConfig
 
-from metamorph.data.toy_scenes import (
+from metamorph.data.toy.scenes import (
     COLOURS,
     COUNT_WORDS,
     IMAGE_SIZE,

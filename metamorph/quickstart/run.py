@@ -11,21 +11,20 @@ import torch
 from torch import nn
 
 import metamorph
-from metamorph.chat import Chat
-from metamorph.config_file import load_config
-from metamorph.data.toy_tokenizer import build_toy_tokenizer
-from metamorph.decoder.training import train_decoder
+from metamorph.config.reading import load_config
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.errors import UserError
-from metamorph.evaluation import held_out
-from metamorph.evaluation.checker import CHANCE
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
-from metamorph.evaluation.report import AnsweredQuestion, write_report
+from metamorph.generation.assistant import Assistant
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig
-from metamorph.training.trainer import train
+from metamorph.quickstart import held_out
+from metamorph.quickstart.checker import CHANCE
+from metamorph.quickstart.report import AnsweredQuestion, write_report
+from metamorph.training.loop import train
 
 ROOT = Path(metamorph.__file__).parent.parent
-ASSETS = Path(metamorph.__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
 QUESTIONS, DRAWINGS, SHOWN = 300, 150, 12
 BARS = {"question_accuracy": 0.90, "drawing_accuracy": 0.75, "checker_accuracy": 0.99}
@@ -95,7 +94,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def evaluate(chat: Chat) -> tuple[dict, list, list]:
+def evaluate(chat: Assistant) -> tuple[dict, list, list]:
     """Scores on the held-out split, with the answers and drawings behind them."""
     answers = held_out.answer_questions(chat, held_out.held_out_tasks("question", QUESTIONS))
     drawing_tasks = held_out.held_out_tasks("draw", DRAWINGS)
@@ -132,7 +131,7 @@ def quickstart(output: Path, seed: int = 0) -> dict:
         config.seed = seed
         print(f"{number}/6 {stage}: {config.training.steps} steps")
         stage_started = time.perf_counter()
-        result = train_decoder(config) if stage == "decoder" else train(config)
+        result = train(config)
         seconds[stage] = time.perf_counter() - stage_started
         if stage == "instruct":
             shutil.copytree(result, output / "model")
@@ -141,7 +140,7 @@ def quickstart(output: Path, seed: int = 0) -> dict:
 
     print("6/6 evaluation: held-out questions and captions")
     stage_started = time.perf_counter()
-    report, answers, drawings = evaluate(Chat.from_pretrained(output / "model"))
+    report, answers, drawings = evaluate(Assistant.from_pretrained(output / "model"))
     seconds["evaluation"] = time.perf_counter() - stage_started
     sheet = contact_sheet(
         [

@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from metamorph.errors import UserError
+from metamorph.processes import is_first, wait_for_all
 from metamorph.training.checkpoint_tensors import (
     SafeReader,
     init_optimizer,
@@ -30,7 +31,6 @@ from metamorph.training.checkpoint_tensors import (
     set_random_states,
     trained_tensors,
 )
-from metamorph.training.processes import is_first, wait_for_all
 
 MARKER = "complete.json"
 # A run of one process is no mistake, whatever torch thinks of it at every checkpoint.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 
-from metamorph.training.processes import rank
+from metamorph.processes import rank
 
 METADATA_CLASSES = {
     "torch.distributed.checkpoint.metadata": {

@@ -16,42 +16,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metamorph.config import DecoderConfig, ModelConfig, RunConfig
+from metamorph.config import DecoderConfig, RunConfig
+from metamorph.data.opening import open_source
 from metamorph.data.pictures import PictureLanes
 from metamorph.data.skips import Skips
-from metamorph.data.sources import open_source
+from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
 from metamorph.errors import UserError
+from metamorph.model.describe import describe_parameters, describe_precision
+from metamorph.model.opening import open_encoder
 from metamorph.model.precision import autocast
-from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import read_json
-from metamorph.training.loop import run_steps
-from metamorph.training.processes import (
-    add_up,
-    gather,
-    is_first,
-    merged,
-    process_group,
-    rank,
-    share_of,
-    wait_for_all,
-    world_size,
-)
-from metamorph.training.run_folder import find_checkpoint, resolve_device
-from metamorph.training.telemetry import Meter
-
-
-def open_encoder(start: ModelConfig) -> VisionEncoder:
-    """The frozen encoder: ``model.vision``, or that of ``model.folder`` with the folder's grid."""
-    if start.folder:
-        folder = Path(start.folder)
-        grid = MetaMorphConfig.from_dict(read_json(folder / "config.json")).grid
-        return VisionEncoder.from_pretrained(folder / "encoder", grid)
-    if start.vision:
-        return VisionEncoder.from_pretrained(start.vision, start.grid)
-    raise UserError("model: give model.vision (a SigLIP folder) or model.folder")
+from metamorph.monitor.telemetry import PictureTelemetry
+from metamorph.processes import add_up, gather, is_first, merged, rank, world_size
 
 
 class DecoderTrainer(nn.Module):
@@ -134,31 +111,17 @@ class DecoderTrainer(nn.Module):
 
 
 class DecoderStage:
-    """Trainer, pictures and optimizer of the decoder stage, for ``run_steps``.
+    """Trainer, pictures and optimizer of the decoder stage, a `metamorph.training.loop.Stage`.
 
-    All randomness of a step comes from (seed, step).
+    All randomness of a step comes from (seed, step). Each process holds a whole copy and computes
+    its share of the pictures.
     """
 
-    def __init__(self, config: RunConfig):
-        if config.training.precision == "fp8":
-            raise UserError(
-                "training.precision: the decoder stage trains no language model, whose layers are "
-                "what fp8 means; it takes fp32 or bf16"
-            )
-        if config.training.optimizer != "torch":
-            raise UserError(
-                f"training.optimizer: the decoder stage takes torch only, "
-                f"got {config.training.optimizer}"
-            )
-        if config.monitor.samples_every:
-            raise UserError(
-                "monitor.samples_every: the decoder stage draws no samples; the language model's do"
-            )
-        share_of("decoder.batch_size", config.decoder.batch_size)
+    def __init__(self, config: RunConfig, device: torch.device, source: Source | None = None):
         self.config = config
-        self.module = self.step = DecoderTrainer(config).to(resolve_device(config.device))
+        self.module = self.step_loss = DecoderTrainer(config).to(device)
         if torch.distributed.is_initialized():
-            self.step = DistributedDataParallel(self.module, broadcast_buffers=False)
+            self.step_loss = DistributedDataParallel(self.module, broadcast_buffers=False)
         training = config.training
         self.optimizer = torch.optim.AdamW(
             [*self.module.unet.parameters(), *self.module.adapter.parameters()],
@@ -167,25 +130,24 @@ class DecoderStage:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        source = open_source(config.data, config.seed)
+        if source is None:
+            source = open_source(config.data, config.seed)
         self.lanes = PictureLanes(source, config.decoder.batch_size, rank(), world_size())
-        self.meter = Meter()
+        self.telemetry = PictureTelemetry()
 
-    def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
+    def forward_backward(self, step: int) -> dict[str, Tensor]:
+        """Gradients of an optimizer step, and its `noise_error`, the mean over all processes."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         pictures = self.lanes.next_pictures()
         batch_size = self.config.decoder.batch_size
         with autocast(self.config.training.precision, self.module.unet.device):
-            loss = self.step(pictures, generator, batch_size, self.lanes.own)
+            loss = self.step_loss(pictures, generator, batch_size, self.lanes.own)
         loss.backward()
-        self.meter.add(images=len(pictures))
+        self.telemetry.meter.add(images=len(pictures))
         return {"noise_error": add_up(loss.detach() / world_size())}
 
-    def read_meters(self) -> dict[str, float]:
-        return {"images_per_second": self.meter.read()["images"]}
-
-    def describe(self, values: dict) -> str:
-        return f"noise error {values['noise_error']:.3f}, {values['images_per_second']:.0f} img/s"
+    def draw_samples(self) -> None:
+        """Nothing: a decoder draws what a language model says. `rules` refuse to ask for it."""
 
     def last_samples(self) -> list[str]:
         return self.lanes.last_samples()
@@ -199,22 +161,21 @@ class DecoderStage:
     def load_state_dict(self, state: dict) -> None:
         self.lanes.load_state_dict(state["lanes"])
 
+    def describe_plan(self) -> list[str]:
+        """Parameters and arithmetic."""
+        return [
+            describe_parameters(self.module, self.config.stage),
+            describe_precision(self.config.training.precision),
+        ]
 
-def train_decoder(config: RunConfig) -> Path:
-    """Runs the decoder stage and returns ``output/decoder``, in diffusers' layout.
-
-    Started by ``torchrun``, each process holds a whole copy and computes its share of the pictures.
-
-    Raises ``UserError`` for what a user can mend, ``Stopped`` if interrupted.
-    """
-    with process_group(resolve_device(config.device)):
-        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-        stage = DecoderStage(config)
-        folder = run_steps(config, stage)
+    def save(self, folder: Path) -> Path:
+        """Writes `folder/decoder`, in diffusers' layout. All processes call this."""
         if is_first():
-            save_pipeline(stage.module, folder / "decoder", config.decoder)
-        wait_for_all()
-    return folder / "decoder"
+            save_pipeline(self.module, folder / "decoder", self.config.decoder)
+        return folder / "decoder"
+
+    def close(self) -> None:
+        """Nothing: no process prepares pictures."""
 
 
 def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:

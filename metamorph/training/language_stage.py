@@ -11,71 +11,31 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
+from metamorph.costs.flops import Workload
+from metamorph.costs.sharding import units
+from metamorph.costs.step import describe_flops, describe_memory, step_costs
 from metamorph.data.conversation import ChatEncoder
+from metamorph.data.describe import describe_row
 from metamorph.data.lanes import open_lanes
-from metamorph.data.packing import PackedRow
+from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
-from metamorph.model.assemble import assemble
-from metamorph.model.fused_parts import choose_parts, install_parts
-from metamorph.model.precision import MULTIPLE, autocast, check_precision, convert_to_float8
+from metamorph.model.describe import describe_parameters, describe_precision
+from metamorph.model.opening import open_model
+from metamorph.model.precision import autocast, convert_to_float8
 from metamorph.model.unified import MetaMorph
-from metamorph.model.weights import read_tokenizer
+from metamorph.monitor.sample_sheet import SampleSheet
+from metamorph.monitor.telemetry import LanguageTelemetry
+from metamorph.processes import add_up, gather, merged, rank, world_size
 from metamorph.training.batch import Batch
-from metamorph.training.loop import run_steps
-from metamorph.training.lora import add_adapters, check_lora, merge_adapters, save_adapters
-from metamorph.training.loss import Losses, TargetCounts, vpit_losses
-from metamorph.training.optimizer import check_optimizer, make_optimizer
-from metamorph.training.parallel import (
-    check_parallel,
-    place,
-    reduce_gradients,
-    save_model,
-    whole_copy,
-)
-from metamorph.training.processes import (
-    add_up,
-    gather,
-    merged,
-    process_group,
-    rank,
-    totals,
-    wait_for_all,
-    world_size,
-)
-from metamorph.training.run_folder import find_checkpoint, resolve_device
-from metamorph.training.sample_sheet import SampleSheet, check_samples
-from metamorph.training.telemetry import (
-    MeanBaseline,
-    Meter,
-    StepWork,
-    peak_gigabytes,
-    peak_teraflops,
-)
-from metamorph.training.trained import choose_trained, image_rows_only, other_rows
+from metamorph.training.lora import add_adapters, merge_adapters, save_adapters
+from metamorph.training.loss import Losses, vpit_losses
+from metamorph.training.optimizer import make_optimizer
+from metamorph.training.parallel import place, reduce_gradients, save_model, whole_copy
+from metamorph.training.trainable import choose_trainable, image_rows_only, other_rows
 
-
-def open_model(config: RunConfig) -> tuple[MetaMorph, object]:
-    """The model and tokenizer that a run starts from, on the CPU in the dtype of its files.
-
-    Raises ``UserError`` if the config names no start, or a library that cannot be used.
-    """
-    start, device = config.model, resolve_device(config.device)
-    parts = choose_parts(start, device)  # what is missing should be known before weights are read
-    if start.folder:
-        model = MetaMorph.from_pretrained(start.folder)
-        tokenizer = read_tokenizer(start.folder)
-    elif start.language and start.vision:
-        torch.manual_seed(config.seed)  # projector and vision head start from scratch
-        model, tokenizer = assemble(start.language, start.vision, grid=start.grid)
-    else:
-        raise UserError("model: give either model.folder, or model.language and model.vision")
-    if model.vision is None:
-        raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
-    dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-    install_parts(model, parts, device, dtype)
-    return model, tokenizer
+SHOWN = ("first row", "second row")  # of a plan
 
 
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
@@ -104,29 +64,21 @@ class StepLosses(nn.Module):
 
 
 class LanguageStage:
-    """Model, data and optimizer of one of the three stages, for ``run_steps``."""
+    """Model, data and optimizer of one of the three stages, a `metamorph.training.loop.Stage`."""
 
-    def __init__(self, config: RunConfig, source: Source | None = None):
-        self.config, self.device = config, resolve_device(config.device)
+    def __init__(self, config: RunConfig, device: torch.device, source: Source | None = None):
+        self.config, self.device = config, device
         training = config.training
-        check_parallel(config, self.device)
-        check_optimizer(config, self.device)  # before a model is loaded, as what follows
-        check_lora(config, self.device)
-        check_precision(training.precision, training.fp8_backend, self.device)
-        fp8 = training.precision == "fp8"
-        if fp8 and config.data.row_length % MULTIPLE:  # tokens add up in the gradients of weights
-            raise UserError(
-                f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, "
-                f"got {config.data.row_length}"
-            )
-        self.module, self.tokenizer = open_model(config)
+        self.module, self.tokenizer = open_model(config, device)
         model = self.module
-        choose_trained(model, config.stage)
+        choose_trainable(model, config.stage)
         if training.lora_rank:
             add_adapters(model, config)
-        self.float8 = convert_to_float8(model, training.fp8_backend, self.device) if fp8 else None
+        self.float8 = None
+        if training.precision == "fp8":
+            self.float8 = convert_to_float8(model, training.fp8_backend, device)
         self.step_losses = StepLosses(model)
-        place(self.step_losses, model, config, self.device)
+        place(self.step_losses, model, config, device)
         self.other_rows = other_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
         self.lanes = open_lanes(
@@ -140,27 +92,19 @@ class LanguageStage:
             world_size(),
             source,
         )
+        self.rows: list[PackedRow] = []  # of the last step
+        self.telemetry = LanguageTelemetry(config, model, self.lanes, device)
         self.sheet = None
         if config.monitor.samples_every:
-            check_samples(config)
             self.sheet = SampleSheet(config, self.lanes.source, model, self.tokenizer)
-        self.baseline = MeanBaseline(
-            model.config.tokens_per_image, model.config.visual_width, self.device
-        )
-        self.work, self.meter = StepWork(model), Meter()
-        self.peak = peak_teraflops(self.device, training.precision)
-        self.waited = 0.0  # for data, until the last step
-        self.rows: list[PackedRow] = []
 
-    def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
+    def forward_backward(self, step: int) -> dict[str, Tensor]:
+        """Gradients of an optimizer step, and its `text_loss` and `visual_loss` (1 - cosine), means
+        over the targets of all processes."""
         training = self.config.training
         self.rows = self.lanes.next_rows()
-        own = TargetCounts.of(self.rows)
-        used = sum(row.used for row in self.rows)
-        text_count, visual_count, used = totals([own.text, own.visual, used])
-        counts = TargetCounts(text_count, visual_count)
-        text_loss = visual_loss = baseline = torch.zeros((), device=self.device)
-        seen = torch.zeros_like(self.baseline.total)
+        counts = TargetCounts.of(self.rows)
+        losses = torch.zeros(2, device=self.device)  # text, visual
         for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.vision, self.device)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
@@ -168,61 +112,12 @@ class LanguageStage:
                 text, visual, targets = self.step_losses(batch, counts)
                 total = text + training.visual_coefficient * visual
             total.backward()
-            text_loss = text_loss + text.detach()
-            visual_loss = visual_loss + visual.detach()
-            if len(targets):
-                share = len(row.visual_rows) / counts.visual
-                baseline = baseline + share * self.baseline.score(targets)
-                seen += targets.float().sum(0)
+            losses += torch.stack([text.detach(), visual.detach()])
+            self.telemetry.saw_row(row, targets, counts)
         if self.other_rows:
             image_rows_only(self.module, self.other_rows)
-        # One message for all that every process must know of the others.
-        sums = add_up(torch.cat([torch.stack([text_loss, visual_loss, baseline]), seen.flatten()]))
-        text_loss, visual_loss, baseline = sums[:3]
-        seen = sums[3:].view_as(seen)
-        # A bad step changes nothing, here either: one NaN would stay for good.
-        self.baseline.total += torch.where(seen.isfinite().all(), seen, 0.0)
-        waited, self.waited = self.lanes.wait_seconds - self.waited, self.lanes.wait_seconds
-        self.meter.add(**self.work.of(self.rows), wait=waited)
-        values = {
-            "text_loss": text_loss,
-            "packing_efficiency": used / (training.rows_per_step * self.config.data.row_length),
-        }
-        if counts.visual:
-            values |= {
-                "visual_cosine": 1 - visual_loss,
-                "mean_baseline_cosine": baseline,
-                "visual_cosine_over_mean": 1 - visual_loss - baseline,
-            }
-        return values
-
-    def read_meters(self) -> dict[str, float]:
-        rates = self.meter.read()
-        meters = {
-            "tokens_per_second": rates["text_tokens"] + rates["visual_tokens"],
-            "text_tokens_per_second": rates["text_tokens"],
-            "visual_tokens_per_second": rates["visual_tokens"],
-            "images_per_second": rates["images"],
-            "data_wait_share": rates["wait"],
-            "teraflops": rates["teraflops"],
-            "encoder_teraflops": rates["encoder_teraflops"],
-            "memory_gigabytes": peak_gigabytes(self.device),
-        }
-        if self.peak is not None:
-            meters["mfu"] = rates["teraflops"] / self.peak
-            meters["encoder_mfu"] = rates["encoder_teraflops"] / self.peak
-        return meters
-
-    def describe(self, values: dict) -> str:
-        parts = [f"text {values['text_loss']:.3f}"] if "text_loss" in values else []
-        if "visual_cosine" in values:
-            parts.append(f"cosine {values['visual_cosine']:.3f}")
-            parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
-        parts.append(f"{values['tokens_per_second']:.0f} tok/s")
-        if "mfu" in values:
-            parts.append(f"MFU {values['mfu']:.0%} + encoder {values['encoder_mfu']:.0%}")
-        parts.append(f"packed {values['packing_efficiency']:.0%}")
-        return ", ".join(parts)
+        text_loss, visual_loss = add_up(losses)
+        return {"text_loss": text_loss, "visual_loss": visual_loss}
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings of the model as it is, in the first process. All must call this."""
@@ -240,35 +135,40 @@ class LanguageStage:
 
     def state_dict(self) -> dict:
         lanes = merged(gather(self.lanes.state_dict()))
-        return {"lanes": lanes, "baseline": self.baseline.total.tolist()}
+        return {"lanes": lanes, "baseline": self.telemetry.baseline.total.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
         try:
             self.lanes.load_state_dict(state["lanes"])
         except SampleError as error:
             raise UserError(f"resume: the data changed since the checkpoint: {error}") from error
-        self.baseline.total = torch.tensor(state["baseline"], device=self.device)
+        self.telemetry.baseline.total = torch.tensor(state["baseline"], device=self.device)
 
+    def describe_plan(self) -> list[str]:
+        """Parameters, arithmetic, operations and memory of a step, and the first rows."""
+        config, model = self.config, self.module
+        rows = self.lanes.next_rows()
+        mean = Workload.mean(rows, model.config.tokens_per_image)
+        costs = step_costs(config, model, units(model), mean, len(rows))
+        return [
+            describe_parameters(model, config.stage),
+            describe_precision(config.training.precision, self.float8),
+            describe_flops(costs, len(rows)),
+            describe_memory(costs),
+            *(
+                describe_row(title, row, self.tokenizer)
+                for title, row in zip(SHOWN, rows, strict=False)
+            ),
+        ]
 
-def train(config: RunConfig, source: Source | None = None) -> Path:
-    """Runs a stage and returns the folder of the trained model, ``output/model``.
+    def save(self, folder: Path) -> Path:
+        """Writes `folder/model`, with LoRA also `folder/adapter`. All processes call this."""
+        if self.config.training.lora_rank:
+            save_adapters(self.module, folder / "adapter", self.config)
+            merge_adapters(self.module)
+        save_model(self.module, folder / "model", self.tokenizer)
+        return folder / "model"
 
-    ``source`` gives the samples in place of the one that ``config.data`` names.
-
-    Writes ``config.yaml``, ``metrics.jsonl`` and checkpoints beside it. Started by ``torchrun``, it
-    is one of several processes that do so together. Raises ``UserError`` for what a user can mend,
-    ``Stopped`` if interrupted.
-    """
-    with process_group(resolve_device(config.device)):
-        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-        stage = LanguageStage(config, source)
-        try:
-            folder = run_steps(config, stage)
-        finally:
-            stage.lanes.close()
-        if config.training.lora_rank:
-            save_adapters(stage.module, folder / "adapter", config)
-            merge_adapters(stage.module)
-        save_model(stage.module, folder / "model", stage.tokenizer)
-        wait_for_all()
-    return folder / "model"
+    def close(self) -> None:
+        """Ends the processes that prepare data."""
+        self.lanes.close()

@@ -1,6 +1,10 @@
-"""The loop that every stage shares: rate, step, clip, log, checkpoint, stop, resume."""
+"""Training, whatever the stage: rate, gradients, clip, step or skip, record; resume and stop.
 
-from contextlib import nullcontext
+`run_steps` is the whole of it. What differs between stages is behind `Stage`; what a run keeps
+besides weights (means, log lines, checkpoints, drawings, signals) is in `Run`.
+"""
+
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
@@ -10,160 +14,131 @@ from torch import Tensor, nn
 
 from metamorph.config import RunConfig
 from metamorph.data.skips import Skips, check_skip_limit, sum_skips
+from metamorph.data.sources import Source
+from metamorph.devices import resolve_device
 from metamorph.errors import Stopped, UserError
+from metamorph.monitor.bad_steps import BadSteps
+from metamorph.monitor.means import Means
+from metamorph.monitor.profiler import profiled
+from metamorph.monitor.reports import Reports
+from metamorph.processes import any_process, gather, is_first, process_group, wait_for_all
+from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
-from metamorph.training.means import BadSteps, Means
+from metamorph.training.optimizer import learning_rate
 from metamorph.training.parallel import clip_gradients, local_part
-from metamorph.training.processes import (
-    any_process,
-    gather,
-    is_first,
-    wait_for_all,
-)
-from metamorph.training.profiler import profiled
-from metamorph.training.reports import Reports
-from metamorph.training.run_folder import StopSignal, claim_run_folder, find_checkpoint
-from metamorph.training.schedule import learning_rate
-from metamorph.training.trackers import check_trackers
+from metamorph.training.rules import check_rules
+from metamorph.training.run_folder import claim_run_folder, find_checkpoint
 
 
-class Stage(Protocol):
-    """What differs between stages. Parameters of ``module`` that require gradients are trained."""
+class Telemetry(Protocol):
+    """What a stage reports of its steps beside losses and gradient norms."""
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def accumulate_gradients(self, step: int) -> dict[str, Tensor | float]:
-        """Forward and backward of optimizer step ``step``; returns what to log, on the device."""
+    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """What to log of the step that had these losses, on the device."""
 
     def read_meters(self) -> dict[str, float]:
         """Further values for a log line, such as speed, since the last call."""
 
-    def describe(self, values: dict) -> str:
+    def describe(self, values: dict[str, float]) -> str:
         """A log line's values in a few words, for the progress bar."""
 
+
+class Stage(Protocol):
+    """What differs between stages. Parameters of `module` that require gradients are trained.
+
+    All processes of a run call all methods alike; the first one writes.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    telemetry: Telemetry
+
+    def forward_backward(self, step: int) -> dict[str, Tensor]:
+        """Adds the gradients of optimizer step `step`, counted from 0; returns its losses, on the
+        device."""
+
     def draw_samples(self) -> Image.Image | None:
-        """A sheet of drawings in the first process, where ``monitor.samples_every`` asks for it."""
+        """A sheet of drawings in the first process, where `monitor.samples_every` asks for it."""
 
     def last_samples(self) -> list[str]:
-        """Ids of the samples of the last step, to name them when a loss is not finite."""
+        """Ids of this process's samples of the last step, to name them if it was not finite."""
 
     def skipped(self) -> Skips:
         """Samples of this process that could not be used."""
 
     def state_dict(self) -> dict:
-        """JSON-able state besides weights and optimizer."""
+        """JSON-able state besides weights and optimizer, the same in every process."""
 
     def load_state_dict(self, state: dict) -> None: ...
 
+    def describe_plan(self) -> list[str]:
+        """What training would do, in paragraphs, for a dry run."""
 
-def run_steps(config: RunConfig, stage: Stage) -> Path:
-    """Trains to ``training.steps`` and returns the run folder, which holds a last checkpoint.
+    def save(self, folder: Path) -> Path:
+        """Writes the trained model to the run folder; returns where."""
 
-    The folder is claimed only here, after everything that the stage needs has been opened. An
-    interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU. A step whose
-    loss or gradient is not finite changes nothing; too many in a row raise ``UserError``. Raises
-    ``Stopped`` after a signal. All processes of a run call this; the first one writes.
+    def close(self) -> None: ...
+
+
+def train(config: RunConfig, source: Source | None = None) -> Path:
+    """Runs a stage and returns the folder of what it trained: `output/model`, or `output/decoder`.
+
+    Writes `config.yaml`, `metrics.jsonl` and checkpoints beside it. Started by `torchrun`, it is
+    one of several processes that do so together.
+
+    Args:
+        config: the whole run.
+        source: gives the samples in place of the one that `config.data` names.
+
+    Raises `UserError` for what a user can mend, `Stopped` if interrupted.
     """
-    training, monitor = config.training, config.monitor
-    check_trackers(config)
-    checkpoint = find_checkpoint(config)
-    means, bad_steps = Means(), BadSteps(training.max_bad_steps)
-    first_step = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
-        first_step = state["step"]
-        stage.load_state_dict(state["stage"])
-        means.load_state_dict(state["means"])
-        bad_steps.load_state_dict(state["bad_steps"])
-    wait_for_all()  # until every process has looked at the folder
-    folder = Path(config.output)
-    reports = None
-    if is_first():
-        claim_run_folder(config)
-        reports = Reports(config, first_step)
-    checkpoints = Checkpoints(folder, training.keep_checkpoints)
-
-    def log(step: int, rate: float) -> None:
-        nonlocal means
-        bad_steps.read()
-        found, skips = bad_steps.take(), all_skips(stage)
-        line = {**means.values(), "learning_rate": rate, **stage.read_meters()}
-        if reports is not None:
-            reports.log(step, line, stage.describe(line), skips.by_cause(), found)
-        means = Means()
-        try:  # judged by all samples of all processes: how many there are does not matter
-            check_skip_limit([skips], config.data.skip_limit)
-        except UserError:
-            save(step)
-            raise
-
-    def save(step: int) -> None:
-        state = {
-            "stage": stage.state_dict(),
-            "means": means.state_dict(),
-            "bad_steps": bad_steps.state_dict(),
-        }
-        checkpoints.save(step, stage.module, stage.optimizer, state)
-
-    profile_at = monitor.profile if is_first() else 0
-    with (
-        reports or nullcontext(),
-        checkpoints,
-        StopSignal() as stop,
-        profiled(folder / "profile", first_step, profile_at) as profile,
-    ):
-        for step in range(first_step, training.steps):
-            rate = learning_rate(step, training)
-            set_rate(stage.optimizer, rate)
-            values = stage.accumulate_gradients(step)
-            norm, part_norms = clip_gradients(stage.module, training.gradient_clip)
-            bad = not_finite(norm, values)
-            step_unless(bad, stage.optimizer)
-            stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
-            part_norms = {f"gradient_norm_{name}": part for name, part in part_norms.items()}
-            means.add({**values, "gradient_norm": norm, **part_norms}, bad)
-            if reports is not None:
-                reports.step_done()
-            if profile is not None:
-                profile.step()
-
-            done = step + 1
-            bad_steps.add(done, bad, stage.last_samples())
-            last = done == training.steps
-            if done % training.log_every == 0 or last:
-                log(done, rate)
-            if monitor.samples_every and (done % monitor.samples_every == 0 or last):
-                sheet = stage.draw_samples()
-                if reports is not None:
-                    reports.show(done, sheet)
-            stopping = any_process(stop.requested)
-            if last or stopping or done % training.checkpoint_every == 0:
-                save(done)
-            if stopping and not last:
-                raise Stopped(
-                    f"stopped after step {done} of {training.steps}; "
-                    f"go on with the same command and --resume"
-                )
+    device = resolve_device(config.device)
+    with process_group(device):
+        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
+        check_rules(config, device)
+        with closing(open_stage(config, device, source)) as stage:
+            with Run(config, stage) as run:
+                run_steps(run, stage)
+            folder = stage.save(run.folder)
+        wait_for_all()
     return folder
 
 
-def all_skips(stage: Stage) -> Skips:
-    """``stage.skipped()`` of all processes together; all must call this."""
-    states = gather(stage.skipped().state_dict())
-    return sum_skips(Skips.of(state) for state in states)
+def open_stage(config: RunConfig, device: torch.device, source: Source | None = None) -> Stage:
+    """The stage that `config.stage` names, with its model and data. `check_rules` comes before."""
+    if config.stage == "decoder":
+        from metamorph.training.decoder_stage import DecoderStage  # diffusers takes seconds
+
+        return DecoderStage(config, device, source)
+    from metamorph.training.language_stage import LanguageStage
+
+    return LanguageStage(config, device, source)
 
 
-def not_finite(norm: Tensor, values: dict[str, Tensor | float]) -> Tensor:
-    """Whether a gradient's norm or any of a step's values is not finite: a bool of the device."""
-    numbers = [value for value in values.values() if isinstance(value, Tensor)]
-    device = numbers[0].device
-    return ~torch.stack([*numbers, norm.to(device)]).isfinite().all()
+def run_steps(run: "Run", stage: Stage) -> None:
+    """Every step that is left. One whose loss or gradient is not finite changes nothing."""
+    training = run.config.training
+    for step in range(run.first_step, training.steps):
+        rate = learning_rate(step, training)
+        set_rate(stage.optimizer, rate)
+        losses = stage.forward_backward(step)
+        norms = clip_gradients(stage.module, training.gradient_clip)
+        bad = not_finite(losses, norms)
+        step_unless(bad, stage.optimizer)
+        stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
+        run.record(step + 1, rate, losses, norms, bad)
+
+
+def not_finite(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> Tensor:
+    """Whether a loss or the norm of the gradients is not finite: a bool of the device."""
+    values = list(losses.values())
+    norm = norms["gradient_norm"].to(values[0].device)
+    return ~torch.stack([*values, norm]).isfinite().all()
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Steps, or leaves weights and optimizer as they are if ``bad``.
+    """Steps, or leaves weights and optimizer as they are if `bad`.
 
     PyTorch's fused AdamW decides on the device, by the attributes that a gradient scaler sets.
     Others cannot: the host has to know.
@@ -175,3 +150,116 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
     elif not bad:
         optimizer.step()
+
+
+class Run:
+    """What a run knows and keeps beside the weights: position, means, log, checkpoints, signals.
+
+    Entered after everything that the stage needs has been opened: only then the folder is claimed.
+    An interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU. All
+    processes call all methods.
+    """
+
+    def __init__(self, config: RunConfig, stage: Stage):
+        self.config, self.stage = config, stage
+        self.folder = Path(config.output)
+        self.means = Means()
+        self.bad_steps = BadSteps(config.training.max_bad_steps)
+        self.first_step = 0
+        checkpoint = find_checkpoint(config)
+        if checkpoint is not None:
+            state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
+            self.first_step = state["step"]
+            stage.load_state_dict(state["stage"])
+            self.means.load_state_dict(state["means"])
+            self.bad_steps.load_state_dict(state["bad_steps"])
+        wait_for_all()  # until every process has looked at the folder
+
+    def __enter__(self) -> "Run":
+        config, profile_at = self.config, self.config.monitor.profile if is_first() else 0
+        with ExitStack() as opened:
+            self.reports = None
+            if is_first():
+                claim_run_folder(config)
+                self.reports = opened.enter_context(Reports(config, self.first_step))
+            self.checkpoints = opened.enter_context(
+                Checkpoints(self.folder, config.training.keep_checkpoints)
+            )
+            self.stop = opened.enter_context(StopSignal())
+            self.profile = opened.enter_context(
+                profiled(self.folder / "profile", self.first_step, profile_at)
+            )
+            self.opened = opened.pop_all()  # nothing failed: to be closed at the end of the run
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.opened.__exit__(*exception)
+
+    def record(
+        self,
+        done: int,
+        rate: float,
+        losses: dict[str, Tensor],
+        norms: dict[str, Tensor],
+        bad: Tensor,
+    ) -> None:
+        """Step number `done`, counted from 1, is over: logs, draws, saves and stops as configured.
+
+        Raises `UserError` after too many bad steps in a row or too many unusable samples, `Stopped`
+        after a signal.
+        """
+        training, monitor = self.config.training, self.config.monitor
+        self.means.add({**self.stage.telemetry.values(losses), **norms}, bad)
+        self.bad_steps.add(done, bad, self.stage.last_samples())
+        if self.reports is not None:
+            self.reports.step_done()
+        if self.profile is not None:
+            self.profile.step()
+        last = done == training.steps
+        if done % training.log_every == 0 or last:
+            self.log(done, rate)
+        if monitor.samples_every and (done % monitor.samples_every == 0 or last):
+            self.draw(done)
+        stopping = any_process(self.stop.requested)
+        if last or stopping or done % training.checkpoint_every == 0:
+            self.save(done)
+        if stopping and not last:
+            raise Stopped(
+                f"stopped after step {done} of {training.steps}; "
+                f"go on with the same command and --resume"
+            )
+
+    def log(self, step: int, rate: float) -> None:
+        """A line for the steps since the last one. Saves before it raises for unusable samples."""
+        self.bad_steps.read()
+        found, skips = self.bad_steps.take(), self.all_skips()
+        telemetry = self.stage.telemetry
+        line = {**self.means.values(), "learning_rate": rate, **telemetry.read_meters()}
+        if self.reports is not None:
+            self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
+        self.means = Means()
+        try:  # judged by all samples of all processes: how many there are does not matter
+            check_skip_limit([skips], self.config.data.skip_limit)
+        except UserError:
+            self.save(step)
+            raise
+
+    def all_skips(self) -> Skips:
+        """The unusable samples of all processes together."""
+        states = gather(self.stage.skipped().state_dict())
+        return sum_skips(Skips.of(state) for state in states)
+
+    def draw(self, step: int) -> None:
+        """Keeps a sheet of drawings."""
+        sheet = self.stage.draw_samples()
+        if self.reports is not None and sheet is not None:
+            self.reports.show(step, sheet)
+
+    def save(self, step: int) -> None:
+        """Begins to write a checkpoint."""
+        state = {
+            "stage": self.stage.state_dict(),
+            "means": self.means.state_dict(),
+            "bad_steps": self.bad_steps.state_dict(),
+        }
+        self.checkpoints.save(step, self.stage.module, self.stage.optimizer, state)

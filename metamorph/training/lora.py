@@ -12,31 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
-from metamorph.errors import UserError
-from metamorph.libraries import require
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import atomic_path
+from metamorph.processes import is_first
 from metamorph.training.parallel import local_part, local_rows, whole
-from metamorph.training.processes import is_first
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEFT_PREFIX = "base_model.model."  # of what a PeftModel wraps
 HEADS_FILE = "projector_and_vision_head.safetensors"
-
-
-def check_lora(config: RunConfig, device: torch.device) -> None:
-    """Raises ``UserError`` if adapters were asked for and cannot be trained."""
-    if not config.training.lora_rank:
-        return
-    require("training.lora_rank", ["peft"], device)
-    for key, value, needed in (
-        ("stage", config.stage, ("instruct",)),
-        ("training.precision", config.training.precision, ("fp32", "bf16")),
-    ):
-        if value not in needed:
-            raise UserError(
-                f"training.lora_rank: it needs {key} {' or '.join(needed)}, got {value}"
-            )
 
 
 def _settings(config: RunConfig):

@@ -4,25 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from metamorph.data.packing import PackedRow
+from metamorph.data.packing import TargetCounts
 from metamorph.model.unified import MetaMorph
 from metamorph.training.batch import Batch
 from metamorph_kernels import linear_cross_entropy
-
-
-@dataclass(frozen=True)
-class TargetCounts:
-    """Targets of a whole optimizer step, over all of its rows (and ranks)."""
-
-    text: int
-    visual: int
-
-    @classmethod
-    def of(cls, rows: list[PackedRow]) -> "TargetCounts":
-        return cls(
-            text=sum(len(row.text_rows) for row in rows),
-            visual=sum(len(row.visual_rows) for row in rows),
-        )
 
 
 @dataclass(frozen=True)

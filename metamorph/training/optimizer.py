@@ -1,30 +1,22 @@
-"""AdamW, by whom the configuration asks for."""
+"""AdamW, by whom the configuration asks for, and its learning rate."""
+
+import math
 
 import torch
 from torch import nn
 
-from metamorph.config import RunConfig
-from metamorph.errors import UserError
-from metamorph.libraries import require, torchao_optim_absence
+from metamorph.config import RunConfig, TrainingConfig
 
 
-def check_optimizer(config: RunConfig, device: torch.device) -> None:
-    """Raises ``UserError`` for an optimizer that cannot be used on ``device`` or in this run."""
-    training = config.training
-    if training.optimizer == "apex":
-        require("training.optimizer: apex", ["apex"], device)
-    if training.optimizer == "adamw8bit":
-        reason = torchao_optim_absence(device.type)
-        if reason is not None:
-            raise UserError(
-                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
-                f"see docs/libraries.md"
-            )
-    if training.weights == "bf16" and training.optimizer != "adamw8bit":
-        raise UserError(
-            "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
-            f"training.optimizer adamw8bit does, got {training.optimizer}"
-        )
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """Rate of optimizer step `step`, counted from 0: linear warm-up, then a cosine to zero (paper
+    appendix A)."""
+    steps, peak = training.steps, training.learning_rate
+    warmup = math.ceil(steps * training.warmup_ratio)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

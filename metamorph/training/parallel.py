@@ -23,9 +23,8 @@ from torch.utils.checkpoint import (
 )
 
 from metamorph.config import RunConfig
-from metamorph.errors import UserError
 from metamorph.model.unified import MetaMorph
-from metamorph.training.processes import is_first, share_of, world_size
+from metamorph.processes import is_first
 
 # What selective checkpointing keeps: results of matrix products and of attention. Norms, rotation
 # and SwiGLU are cheap to compute again, and hold about half of a block's activations.
@@ -37,40 +36,7 @@ KEPT = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 }
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def check_parallel(config: RunConfig, device: torch.device) -> None:
-    """Raises ``UserError``, naming the key, for what these processes or this device cannot do."""
-    training, parallel = config.training, config.parallel
-    share_of("training.rows_per_step", training.rows_per_step)
-    if parallel.shard and world_size() % parallel.shard:
-        raise UserError(
-            f"parallel.shard: groups of {parallel.shard} do not fit {world_size()} processes"
-        )
-    if parallel.cpu_offload and not torch.distributed.is_initialized():
-        raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
-    if training.optimizer == "adamw8bit" and torch.distributed.is_initialized():
-        raise UserError(
-            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
-        )
-    if config.model.rotary == "liger" and training.activation_checkpointing == "selective":
-        raise UserError(
-            "model.rotary: liger overwrites what training.activation_checkpointing: selective "
-            "keeps; take full or none, or rotary: torch"
-        )
-    if training.precision == "fp8" and training.fp8_backend == "transformer_engine":
-        if training.activation_checkpointing == "selective":
-            raise UserError(
-                "training.activation_checkpointing: selective cannot see the products of "
-                "Transformer Engine to keep them; take full or none"
-            )
-    if training.compile and device.type != "cuda":
-        raise UserError(
-            "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
-        )
 
 
 def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.device) -> None:
@@ -190,10 +156,11 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip_gradients(module: nn.Module, limit: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scales gradients of a larger norm down to ``limit``.
+def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
+    """Scales gradients of a larger norm down to `limit`.
 
-    Returns their norm before, a scalar, and that of each child of ``module`` that has any.
+    Returns their norm before, a scalar, as `gradient_norm`, and as `gradient_norm_CHILD` that of
+    each child of `module` that has any.
     """
     parts = {
         name: [p for p in part.parameters() if p.grad is not None]
@@ -203,7 +170,8 @@ def clip_gradients(module: nn.Module, limit: float) -> tuple[Tensor, dict[str, T
     norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     every = [parameter for parameters in parts.values() for parameter in parameters]
     nn.utils.clip_grads_with_norm_(every, limit, norm)
-    return norm, norms
+    children = {f"gradient_norm_{name}": part for name, part in norms.items()}
+    return {"gradient_norm": norm, **children}
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:

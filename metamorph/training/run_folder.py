@@ -1,4 +1,4 @@
-"""The folder of a run, and how a run claims it, writes to it and is stopped.
+"""The folder of a run, and how a run claims it.
 
 config.yaml     the resolved configuration
 metrics.jsonl   one line per ``log_every`` steps
@@ -9,16 +9,11 @@ model/          the result (``decoder/`` for the decoder stage)
 """
 
 import dataclasses
-import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
-import torch
-
 from metamorph.config import RunConfig
-from metamorph.config_file import load_config, save_config
+from metamorph.config.reading import load_config, save_config
 from metamorph.errors import UserError
 from metamorph.training.checkpoint import latest_checkpoint
 
@@ -109,69 +104,3 @@ def claim_run_folder(config: RunConfig) -> Path:
     # A config that is run again must not replace or resume anything unasked.
     save_config(dataclasses.replace(config, resume=False, overwrite=False), folder / "config.yaml")
     return folder
-
-
-class MetricsFile:
-    """Appends JSON lines; on resume drops the lines past the checkpoint's step."""
-
-    def __init__(self, folder: Path, resumed_step: int):
-        self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= resumed_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
-
-    def write(self, **values) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """All lines of a run's ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n") if path.exists() else [""]
-    whole = lines[:-1]  # what follows the last line break is empty, or was cut
-    return [json.loads(line) for line in whole]
-
-
-class StopSignal:
-    """Turns the first of ``SIGNALS`` into a request to stop after the step; a second one ends the
-    process at once.
-
-    Used as a context manager; ``requested`` is looked at between steps.
-    """
-
-    # Ctrl-C, what schedulers send before they kill, and what Slurm can be told to send earlier.
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __enter__(self) -> "StopSignal":
-        self.requested = False
-        self._previous = {number: signal.signal(number, self._request) for number in self.SIGNALS}
-        return self
-
-    def _request(self, number: int, frame) -> None:
-        if self.requested:
-            os._exit(128 + number)  # as shells count; any other exit waits for a checkpoint
-        self.requested = True
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU; ``torchrun`` gives each process of a machine
-    its own. Raises ``UserError`` for any other device than those, and for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device: {name!r} is none of auto, cpu, cuda and cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {name!r} was asked for, but CUDA is not available there")
-    return device

@@ -12,7 +12,7 @@ from metamorph.training.parallel import local_part, local_rows
 from metamorph_kernels.transfer import send
 
 
-def choose_trained(model: MetaMorph, stage: str) -> None:
+def choose_trainable(model: MetaMorph, stage: str) -> None:
     """Sets ``requires_grad`` for a stage. In align the token tables are trained, too: see
     ``image_rows_only``."""
     model.requires_grad_(False)

@@ -1,8 +1,8 @@
 import pytest
 
 from metamorph.data.conversation import ChatEncoder
-from metamorph.data.toy_tokenizer import build_toy_tokenizer
-from metamorph.model.assemble import add_image_tokens
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
+from metamorph.model.opening import add_image_tokens
 
 TOKENS_PER_IMAGE = 4
 

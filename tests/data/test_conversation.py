@@ -13,8 +13,8 @@ from metamorph.data.conversation import (
     SampleError,
     Turn,
 )
-from metamorph.data.toy_tasks import KINDS, make_task
-from metamorph.data.toy_tokenizer import build_toy_tokenizer
+from metamorph.data.toy.tasks import KINDS, make_task
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.errors import UserError
 
 PICTURE = Image.new("RGB", (8, 8))

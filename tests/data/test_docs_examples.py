@@ -3,17 +3,19 @@
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from data_files import image_bytes, write_video
 from PIL import Image
 
-from metamorph.config import DataConfig, SourceConfig
-from metamorph.config_file import iter_fields
+from metamorph.config import DataConfig
+from metamorph.config.keys import Family
+from metamorph.config.reading import iter_fields
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
-from metamorph.data.mixture import parts_of, read_mixture
-from metamorph.data.sources import open_source
+from metamorph.data.mixture import parts_of
+from metamorph.data.opening import open_source, read_mixture
 from metamorph.data.validate import validate_part
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,9 +52,7 @@ def open_example(folder):
 def test_every_example_is_used_and_well_formed(folder, encoder):
     parts = parts_of(open_example(folder))
     assert len(parts) == 6
-    assert {part.family for part in read_mixture(MIXTURE).values()} == set(
-        SourceConfig.__dataclass_fields__["family"].metadata["choices"]
-    )
+    assert {part.family for part in read_mixture(MIXTURE).values()} == set(get_args(Family))
     for name, part in parts.items():
         report = validate_part(name, part, encoder, row_length=2000)
         assert report.bad_share == 0, report.text()

@@ -23,7 +23,8 @@ from metamorph.data.features import (
 )
 from metamorph.data.images import key_of
 from metamorph.data.mixture import parts_of
-from metamorph.data.sources import ToyScenes, open_source
+from metamorph.data.opening import open_source
+from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import SampleError, UserError
 from metamorph.model.vision import VisionEncoder
 from tests.tiny_run import write_vision

@@ -16,8 +16,8 @@ from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
 from metamorph.data.packing import RowStream
 from metamorph.data.skips import Skips, check_skip_limit
-from metamorph.data.sources import ToyScenes
-from metamorph.data.toy_tasks import KINDS
+from metamorph.data.toy.source import ToyScenes
+from metamorph.data.toy.tasks import KINDS
 from metamorph.errors import SampleError, UserError
 
 PAD, ROWS = 1, 4
@@ -193,9 +193,9 @@ ORPHANS = """
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
-from metamorph.data.sources import ToyScenes
-from metamorph.data.toy_tokenizer import build_toy_tokenizer
-from metamorph.model.assemble import add_image_tokens
+from metamorph.data.toy.source import ToyScenes
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
+from metamorph.model.opening import add_image_tokens
 
 if __name__ == "__main__":
     tokenizer = build_toy_tokenizer()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamorph.config import DataConfig, PartConfig
-from metamorph.data.mixture import PERIOD, Mixture, parts_of, read_mixture
-from metamorph.data.sources import open_source
+from metamorph.data.mixture import PERIOD, Mixture, parts_of
+from metamorph.data.opening import open_source, read_mixture
 from metamorph.errors import UserError
 
 

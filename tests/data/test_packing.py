@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
 from metamorph.data.documents import Documents
 from metamorph.data.packing import RowStream, pack_row
-from metamorph.data.sources import ToyScenes
-from metamorph.data.toy_tasks import KINDS, make_task
+from metamorph.data.toy.source import ToyScenes
+from metamorph.data.toy.tasks import KINDS, make_task
 from metamorph.errors import SampleError, UserError
 
 ALL_KINDS = dict.fromkeys(KINDS, 1.0)

@@ -8,8 +8,8 @@ import pytest
 from data_files import image_bytes, turns
 from pyarrow import parquet
 
-from metamorph.data.families import captions, conversations, edits
-from metamorph.data.parquet import Parquet
+from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.formats.parquet import Parquet
 from metamorph.data.sources import RecordSource
 from metamorph.errors import SampleError, UserError
 

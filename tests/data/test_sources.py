@@ -10,10 +10,12 @@ from PIL import Image
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ASSISTANT, USER, Turn
-from metamorph.data.families import conversations
+from metamorph.data.families.pictures import conversations
+from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.images import opened
-from metamorph.data.json_lines import JsonLines
-from metamorph.data.sources import RecordSource, ToyScenes, open_source
+from metamorph.data.opening import open_source
+from metamorph.data.sources import RecordSource
+from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import SampleError, UserError
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from metamorph.data.toy_scenes import (
+from metamorph.data.toy.scenes import (
     COLOURS,
     PLACES,
     SHAPES,
@@ -16,7 +16,7 @@ from metamorph.data.toy_scenes import (
     render,
     zoom,
 )
-from metamorph.data.toy_tasks import DEFAULT_WEIGHTS, KINDS, QUESTIONS, answer_to, make_task
+from metamorph.data.toy.tasks import DEFAULT_WEIGHTS, KINDS, QUESTIONS, answer_to, make_task
 
 
 def test_same_arguments_give_the_same_text_and_pixels():

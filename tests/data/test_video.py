@@ -10,7 +10,7 @@ from PIL import Image
 from metamorph.config import DataConfig
 from metamorph.data.conversation import check_conversation
 from metamorph.data.images import opened
-from metamorph.data.sources import open_source
+from metamorph.data.opening import open_source
 from metamorph.data.video import evenly, open_video
 from metamorph.errors import SampleError, UserError
 

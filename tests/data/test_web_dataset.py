@@ -8,9 +8,9 @@ import tarfile
 import pytest
 from data_files import image_bytes, turns, write_tar
 
-from metamorph.data.families import captions, conversations, edits
+from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.sources import RecordSource
-from metamorph.data.web_dataset import WebDataset
 from metamorph.errors import SampleError, UserError
 
 

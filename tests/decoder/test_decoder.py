@@ -13,13 +13,15 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from metamorph.config import ModelConfig, RunConfig
-from metamorph.data.toy_tasks import make_task
+from metamorph.data.toy.tasks import make_task
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.decoder.training import DecoderStage, DecoderTrainer, PictureLanes, train_decoder
 from metamorph.errors import Stopped, UserError
-from metamorph.model.assemble import assemble
-from metamorph.training.run_folder import read_metrics
+from metamorph.model.opening import assemble
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training.decoder_stage import DecoderTrainer, PictureLanes
+from metamorph.training.loop import train
+from metamorph.training.rules import check_rules
 from tests.tiny_run import write_language
 from tests.training.processes import run_processes
 
@@ -80,7 +82,7 @@ def test_the_loss_is_the_error_of_the_predicted_noise(config, monkeypatch):
 
 
 def test_training_moves_unet_and_adapter_and_writes_a_diffusers_folder(config):
-    folder = train_decoder(config)
+    folder = train(config)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {
@@ -101,7 +103,7 @@ def test_training_moves_unet_and_adapter_and_writes_a_diffusers_folder(config):
 
 
 def test_sampling_is_repeatable_and_follows_its_condition(config):
-    decoder = VisualDecoder.from_folder(train_decoder(config))
+    decoder = VisualDecoder.from_folder(train(config))
     decoder.set_progress_bar_config(disable=True)
     features = torch.nn.functional.normalize(torch.randn(2, 4, 24), dim=-1)
 
@@ -127,7 +129,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch)
             if path.parent.name in ("unet", "adapter")
         ]
 
-    whole = trained(train_decoder(replace(config, output=str(tmp_path / "whole"))))
+    whole = trained(train(replace(config, output=str(tmp_path / "whole"))))
     next_pictures, calls = PictureLanes.next_pictures, []
 
     def stop_in_fourth_step(self):
@@ -139,8 +141,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(PictureLanes, "next_pictures", stop_in_fourth_step)
         with pytest.raises(Stopped, match="step 4 of 6"):
-            train_decoder(config)
-    resumed = trained(train_decoder(replace(config, resume=True)))
+            train(config)
+    resumed = trained(train(replace(config, resume=True)))
     assert len(whole) == len(resumed) == 2
     for one, other in zip(whole, resumed, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -175,10 +177,10 @@ def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
 
 
 def test_two_processes_train_as_one_and_one_goes_on_alone(config, tmp_path):
-    train_decoder(config)
+    train(config)
     parts = replace(config, output=str(tmp_path / "parts"))
     assert run_processes(2, stopped_decoder, parts, 3) == ["step 3 of 6"] * 2
-    train_decoder(replace(parts, resume=True))
+    train(replace(parts, resume=True))
 
     def noise_errors(run):
         return [line["noise_error"] for line in read_metrics(Path(run.output))]
@@ -202,7 +204,7 @@ def stopped_decoder(config: RunConfig, step: int) -> str:
 
     PictureLanes.next_pictures = interrupted
     try:
-        train_decoder(config)
+        train(config)
     except Stopped as stopped:
         return str(stopped).partition("after ")[2].partition(";")[0]
     raise AssertionError("it was not stopped")
@@ -211,4 +213,4 @@ def stopped_decoder(config: RunConfig, step: int) -> str:
 def test_processes_must_share_the_pictures_evenly(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="decoder.batch_size: 4 cannot be shared evenly by 3"):
-        DecoderStage(config)
+        check_rules(config, torch.device("cpu"))

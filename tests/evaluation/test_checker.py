@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metamorph.data.toy_scenes import (
+from metamorph.data.toy.scenes import (
     COLOURS,
     COUNT_PLACES,
     IMAGE_SIZE,
@@ -23,7 +23,7 @@ from metamorph.data.toy_scenes import (
     random_scene,
     render,
 )
-from metamorph.evaluation.checker import ATTRIBUTES, CHANCE, read_scene, score
+from metamorph.quickstart.checker import ATTRIBUTES, CHANCE, read_scene, score
 
 VALUES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": tuple(PLACES)}
 SCENES_PER_SPLIT = 150

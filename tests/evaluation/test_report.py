@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from metamorph.data.toy_scenes import Scene, caption, render
-from metamorph.evaluation.checker import ATTRIBUTES, CHANCE
+from metamorph.data.toy.scenes import Scene, caption, render
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
-from metamorph.evaluation.report import (
+from metamorph.quickstart.checker import ATTRIBUTES, CHANCE
+from metamorph.quickstart.report import (
     FIRST_QUESTIONS,
     AnsweredQuestion,
     duration,

@@ -1,11 +1,11 @@
-"""The state machine of one row, without a model."""
+"""The state machine of one sequence, without a model."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metamorph.generation.row import ImageSegment, Mode, Row, TextSegment
+from metamorph.generation.sequence import ImageSegment, Mode, Sequence, TextSegment
 from metamorph.model import LanguageConfig, MetaMorphConfig
 
 START, END, EOS, OTHER_EOS = 4, 5, 6, 7
@@ -20,29 +20,29 @@ CONFIG = MetaMorphConfig(
 )
 
 
-def drive(row: Row, wishes: list[int]) -> list:
-    """Run the row to its end; in text mode take the next wish, EOS when none is left."""
+def drive(sequence: Sequence, wishes: list[int]) -> list:
+    """Run the sequence to its end; in text mode take the next wish, EOS when none is left."""
     wishes = list(wishes)
     emitted = []
-    while row.mode is not Mode.FINISHED:
-        if row.mode is Mode.TEXT:
+    while sequence.mode is not Mode.FINISHED:
+        if sequence.mode is Mode.TEXT:
             token_id = wishes.pop(0) if wishes else EOS
-            if row.accept_token(token_id):
+            if sequence.accept_token(token_id):
                 emitted.append(token_id)
-        elif row.mode is Mode.IMAGE:
-            row.accept_visual(torch.full((3,), float(len(emitted))))
+        elif sequence.mode is Mode.IMAGE:
+            sequence.accept_visual(torch.full((3,), float(len(emitted))))
             emitted.append("v")
         else:
-            emitted.append(row.close_image())
+            emitted.append(sequence.close_image())
     return emitted
 
 
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 7), max_size=30), st.integers(1, 40), st.booleans())
 def test_whatever_the_text_head_wishes(wishes, budget, opens_image):
-    row = Row(CONFIG, budget, token_forwards=3, opens_image=opens_image)
-    emitted = drive(row, wishes)
-    result = row.result()
+    sequence = Sequence(CONFIG, budget, token_forwards=3, opens_image=opens_image)
+    emitted = drive(sequence, wishes)
+    result = sequence.result()
 
     assert len(emitted) == result.steps <= budget
     assert [entry for entry in emitted if entry != "v"] == result.token_ids
@@ -64,9 +64,9 @@ def test_whatever_the_text_head_wishes(wishes, budget, opens_image):
 
 @pytest.mark.parametrize(("budget", "images"), [(5, 0), (6, 1), (7, 1)])
 def test_an_image_needs_room_for_its_brackets(budget, images):
-    row = Row(CONFIG, budget, token_forwards=1)
-    drive(row, [START])
-    result = row.result()
+    sequence = Sequence(CONFIG, budget, token_forwards=1)
+    drive(sequence, [START])
+    result = sequence.result()
     assert len(result.images) == images
     assert result.finish_reason == ("stop" if budget == 7 else "length")
     assert result.steps == {5: 0, 6: 6, 7: 7}[budget]
@@ -74,17 +74,17 @@ def test_an_image_needs_room_for_its_brackets(budget, images):
 
 @pytest.mark.parametrize(("budget", "images"), [(4, 0), (5, 1)])
 def test_a_prompt_that_opened_the_image_needs_only_its_end(budget, images):
-    row = Row(CONFIG, budget, token_forwards=1, opens_image=True)
-    drive(row, [])
-    assert len(row.result().images) == images
-    assert row.result().finish_reason == "length"
-    assert row.result().token_ids == [END] * images
+    sequence = Sequence(CONFIG, budget, token_forwards=1, opens_image=True)
+    drive(sequence, [])
+    assert len(sequence.result().images) == images
+    assert sequence.result().finish_reason == "length"
+    assert sequence.result().token_ids == [END] * images
 
 
 def test_vectors_keep_their_order():
-    row = Row(CONFIG, 10, token_forwards=1, opens_image=True)
+    sequence = Sequence(CONFIG, 10, token_forwards=1, opens_image=True)
     vectors = torch.randn(4, 3)
-    assert [row.accept_visual(vector) for vector in vectors] == [0, 1, 2, 3]
-    assert row.mode is Mode.CLOSING
-    (segment,) = row.segments
+    assert [sequence.accept_visual(vector) for vector in vectors] == [0, 1, 2, 3]
+    assert sequence.mode is Mode.CLOSING
+    (segment,) = sequence.segments
     assert isinstance(segment, ImageSegment) and torch.equal(segment.features, vectors)

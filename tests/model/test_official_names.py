@@ -7,8 +7,8 @@ from transformers import LlamaForCausalLM
 
 from metamorph.cli import main
 from metamorph.errors import UserError
-from metamorph.model.assemble import assemble
 from metamorph.model.official_names import import_model, official_name, our_name
+from metamorph.model.opening import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_json, write_json
 from tests.tiny_run import GRID, write_language, write_vision

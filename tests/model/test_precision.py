@@ -166,7 +166,7 @@ def test_a_block_recomputed_in_the_backward_is_recomputed_in_float8(model, trans
 def test_libraries_are_imported_where_they_are_asked_for():
     """torchao is not looked for here: where it is installed, transformers imports it."""
     code = """
-import sys, metamorph.training.trainer
+import sys, metamorph.training.language_stage
 print("transformer_engine" in sys.modules)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,7 +14,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "torch._dynamo",  # optimizers import it in their first step
-        "metamorph.training.trainer",
+        "metamorph.training.language_stage",
         "metamorph.cli",
         "tests.training.test_checkpoint",
         "tests.training.test_parallel",

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import SiglipVisionConfig
 
+from metamorph.costs.flops import Workload, causal_pairs
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
-from metamorph.training.flops import Workload, causal_pairs
 from metamorph_kernels import key_intervals, linear_cross_entropy
 
 STAGES = ("language", "align", "instruct")

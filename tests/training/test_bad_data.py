@@ -5,7 +5,7 @@ import json
 from PIL import Image
 
 from metamorph.cli import main
-from metamorph.training.run_folder import read_metrics
+from metamorph.monitor.metrics_file import read_metrics
 from tests.tiny_run import GRID
 
 

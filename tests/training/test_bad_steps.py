@@ -8,12 +8,13 @@ import torch
 
 from metamorph.errors import UserError
 from metamorph.model.unified import MetaMorph
-from metamorph.training import trainer as trainer_module
+from metamorph.monitor.bad_steps import BadSteps
+from metamorph.monitor.means import Means
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training import language_stage
+from metamorph.training.batch import Batch
 from metamorph.training.checkpoint import latest_checkpoint
-from metamorph.training.loop import step_unless
-from metamorph.training.means import BadSteps, Means
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import train
+from metamorph.training.loop import step_unless, train
 from tests.tiny_run import tiny_config
 
 NO, YES = torch.tensor(False), torch.tensor(True)
@@ -24,14 +25,14 @@ def poison(monkeypatch):
     """Makes the text loss of the numbered steps NaN."""
 
     def from_now_on(*steps):
-        honest, calls = trainer_module.vpit_losses, []
+        honest, calls = language_stage.vpit_losses, []
 
         def losses(*arguments):
             calls.append(None)
             found = honest(*arguments)
             return replace(found, text=found.text * float("nan")) if len(calls) in steps else found
 
-        monkeypatch.setattr(trainer_module, "vpit_losses", losses)
+        monkeypatch.setattr(language_stage, "vpit_losses", losses)
 
     return from_now_on
 
@@ -121,14 +122,13 @@ def test_bad_steps_in_a_row_are_counted_over_a_resume():
 
 def test_one_nan_in_the_targets_does_not_stay_in_the_baseline(folder, monkeypatch):
     """The means of all targets so far go on with the next step, and into checkpoints."""
-    honest, calls = trainer_module.batch_losses, []
+    honest, calls = Batch.visual_features, []
 
-    def losses(*arguments):
+    def features(self, vision):
         calls.append(None)
-        found, targets = honest(*arguments)
-        return found, targets * float("nan") if len(calls) == 2 else targets
+        return honest(self, vision) * (float("nan") if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr(trainer_module, "batch_losses", losses)
+    monkeypatch.setattr(Batch, "visual_features", features)
     config = tiny_config(folder, "instruct", steps=5)
     train(config)
     lines = read_metrics(folder / "instruct")

@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_leaves_weights_and_optimizer_alone(tmp_path):
 
 
 def save_by_two(folder):
-    from metamorph.training.processes import process_group
+    from metamorph.processes import process_group
 
     with process_group(torch.device("cpu")):
         checkpoints = Checkpoints(folder, keep=1)

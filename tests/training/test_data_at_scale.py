@@ -12,18 +12,18 @@ from PIL import Image
 
 from metamorph.cli import main
 from metamorph.config import DataConfig
-from metamorph.config_file import save_config
+from metamorph.config.reading import save_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import open_lanes
-from metamorph.data.packing import RowStream, pack_row
-from metamorph.data.sources import ToyScenes
+from metamorph.data.packing import RowStream, TargetCounts, pack_row
+from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
+from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.batch import Batch
-from metamorph.training.loss import TargetCounts
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import LanguageStage, batch_losses, train
+from metamorph.training.language_stage import LanguageStage, batch_losses
+from metamorph.training.loop import train
 from tests.tiny_run import ALL_KINDS, tiny_config
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def chat_encoder(stage: LanguageStage) -> ChatEncoder:
 
 def test_packed_losses_are_those_of_each_document_alone(config):
     config.data = DataConfig(source="toy_scenes", kinds=ALL_KINDS, row_length=256)
-    stage = LanguageStage(config)
+    stage = LanguageStage(config, torch.device("cpu"))
     documents = Documents(ToyScenes(0, ALL_KINDS, 0), chat_encoder(stage), 256)
     stream = RowStream(documents, pad_id=stage.module.config.pad_id)
     packed = [next(stream) for _ in range(3)]
@@ -183,7 +183,7 @@ def test_packed_losses_are_those_of_each_document_alone(config):
 
 
 def test_lanes_open_as_the_data_section_says(config):
-    stage = LanguageStage(config)
+    stage = LanguageStage(config, torch.device("cpu"))
     pad_id, vision = stage.module.config.pad_id, stage.module.vision
     lanes = open_lanes(config.data, 0, chat_encoder(stage), pad_id, vision, 4, 1, 2)
     assert list(lanes.streams) == [1, 3]

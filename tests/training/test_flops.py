@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from metamorph.training.flops import (
+from metamorph.costs.flops import (
     ATTENTION,
     PROJECTIONS,
     PROJECTOR,
@@ -25,7 +25,7 @@ from metamorph.training.flops import (
     repeated_flops,
     trained_parts,
 )
-from metamorph.training.trained import choose_trained
+from metamorph.training.trainable import choose_trainable
 from metamorph_kernels import key_intervals
 from tests.training.random_step import ROW, STAGES, random_model
 
@@ -49,7 +49,7 @@ def count(function):
 @pytest.mark.parametrize("seed", range(4))
 def test_formulas_equal_the_counter_forward_and_backward(seed, stage):
     model = random_model(seed)
-    choose_trained(model, stage)
+    choose_trainable(model, stage)
     features = torch.randn(ROW.images, 4, 24)
     squares = sum(length * length for length in ROW.lengths)
     work = replace(ROW.workload(model), visible_pairs=squares)
@@ -80,7 +80,7 @@ def test_the_encoder_equals_the_counter(images):
 )
 def test_frozen_parts_take_no_weight_gradient(stage, trained):
     model = random_model(1)
-    choose_trained(model, stage)
+    choose_trainable(model, stage)
     assert trained_parts(model) == trained
     parts = language_flops(model.config, ROW.workload(model), trained)
     for name in (PROJECTIONS, VISION_HEAD, TEXT_HEAD):

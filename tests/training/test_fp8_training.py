@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metamorph.chat import Chat
-from metamorph.decoder.training import train_decoder
 from metamorph.errors import Stopped, UserError
+from metamorph.generation.assistant import Assistant
+from metamorph.model import opening
 from metamorph.model.unified import MetaMorph
-from metamorph.training import trainer as trainer_module
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training import language_stage
 from metamorph.training.checkpoint_tensors import SafeReader
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import train
+from metamorph.training.loop import train
 from tests import fake_libraries
 from tests.tiny_run import tiny_config, write_language, write_vision
 
@@ -40,7 +40,7 @@ def weights_of(folder) -> dict:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, monkeypatch, one_thread):
     config = tiny_config(folder, "instruct", steps=6, **NATIVE)
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
-    take_rows, taken = trainer_module.TargetCounts.of, []
+    take_rows, taken = language_stage.TargetCounts.of, []
 
     def stop_in_fourth_step(rows):
         taken.append(rows)
@@ -49,7 +49,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, monkeypat
         return take_rows(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.TargetCounts, "of", stop_in_fourth_step)
+        patch.setattr(language_stage.TargetCounts, "of", stop_in_fourth_step)
         with pytest.raises(Stopped, match="step 4 of 6"):
             train(config)
     resumed = weights_of(train(replace(config, resume=True)))
@@ -75,10 +75,10 @@ import sys
 for name in ("torchao", "transformer_engine"):
     sys.modules[name] = None
 import torch
-from metamorph import Chat, MetaMorph
+from metamorph import Assistant, MetaMorph
 model = MetaMorph.from_pretrained(sys.argv[1])
 print({str(parameter.dtype) for parameter in model.parameters()}, type(model.projector).__name__)
-Chat.from_pretrained(sys.argv[1]).reply([("Hello", ())], max_new_tokens=2)
+Assistant.from_pretrained(sys.argv[1]).reply([("Hello", ())], max_new_tokens=2)
 """
 
 
@@ -118,7 +118,7 @@ def test_a_run_by_transformer_engine_saves_no_extra_state(folder, monkeypatch, o
 @pytest.mark.parametrize("backend", ["torchao", "transformer_engine"])
 def test_a_backend_that_cannot_run_stops_a_run_before_it_starts(folder, monkeypatch, backend):
     fake_libraries.remove_all(monkeypatch)
-    monkeypatch.setattr(trainer_module, "assemble", None)  # not even a model is opened
+    monkeypatch.setattr(opening, "assemble", None)  # not even a model is opened
     with pytest.raises(UserError, match=rf"{backend} cannot be used here \(not installed\)"):
         train(tiny_config(folder, "instruct", precision="fp8", fp8_backend=backend))
     assert not (folder / "instruct").exists()
@@ -133,7 +133,7 @@ def test_rows_come_in_multiples_of_16(folder):
 
 def test_the_decoder_stage_has_no_fp8(folder):
     with pytest.raises(UserError, match="training.precision: the decoder .* takes fp32 or bf16"):
-        train_decoder(tiny_config(folder, "decoder", **NATIVE))
+        train(tiny_config(folder, "decoder", precision="fp8"))
 
 
 def test_a_chat_computes_as_training_does(folder, one_thread):
@@ -141,7 +141,7 @@ def test_a_chat_computes_as_training_does(folder, one_thread):
     prompts = [("Generate an image of a red circle.", ()), ("Hello", ())]
     states = {}
     for precision in ("fp32", "bf16", "fp8"):
-        chat = Chat.from_pretrained(saved, precision=precision, fp8_backend="native")
+        chat = Assistant.from_pretrained(saved, precision=precision, fp8_backend="native")
         assert {parameter.dtype for parameter in chat.model.parameters()} == {torch.float32}
         seen = states[precision] = []
         chat.model.language.register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
@@ -151,7 +151,7 @@ def test_a_chat_computes_as_training_does(folder, one_thread):
     errors = {name: float((x - prefill["fp32"]).norm() / scale) for name, x in prefill.items()}
     assert 0 < errors["bf16"] < 0.01 < errors["fp8"] < 0.1
     with pytest.raises(UserError, match="precision: expected one of"):
-        Chat.from_pretrained(saved, precision="int8")
+        Assistant.from_pretrained(saved, precision="int8")
 
 
 STEPS, WINDOW = 200, 20

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from metamorph.config import ModelConfig
-from metamorph.decoder.training import train_decoder
 from metamorph.errors import Stopped, UserError
+from metamorph.model import opening
+from metamorph.model.opening import open_model
 from metamorph.model.unified import MetaMorph
-from metamorph.training import trainer as trainer_module
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training import language_stage
+from metamorph.training.loop import train
 from metamorph.training.optimizer import make_optimizer
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trained import choose_trained
-from metamorph.training.trainer import open_model, train
+from metamorph.training.trainable import choose_trainable
 from tests import fake_libraries
 from tests.tiny_run import tiny_config
 
@@ -55,7 +56,7 @@ def losses_of(folder) -> list[float]:
 def test_a_missing_library_stops_a_run_before_it_starts(folder, monkeypatch, section, key, name):
     config = tiny_config(folder, "instruct")
     setattr(getattr(config, section), key, name)
-    monkeypatch.setattr(trainer_module, "assemble", None)  # not even a model is opened
+    monkeypatch.setattr(opening, "assemble", None)  # not even a model is opened
     message = rf"{section}\.{key}: {name} cannot be used here \(.*: not installed\)"
     with pytest.raises(UserError, match=message):
         train(config)
@@ -92,7 +93,7 @@ def test_a_run_with_every_library_agrees_with_the_default(folder, monkeypatch, a
 def test_apex_adam_gets_the_groups_of_adamw(folder, apex):
     config = tiny_config(folder, "instruct", weight_decay=0.1, beta2=0.95)
     model, _ = open_model(config)
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     expected = make_optimizer(model, config)
     config.training.optimizer = "apex"
     found = make_optimizer(model, config)
@@ -115,7 +116,7 @@ def test_a_run_with_apex_adam_agrees_with_adamw(folder, apex):
 def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
     config = tiny_config(folder, "instruct", steps=6, optimizer="apex")
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
-    take_rows, taken = trainer_module.TargetCounts.of, []
+    take_rows, taken = language_stage.TargetCounts.of, []
 
     def stop_in_fourth_step(rows):
         taken.append(rows)
@@ -124,7 +125,7 @@ def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
         return take_rows(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.TargetCounts, "of", stop_in_fourth_step)
+        patch.setattr(language_stage.TargetCounts, "of", stop_in_fourth_step)
         with pytest.raises(Stopped, match="step 4 of 6"):
             train(config)
     resumed = weights_of(train(replace(config, resume=True)))
@@ -137,4 +138,4 @@ def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
 def test_the_decoder_stage_does_not_ignore_apex(tmp_path):
     config = tiny_config(tmp_path, "decoder", optimizer="apex")
     with pytest.raises(UserError, match="training.optimizer: the decoder stage takes torch only"):
-        train_decoder(replace(config, model=ModelConfig()))
+        train(replace(config, model=ModelConfig()))

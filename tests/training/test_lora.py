@@ -11,9 +11,10 @@ from transformers import LlamaForCausalLM
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
+from metamorph.model.opening import open_model
 from metamorph.model.unified import MetaMorph
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import open_model, train
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training.loop import train
 from tests.tiny_run import tiny_config
 from tests.training.processes import run_processes
 from tests.training.test_parallel import train_and_record
@@ -69,7 +70,7 @@ def test_two_processes_train_the_same_adapters_and_resume(folder):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"stage": "align"}, "stage instruct, got align"), ({}, "fp32 or bf16, got fp8")],
+    [({"stage": "align"}, "stage align does not use it"), ({}, "fp32 or bf16, got fp8")],
 )
 def test_what_adapters_cannot_do_is_named(folder, change, message):
     config = replace(lora_config(folder), **change)

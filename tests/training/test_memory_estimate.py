@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metamorph.config import RunConfig, TrainingConfig
-from metamorph.training.flops import trained_parts
-from metamorph.training.memory_estimate import (
+from metamorph.costs.flops import trained_parts
+from metamorph.costs.memory import (
     Widths,
     activation_bytes,
     block_bytes,
@@ -13,10 +13,10 @@ from metamorph.training.memory_estimate import (
     state_bytes,
     working_bytes,
 )
+from metamorph.costs.sharding import fake_processes, units
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import make_mesh, shard
-from metamorph.training.sharding import fake_processes, units
-from metamorph.training.trained import choose_trained
+from metamorph.training.trainable import choose_trainable
 from tests.training.random_step import ROW, STAGES, RandomRow, random_model
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def size(tensors) -> int:
 def test_states_are_the_bytes_of_the_real_tensors(stage):
     """Exactly, after a step of AdamW; its step counters, a number for each tensor, left out."""
     model = random_model(0)
-    choose_trained(model, stage)
+    choose_trainable(model, stage)
     config = RunConfig(stage=stage, output="unused")
     optimizer = make_optimizer(model, config)
     features = torch.randn(ROW.images, 4, 24)
@@ -96,7 +96,7 @@ def test_activations_of_a_block_are_what_autograd_keeps(seed, stage):
     row = RandomRow(lengths=(256,), images=4, drawn=2, text_targets=100)
     few, more = random_model(seed, layers=2), random_model(seed, layers=5)
     for model in (few, more):
-        choose_trained(model, stage)
+        choose_trainable(model, stage)
     measured = (measure(more, row) - measure(few, row)) / (3 * 256)
     block = block_bytes(few.config.language, "none", Widths(4, 4, 4), stage == "instruct")
     on_cpu = 4 * (2 * few.config.language.hidden_size + queries(few)) * (stage == "instruct")
@@ -120,7 +120,7 @@ def estimate(model, row) -> float:
 def test_activations_of_what_is_read_and_predicted(more, stage):
     """In float32 within 5 percent of what more of it keeps: indices are not counted."""
     model = random_model(0, layers=1)
-    choose_trained(model, stage)
+    choose_trainable(model, stage)
     few, many = RandomRow(**BASE), RandomRow(**BASE | more)
     measured = measure(model, many) - measure(model, few)
     assert estimate(model, many) - estimate(model, few) == pytest.approx(measured, rel=0.05)
@@ -129,7 +129,7 @@ def test_activations_of_what_is_read_and_predicted(more, stage):
 def test_activations_of_a_whole_step():
     """Within 2 percent, with what a CPU keeps besides as above; the last norm is one more."""
     model, row = random_model(0), RandomRow(**BASE)
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     language = model.config.language
     on_cpu = 4 * 656 * (3 * (2 * language.hidden_size + queries(model)) + language.hidden_size)
     measured = measure(model, row)
@@ -166,7 +166,7 @@ def test_gradients_stay_whole_until_the_last_row():
     """With several rows a GPU, every block waits with its gradient; with one, two at a time."""
     training = TrainingConfig(precision="bf16")
     model = random_model(2)
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     with fake_processes(4):
         shard(model, model, mesh=make_mesh(0, CPU))
         found = units(model)

@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamorph.config import ParallelConfig
 from metamorph.data.lanes import Lanes
+from metamorph.data.packing import TargetCounts
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
+from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.batch import Batch
-from metamorph.training.loss import TargetCounts
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import LanguageStage, train
+from metamorph.training.language_stage import LanguageStage
+from metamorph.training.loop import train
 from tests.tiny_run import tiny_config
 from tests.training.processes import run_processes
 
@@ -46,7 +47,7 @@ class Products(TorchDispatchMode):
 
 def step_of(config):
     """The stage of a run, and one row of its data as the step takes it."""
-    stage = LanguageStage(config)
+    stage = LanguageStage(config, torch.device("cpu"))
     [row] = stage.lanes.next_rows()
     return stage, Batch.of(row, stage.module.vision, CPU), TargetCounts.of([row])
 

@@ -5,13 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamorph.data.conversation import ChatEncoder
-from metamorph.data.packing import pack_row
-from metamorph.data.toy_tasks import make_task
+from metamorph.data.packing import TargetCounts, pack_row
+from metamorph.data.toy.tasks import make_task
+from metamorph.model.opening import open_model
 from metamorph.model.precision import convert_to_float8
 from metamorph.training.batch import Batch
-from metamorph.training.loss import TargetCounts
-from metamorph.training.trained import choose_trained
-from metamorph.training.trainer import batch_losses, open_model
+from metamorph.training.language_stage import batch_losses
+from metamorph.training.trainable import choose_trainable
 from tests.tiny_run import tiny_config
 
 # All operators of a step. None reads a number on the host, selects by a mask or indexes by one.
@@ -47,7 +47,7 @@ class Operators(TorchDispatchMode):
 def step(folder):
     """A function that runs forward and backward on a device, from a batch that is there."""
     model, tokenizer = open_model(tiny_config(folder, "instruct"))
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
 
     def prepare(device, kinds):

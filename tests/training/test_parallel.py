@@ -14,8 +14,8 @@ from metamorph.config import DataConfig, ParallelConfig, RunConfig
 from metamorph.data.lanes import Lanes
 from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.trainer import train
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training.loop import train
 from tests.tiny_run import tiny_config
 from tests.training.processes import run_processes
 

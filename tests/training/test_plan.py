@@ -3,10 +3,10 @@
 import pytest
 
 from metamorph.cli import main
-from metamorph.config_file import save_config
+from metamorph.config.reading import save_config
+from metamorph.model.describe import compact, describe_precision
 from metamorph.model.precision import Float8Layers
-from metamorph.training.plan import compact, describe_precision
-from metamorph.training.trainer import train
+from metamorph.training.loop import train
 from tests.tiny_run import tiny_config, tiny_diffusion
 
 

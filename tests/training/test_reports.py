@@ -15,9 +15,10 @@ from metamorph.config import MonitorConfig, ParallelConfig, RunConfig
 from metamorph.data.packing import PackedRow
 from metamorph.errors import UserError
 from metamorph.model.unified import MetaMorph
-from metamorph.training.run_folder import read_metrics
-from metamorph.training.telemetry import StepWork, peak_teraflops
-from metamorph.training.trainer import LanguageStage, train
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.monitor.telemetry import StepWork, peak_teraflops
+from metamorph.training.language_stage import LanguageStage
+from metamorph.training.loop import train
 from tests.test_chat import tiny_decoder
 from tests.tiny_run import tiny_config
 from tests.training.processes import run_processes
@@ -84,7 +85,7 @@ def test_a_log_line_splits_norms_and_tokens(config):
 
 
 def test_work_of_rows_is_counted_once_and_the_encoder_where_it_runs(config):
-    stage = LanguageStage(config)
+    stage = LanguageStage(config, torch.device("cpu"))
     row: PackedRow = stage.lanes.next_rows()[0]
     work = StepWork(stage.module)
     one = work.of([row])
@@ -138,7 +139,7 @@ def test_a_resumed_run_goes_on_in_the_same_page_of_wandb(config, monkeypatch):
 
     stand_in = SimpleNamespace(init=lambda **options: Run(options), Image=lambda picture: picture)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.setattr("metamorph.training.trackers.require", lambda *arguments: "wandb")
+    monkeypatch.setattr("metamorph.training.rules.require", lambda *arguments: "wandb")
     config = watched(config, "seen", wandb=True, samples_every=4)
     train(config)
     train(replace(config, resume=True))

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from metamorph.config import ModelConfig, TrainingConfig
-from metamorph.model.outline import outline
-from metamorph.training.flops import (
+from metamorph.costs.flops import (
     ATTENTION,
     PROJECTIONS,
     TEXT_HEAD,
@@ -16,18 +15,19 @@ from metamorph.training.flops import (
     repeated_flops,
     trained_parts,
 )
-from metamorph.training.hardware import ASSUMED, GPUS, PUBLISHED, Efficiency, Gpu
-from metamorph.training.memory_estimate import Widths, block_bytes, state_bytes
-from metamorph.training.parallel import make_mesh, shard
-from metamorph.training.roofline import (
+from metamorph.costs.hardware import ASSUMED, GPUS, PUBLISHED, Efficiency, Gpu
+from metamorph.costs.memory import Widths, block_bytes, state_bytes
+from metamorph.costs.roofline import (
     ACTIVATION_PASSES,
     Prediction,
     communication_seconds,
     compute_seconds,
     memory_seconds,
 )
-from metamorph.training.sharding import Traffic, fake_processes, traffic, units
-from metamorph.training.trained import choose_trained
+from metamorph.costs.sharding import Traffic, fake_processes, traffic, units
+from metamorph.model.outline import outline
+from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.trainable import choose_trainable
 
 CPU = torch.device("cpu")
 
@@ -78,7 +78,7 @@ def test_assumed_shares_give_what_others_publish_within_a_tenth():
     model, _ = outline(ModelConfig(
         language="Llama-3.1-8B-Instruct", vision="siglip-so400m-patch14-384"
     ))  # fmt: skip
-    choose_trained(model, "language")
+    choose_trainable(model, "language")
     with fake_processes(8):
         shard(model, model, mesh=make_mesh(0, CPU))
         found = units(model)

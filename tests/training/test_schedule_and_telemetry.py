@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from metamorph.config import TrainingConfig
-from metamorph.training.schedule import learning_rate
-from metamorph.training.telemetry import MeanBaseline, Meter
+from metamorph.monitor.telemetry import MeanBaseline, Meter
+from metamorph.training.optimizer import learning_rate
 
 
 def test_the_rate_warms_up_peaks_and_ends_near_zero():

@@ -10,16 +10,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metamorph.errors import UserError
-from metamorph.training.parallel import make_mesh, shard
-from metamorph.training.sharding import (
+from metamorph.costs.sharding import (
     Traffic,
     fake_processes,
     mesh_shape,
     traffic,
     units,
 )
-from metamorph.training.trained import choose_trained
+from metamorph.errors import UserError
+from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.trainable import choose_trainable
 from tests.training.random_step import ROW, random_model
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def test_a_process_holds_the_first_of_equal_pieces():
     model = random_model(0)
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     with fake_processes(5):
         shard(model, model, mesh=make_mesh(0, CPU))
@@ -89,7 +89,7 @@ class Step(nn.Module):
 def test_bytes_sent_are_those_of_the_collectives_of_a_real_step(stage, replicas, size):
     """Two rows on this process, in bf16 with gradients summed in float32."""
     model = random_model(3)
-    choose_trained(model, stage)
+    choose_trainable(model, stage)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     features = torch.randn(ROW.images, 4, 24)
     with fake_processes(replicas * size):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from metamorph.cli import main
-from metamorph.config_file import save_config
+from metamorph.config.reading import save_config
 from metamorph.data.lanes import Lanes
+from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, latest_checkpoint
-from metamorph.training.run_folder import StopSignal
 from tests.tiny_run import tiny_config
 from tests.training.processes import CONTEXT, run_processes
 

@@ -9,20 +9,22 @@ import pytest
 import torch
 
 from metamorph.config import ModelConfig
-from metamorph.config_file import load_config
+from metamorph.config.reading import load_config
 from metamorph.data.conversation import ChatEncoder
-from metamorph.data.packing import pack_row
-from metamorph.data.toy_tasks import make_task
+from metamorph.data.packing import TargetCounts, pack_row
+from metamorph.data.toy.tasks import make_task
+from metamorph.devices import resolve_device
 from metamorph.errors import Stopped, UserError
+from metamorph.model.opening import open_model
 from metamorph.model.unified import MetaMorph
-from metamorph.training import trainer as trainer_module
+from metamorph.monitor.metrics_file import read_metrics
+from metamorph.training import language_stage
 from metamorph.training.batch import Batch
 from metamorph.training.checkpoint import latest_checkpoint, load_checkpoint
-from metamorph.training.loss import TargetCounts
+from metamorph.training.language_stage import LanguageStage, batch_losses
+from metamorph.training.loop import train
 from metamorph.training.optimizer import make_optimizer
-from metamorph.training.run_folder import read_metrics, resolve_device
-from metamorph.training.trained import choose_trained
-from metamorph.training.trainer import LanguageStage, batch_losses, open_model, train
+from metamorph.training.trainable import choose_trainable
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -104,7 +106,7 @@ def gradients(model, rows) -> tuple[float, dict]:
 def test_splitting_a_step_into_rows_changes_nothing(folder):
     """Both losses are means over the targets of the whole step, however they are packed."""
     model, tokenizer = open_model(tiny_config(folder, "instruct"))
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     docs = documents(model, tokenizer)
     one_row = [pack_row(docs, 400, 0)]
     uneven = [pack_row(docs[:1], 90, 0), pack_row(docs[1:6], 300, 0), pack_row(docs[6:], 200, 0)]
@@ -118,7 +120,7 @@ def test_splitting_a_step_into_rows_changes_nothing(folder):
 
 def test_a_row_without_images_has_a_visual_loss_of_zero_and_finite_gradients(folder):
     model, tokenizer = open_model(tiny_config(folder, "instruct"))
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
     text = encoder.encode(make_task(0, 0, "train", {"text": 1.0}).sample)
     row = pack_row([text], 64, 0)
@@ -140,7 +142,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, stage, monkeypatch):
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
 
     interrupted = replace(config, output=str(folder / "interrupted"))
-    take_rows, taken = trainer_module.TargetCounts.of, []
+    take_rows, taken = language_stage.TargetCounts.of, []
 
     def stop_in_fifth_step(rows):
         taken.append(rows)
@@ -149,7 +151,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, stage, monkeypatch):
         return take_rows(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.TargetCounts, "of", stop_in_fifth_step)
+        patch.setattr(language_stage.TargetCounts, "of", stop_in_fifth_step)
         with pytest.raises(Stopped, match="step 5 of 8"):
             train(interrupted)
     resumed = weights_of(train(replace(interrupted, resume=True)))
@@ -242,10 +244,10 @@ def test_resume_refuses_a_checkpoint_of_another_shape(folder):
     train(config)
     checkpoint = latest_checkpoint(folder / "align")
     model, _ = open_model(config)
-    choose_trained(model, "instruct")
+    choose_trainable(model, "instruct")
     with pytest.raises(UserError, match="trained in only one"):
         load_checkpoint(checkpoint, model, make_optimizer(model, config))
-    choose_trained(model, "align")
+    choose_trainable(model, "align")
     model.projector.linear_1.weight = torch.nn.Parameter(torch.zeros(3, 3))
     with pytest.raises(UserError, match=r"projector.linear_1.weight has shape .*\(3, 3\)"):
         load_checkpoint(checkpoint, model, make_optimizer(model, config))
@@ -273,7 +275,9 @@ def test_half_precision_weights_are_trained_whole(folder):
     config = tiny_config(folder, "instruct", steps=1)
     model, tokenizer = open_model(config)
     model.bfloat16().save_pretrained(folder / "half", tokenizer)
-    stage = LanguageStage(replace(config, model=ModelConfig(folder=str(folder / "half"))))
+    stage = LanguageStage(
+        replace(config, model=ModelConfig(folder=str(folder / "half"))), torch.device("cpu")
+    )
     assert {parameter.dtype for parameter in stage.module.parameters()} == {torch.float32}
 
 

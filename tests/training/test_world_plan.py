@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from metamorph.cli import GPU_TYPES, main
-from metamorph.config_file import load_config, save_config
+from metamorph.cli import main
+from metamorph.cli.train import GPU_TYPES
+from metamorph.config.reading import load_config, save_config
+from metamorph.costs.hardware import GPUS
 from metamorph.model.outline import outline
-from metamorph.training.assumed_samples import FAMILIES, assumed_row
-from metamorph.training.hardware import GPUS
+from metamorph.planning.assumed_samples import FAMILIES, assumed_row
 from tests.tiny_run import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -144,7 +145,7 @@ def test_cached_features_need_no_encoder(capsys):
 
 def test_an_outline_has_the_sizes_of_the_folders(folder):
     """As the model that training opens, token rows of pictures included."""
-    from metamorph.training.trainer import open_model
+    from metamorph.model.opening import open_model
 
     config = tiny_config(folder, "instruct")
     real, _ = open_model(config)

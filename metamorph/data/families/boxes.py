@@ -11,9 +11,9 @@ import random
 from typing import Any
 
 from metamorph.data.conversation import Sample
-from metamorph.data.families import ask, sample_of
+from metamorph.data.families.pictures import ask, sample_of
+from metamorph.data.formats.records import Record, checked_text
 from metamorph.data.images import Box, Crop, Marked, Picture, shorten
-from metamorph.data.records import Record, checked_text
 
 BOX_MARK = "###"
 BOX_REQUEST = "Please provide the bounding box"  # of Visual-CoT; we answer with the crop instead

@@ -5,7 +5,7 @@ visual thinking and image to image. Here are those whose images lie ready.
 """
 
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
-from metamorph.data.records import Record
+from metamorph.data.formats.records import Record
 
 
 def sample_of(record: Record, turns, images) -> Sample:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metamorph.data.records import Folder, Record
+from metamorph.data.formats.records import Folder, Record
 from metamorph.errors import UserError
 
 

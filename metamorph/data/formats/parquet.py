@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from metamorph.data.formats.records import Record, files_of
 from metamorph.data.images import LARGEST_FILE, Picture, StoredImage, shorten
-from metamorph.data.records import Record, files_of
 from metamorph.data.video import Video, open_video
 from metamorph.errors import SampleError, UserError
 from metamorph.libraries import require

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from metamorph.data.formats.records import Record, checked_text, files_of
 from metamorph.data.images import LARGEST_FILE, Picture, StoredImage, shorten
-from metamorph.data.records import Record, checked_text, files_of
 from metamorph.data.video import DEMUXERS, Video, open_video
 from metamorph.errors import SampleError, UserError
 

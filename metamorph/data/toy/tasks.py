@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
-from metamorph.data.toy_scenes import (
+from metamorph.data.toy.scenes import (
     COLOURS,
     COUNT_WORDS,
     MOVES,

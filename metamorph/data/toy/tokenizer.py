@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from metamorph.data.conversation import ASSISTANT, USER
-from metamorph.data.toy_tasks import KINDS, make_task
+from metamorph.data.toy.tasks import KINDS, make_task
 from metamorph.tokens import (
     BEGIN_OF_TEXT,
     END_HEADER,

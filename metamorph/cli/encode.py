@@ -1,0 +1,84 @@
+"""metamorph encode: the frozen encoder's features of all images, once, to disk."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from metamorph.cli.arguments import whole
+from metamorph.errors import UserError
+
+NAME = "encode"
+SUMMARY = "write the encoder's features of all images to disk"
+DESCRIPTION = """\
+Writes the frozen encoder's features of every image of a run's data to a folder, once. Training with
+--data.features FOLDER then reads them and never runs the encoder. What is there already is kept.
+
+  metamorph encode my.yaml --output features
+  metamorph encode mixture.yaml --vision siglip --grid 8 --dtype int8 --output features
+  metamorph encode my.yaml --output features --verify"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, metavar="FILE", help="run file, or mixture file")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--vision", default="", metavar="FOLDER", help="SigLIP (mixture file)")
+    parser.add_argument(
+        "--grid", type=whole(1), metavar="INT", help="tokens a side of an image (mixture file)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bf16", "int8", "fp32"), default="bf16",
+        help="how features are stored (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32",
+        help="arithmetic of the encoder (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=whole(1), default=64, metavar="INT", help="images at once")
+    parser.add_argument(
+        "--shard-images", type=whole(1), default=4096, metavar="INT",
+        help="images in a file (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=whole(1), default=4, metavar="INT",
+        help="threads that open images (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--verify", action="store_true", help="only check the hash of what is in --output"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from metamorph.cli.data_inputs import read_data_file
+    from metamorph.data.encode import encode, verify
+    from metamorph.data.mixture import parts_of
+    from metamorph.data.opening import open_source
+    from metamorph.devices import resolve_device
+    from metamorph.model.opening import open_encoder
+
+    if arguments.verify:
+        broken = verify(arguments.output)
+        if broken:
+            raise UserError(
+                f"--verify: {', '.join(broken)} of {arguments.output} are missing or changed; "
+                f"the same command without --verify makes them anew"
+            )
+        print(f"every file in {arguments.output} is as it was written")
+        return
+    config = read_data_file(arguments.data)
+    if arguments.vision:
+        config.model.folder, config.model.vision = "", arguments.vision
+    config.model.grid = arguments.grid or config.model.grid
+    vision = open_encoder(config.model).to(resolve_device(arguments.device))
+    source = open_source(replace(config.data, shuffle=False), config.seed)
+    index, skips = encode(
+        parts_of(source), vision, arguments.output, arguments.dtype,
+        precision=arguments.precision, batch_size=arguments.batch,
+        shard_rows=arguments.shard_images, threads=arguments.threads,
+    )  # fmt: skip
+    for cause, (count, example) in skips.by_cause().items():
+        print(f"skipped {count} samples: {cause} (first: {example})")
+    print(
+        f"{arguments.output} holds {index.rows} images as {index.dtype}; 1 - cosine to fp32: "
+        f"mean {index.mean_error:.1e}, largest {index.largest_error:.1e}"
+    )

@@ -1,0 +1,36 @@
+"""metamorph export: a trained model for other programs."""
+
+import argparse
+from pathlib import Path
+
+from metamorph.cli.arguments import check_new
+
+NAME = "export"
+SUMMARY = "write a trained model for other programs"
+DESCRIPTION = """\
+Writes weights (safetensors), a Llama's config.json and the tokenizer. What loads a Llama finds one
+there; projector and vision head lie beside it.
+
+  metamorph export runs/mine/model exported
+  metamorph export runs/mine/model exported --format official"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write")
+    parser.add_argument(
+        "--format", choices=("hf", "official"), default="hf",
+        help="names of projector and vision head: ours, or the official release's (default: hf)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from metamorph.model.official_names import export_model
+    from metamorph.model.unified import MetaMorph
+    from metamorph.model.weights import read_tokenizer
+
+    model = MetaMorph.from_pretrained(arguments.model)
+    tokenizer = read_tokenizer(arguments.model)
+    check_new(arguments.output)
+    export_model(model, arguments.output, tokenizer, arguments.format)
+    print(f"saved {arguments.output}")

@@ -1,0 +1,66 @@
+"""metamorph train: one training stage, its dry run, or its plan for many GPUs."""
+
+import argparse
+
+from metamorph.cli.arguments import whole
+from metamorph.config.reading import add_config_arguments, load_config, overrides_from_namespace
+from metamorph.errors import UserError
+
+GPU_TYPES = ("h100", "h200", "a100")  # those of metamorph.costs.hardware
+
+NAME = "train"
+SUMMARY = "run one training stage"
+DESCRIPTION = """\
+Runs one training stage (language, align, instruct or decoder) from a YAML file.
+Every key can be overridden:
+
+  metamorph train configs/toy/instruct.yaml --training.steps 100 --output runs/short
+  metamorph train configs/toy/instruct.yaml --data.kinds '{question: 1, draw: 1}'
+  metamorph train configs/toy/instruct.yaml --resume true
+  metamorph train configs/toy/instruct.yaml --dry-run
+  metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256
+
+Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
+folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, a second one stops it
+at once. Several GPUs: torchrun --nproc-per-node 8 -m metamorph train CONFIG"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="load everything, show the plan and the first row of data, and train nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--world-size", type=whole(1), metavar="INT",
+        help="with --dry-run: plan for this many GPUs, which need not be here, nor weights or data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu-type", choices=GPU_TYPES, default="h100",
+        help="with --world-size: which GPUs to plan for (default: %(default)s)",
+    )  # fmt: skip
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(
+        arguments.config, overrides_from_namespace(arguments, arguments.unknown_arguments)
+    )
+    if arguments.world_size is not None:
+        if not arguments.dry_run:
+            raise UserError("--world-size: it plans, so it needs --dry-run beside it")
+        from metamorph.costs.hardware import GPUS
+        from metamorph.planning.world import plan_run
+
+        print(plan_run(config, arguments.world_size, GPUS[arguments.gpu_type]))
+    elif arguments.dry_run:
+        from metamorph.planning.dry_run import dry_run
+
+        print(dry_run(config))
+    else:
+        from metamorph.processes import is_first
+        from metamorph.training.loop import train
+
+        folder = train(config)
+        if is_first():
+            print(f"saved {folder}")

@@ -1,0 +1,1 @@
+"""What conversation a record stands for: a function for each family of data."""

@@ -1,0 +1,1 @@
+"""Files of samples, each an index to records: JSON lines, WebDataset, Parquet."""

@@ -1,0 +1,99 @@
+"""The source that a run's `data` section names: generated, of files, or a mixture of several.
+
+A mixture is a YAML file that names its parts:
+
+    image_qa:
+      weight: 0.6
+      path: qa/data.jsonl
+    generation:
+      weight: 0.4
+      source: webdataset
+      family: captions
+      path: pairs/
+"""
+
+from functools import partial
+from pathlib import Path
+
+from metamorph.config import DataConfig, PartConfig, SourceConfig
+from metamorph.config.reading import read_section
+from metamorph.config.strict_yaml import read_yaml
+from metamorph.data.families.boxes import boxes
+from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.families.videos import Sampling, video_frames, video_questions
+from metamorph.data.formats.json_lines import JsonLines
+from metamorph.data.formats.parquet import Parquet
+from metamorph.data.formats.web_dataset import WebDataset
+from metamorph.data.mixture import PERIOD, Mixture
+from metamorph.data.order import mixed
+from metamorph.data.sources import RecordSource, Source
+from metamorph.data.toy.source import ToyScenes
+from metamorph.errors import UserError
+
+
+def open_source(config: DataConfig, seed: int) -> Source:
+    """The source that a run's ``data`` section names. Raises ``UserError`` if it cannot be used."""
+    if config.source == "mixture":
+        return open_mixture(config, seed)
+    return open_part(config, Path(), config.max_pixels, seed, config.shuffle)
+
+
+def open_part(
+    config: SourceConfig, base: Path, max_pixels: int, seed: int, shuffle: bool
+) -> Source:
+    """One source that is no mixture; relative paths start from ``base``."""
+    if config.source == "toy_scenes":
+        return ToyScenes(seed, config.kinds, config.samples)
+    if not config.path:
+        raise UserError("data.path: it is empty, expected the file or folder of the samples")
+    path = base / config.path
+    if config.source == "jsonl":
+        image_root = base / config.image_root if config.image_root else path.parent
+        records = JsonLines(path, image_root, max_pixels, config.fields)
+    elif config.source == "webdataset":
+        records = WebDataset(path, max_pixels, config.fields)
+    else:
+        records = Parquet(path, max_pixels, config.fields)
+    sampling = Sampling(config.frames_per_second, config.max_frames)
+    families = {
+        "conversations": conversations,
+        "captions": captions,
+        "edits": edits,
+        "boxes": partial(boxes, seed=seed),
+        "video_questions": partial(video_questions, sampling=sampling),
+        "video_frames": partial(video_frames, sampling=sampling, seed=seed),
+    }
+    return RecordSource(records, families[config.family], seed, shuffle)
+
+
+def open_mixture(config: DataConfig, seed: int) -> Mixture:
+    """The mixture file ``data.path``. Without a weight, a part counts by its number of samples.
+
+    Raises ``UserError`` if the file or one of its parts cannot be used.
+    """
+    if not config.path:
+        raise UserError("data.path: it is empty, expected a YAML file that names the parts")
+    path = Path(config.path)
+    parts, weights = {}, []
+    for number, (name, part) in enumerate(read_mixture(path).items()):
+        try:
+            # Equal files under other names should not come in the same order.
+            part_seed = mixed(seed, number) % 2**32
+            parts[name] = open_part(part, path.parent, config.max_pixels, part_seed, config.shuffle)
+        except UserError as error:
+            raise UserError(f"{path}: part '{name}': {error}") from error
+        weights.append(part.weight or len(parts[name]))
+    return Mixture(parts, weights, seed)
+
+
+def read_mixture(path: Path) -> dict[str, PartConfig]:
+    """The parts of a mixture file. Raises ``UserError`` if it is no such file."""
+    written = read_yaml(path)
+    if not isinstance(written, dict) or not written:
+        raise UserError(f"{path}: expected the parts of a mixture, each a name with its settings")
+    if len(written) > PERIOD // 10:
+        raise UserError(f"{path}: {len(written)} parts are too many, at most {PERIOD // 10} fit")
+    return {
+        str(name): read_section(PartConfig, values, f"{path}: part '{name}'")
+        for name, values in written.items()
+    }

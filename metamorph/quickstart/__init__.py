@@ -1,0 +1,1 @@
+"""The whole job at toy size: train, answer, draw, report."""

@@ -1,0 +1,143 @@
+"""Every rule by which a configuration is refused: asked once, before anything is loaded.
+
+Limits of single keys stand beside them in `config.keys`; here is what keys, processes, device and
+installed libraries say together. Each raises `UserError` that names the key.
+"""
+
+import torch
+import torch.distributed as dist
+
+from metamorph.config import RunConfig
+from metamorph.config.reading import iter_unused
+from metamorph.errors import UserError
+from metamorph.libraries import require, torchao_optim_absence
+from metamorph.model.precision import MULTIPLE, check_precision
+from metamorph.processes import share_of, world_size
+
+
+def check_rules(config: RunConfig, device: torch.device) -> None:
+    """Raises `UserError` for a run that cannot be on `device`, with these processes, here."""
+    check_stage_uses(config)
+    check_monitor(config)
+    if config.stage == "decoder":
+        check_decoder(config)
+        return
+    check_parallel(config)
+    check_recomputation(config, device)
+    check_optimizer(config, device)
+    check_lora(config, device)
+    check_float8(config, device)
+
+
+def check_stage_uses(config: RunConfig) -> None:
+    """No key is set that the stage does not use."""
+    for key, stages in iter_unused(config):
+        raise UserError(
+            f"{key}: stage {config.stage} does not use it, only {' and '.join(stages)} does; "
+            f"leave it out"
+        )
+
+
+def check_monitor(config: RunConfig) -> None:
+    """Trackers are installed; a run that shows drawings can make them."""
+    cpu, monitor = torch.device("cpu"), config.monitor
+    for key in ("tensorboard", "wandb"):
+        if getattr(monitor, key):
+            require(f"monitor.{key}", [key], cpu)
+    if monitor.samples_every and dist.is_initialized():  # it draws with a whole plain copy
+        if config.training.lora_rank:
+            raise UserError("monitor.samples_every: with LoRA it needs a run without torchrun")
+        if config.parallel.cpu_offload:
+            raise UserError(
+                "monitor.samples_every: with parallel.cpu_offload no GPU has room for a whole copy"
+            )
+
+
+def check_decoder(config: RunConfig) -> None:
+    """The decoder stage has whole copies of the weights, and AdamW of PyTorch."""
+    if config.training.precision == "fp8":
+        raise UserError(
+            "training.precision: the decoder stage trains no language model, whose layers are "
+            "what fp8 means; it takes fp32 or bf16"
+        )
+    if config.training.optimizer != "torch":
+        raise UserError(
+            f"training.optimizer: the decoder stage takes torch only, "
+            f"got {config.training.optimizer}"
+        )
+    share_of("decoder.batch_size", config.decoder.batch_size)
+
+
+def check_parallel(config: RunConfig) -> None:
+    """The processes can share the rows and the weights."""
+    training, parallel = config.training, config.parallel
+    share_of("training.rows_per_step", training.rows_per_step)
+    if parallel.shard and world_size() % parallel.shard:
+        raise UserError(
+            f"parallel.shard: groups of {parallel.shard} do not fit {world_size()} processes"
+        )
+    if parallel.cpu_offload and not dist.is_initialized():
+        raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
+    if training.optimizer == "adamw8bit" and dist.is_initialized():
+        raise UserError(
+            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
+        )
+
+
+def check_recomputation(config: RunConfig, device: torch.device) -> None:
+    """What is compiled or computed again in the backward can be."""
+    training = config.training
+    if config.model.rotary == "liger" and training.activation_checkpointing == "selective":
+        raise UserError(
+            "model.rotary: liger overwrites what training.activation_checkpointing: selective "
+            "keeps; take full or none, or rotary: torch"
+        )
+    if training.precision == "fp8" and training.fp8_backend == "transformer_engine":
+        if training.activation_checkpointing == "selective":
+            raise UserError(
+                "training.activation_checkpointing: selective cannot see the products of "
+                "Transformer Engine to keep them; take full or none"
+            )
+    if training.compile and device.type != "cuda":
+        raise UserError(
+            "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
+        )
+
+
+def check_optimizer(config: RunConfig, device: torch.device) -> None:
+    """The optimizer is installed, works on the device and with the dtype of the weights."""
+    training = config.training
+    if training.optimizer == "apex":
+        require("training.optimizer: apex", ["apex"], device)
+    if training.optimizer == "adamw8bit":
+        reason = torchao_optim_absence(device.type)
+        if reason is not None:
+            raise UserError(
+                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
+                f"see docs/libraries.md"
+            )
+    if training.weights == "bf16" and training.optimizer != "adamw8bit":
+        raise UserError(
+            "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
+            f"training.optimizer adamw8bit does, got {training.optimizer}"
+        )
+
+
+def check_lora(config: RunConfig, device: torch.device) -> None:
+    """Adapters, if asked for, can be trained."""
+    if not config.training.lora_rank:
+        return
+    require("training.lora_rank", ["peft"], device)
+    if config.training.precision == "fp8":
+        raise UserError("training.lora_rank: it needs training.precision fp32 or bf16, got fp8")
+
+
+def check_float8(config: RunConfig, device: torch.device) -> None:
+    """The precision can be had on the device, and rows have a length that float8 products take."""
+    training, length = config.training, config.data.row_length
+    check_precision(training.precision, training.fp8_backend, device)
+    # Tokens are what is summed over in the gradients of weights.
+    if training.precision == "fp8" and length % MULTIPLE:
+        raise UserError(
+            f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, got {length}"
+        )
