@@ -1,7 +1,7 @@
-"""``python -m metamorph``"""
+"""`python -m metamorph`"""
 
 import sys
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 
 sys.exit(main())

@@ -8,8 +8,8 @@ from metamorph.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU; ``torchrun`` gives each process of a machine
-    its own. Raises ``UserError`` for any other device than those, and for one that is not there."""
+    """`auto` is the first CUDA device, or the CPU; `torchrun` gives each process of a machine
+    its own. Raises `UserError` for any other device than those, and for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:

@@ -10,7 +10,7 @@ class Stopped(Exception):
 
 
 class SampleError(Exception):
-    """A sample that cannot be used. ``cause`` is a short name under which skips are counted."""
+    """A sample that cannot be used. `cause` is a short name under which skips are counted."""
 
     def __init__(self, cause: str, message: str):
         super().__init__(cause, message)  # both, else it could not pass between processes

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from metamorph.errors import UserError
-from metamorph_kernels.absence import gpu_absence
+from metamorph_kernels import gpu_absence
 
 AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)  # compute capabilities
 

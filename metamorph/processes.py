@@ -1,6 +1,6 @@
 """The processes of a run: who they are, and what they tell each other.
 
-``torchrun`` starts several of them and says so in the environment; a run without it is one process,
+`torchrun` starts several of them and says so in the environment; a run without it is one process,
 for which everything here is free. Numbers of the host travel between hosts (gloo), so that nobody
 waits for a GPU to learn them.
 """
@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=30)  # a slow file system may keep one process that 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The group of all processes that ``torchrun`` started, for as long as the body runs."""
+    """The group of all processes that `torchrun` started, for as long as the body runs."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
@@ -65,7 +65,7 @@ def totals(numbers: list[int]) -> list[int]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether ``flag`` is set in any process; all get the same answer."""
+    """Whether `flag` is set in any process; all get the same answer."""
     return totals([int(flag)])[0] > 0
 
 
@@ -90,9 +90,9 @@ def merged(parts: list[dict]) -> dict:
 
 
 def share_of(key: str, count: int, processes: int | None = None) -> int:
-    """``count / processes``, which are those of this run if not given.
+    """`count / processes`, which are those of this run if not given.
 
-    Raises ``UserError``, naming the key, if that is not whole.
+    Raises `UserError`, naming the key, if that is not whole.
     """
     processes = processes or world_size()
     share, rest = divmod(count, processes)

@@ -5,10 +5,10 @@ import signal
 
 
 class StopSignal:
-    """Turns the first of ``SIGNALS`` into a request to stop after the step; a second one ends the
+    """Turns the first of `SIGNALS` into a request to stop after the step; a second one ends the
     process at once.
 
-    Used as a context manager; ``requested`` is looked at between steps.
+    Used as a context manager; `requested` is looked at between steps.
     """
 
     # Ctrl-C, what schedulers send before they kill, and what Slurm can be told to send earlier.

@@ -1,5 +1,25 @@
+import pytest
 from hypothesis import settings
 
 # The same examples on every machine, and no time limit that a busy one would miss.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """A random language model and a random vision tower, in Hugging Face's layout."""
+    from tests.tiny_run import write_language, write_vision  # not where only kernels are tested
+
+    folder = tmp_path_factory.mktemp("parts")
+    write_language(folder / "llama")
+    write_vision(folder / "siglip")
+    return folder
+
+
+@pytest.fixture
+def folder(parts, tmp_path):
+    """A fresh run folder beside links to the random language and vision folders."""
+    for name in ("llama", "siglip"):
+        (tmp_path / name).symlink_to(parts / name)
+    return tmp_path

@@ -12,8 +12,8 @@ from metamorph.model.opening import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_tokenizer
 from metamorph.monitor.metrics_file import read_metrics
+from tests.processes import run_processes
 from tests.tiny_run import GRID, write_language, write_vision
-from tests.training.processes import run_processes
 
 PAGE = (Path(__file__).parent.parent / "docs/library.md").read_text()
 START = Path("runs/quickstart/model")  # where both scripts find a model

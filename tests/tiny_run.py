@@ -56,7 +56,7 @@ def tiny_diffusion() -> tuple[AutoencoderKL, UNet2DConditionModel, DDPMScheduler
 
 
 def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConfig:
-    """A run of a few steps below ``folder``, from ``folder/llama`` and ``folder/siglip``."""
+    """A run of a few steps below `folder`, from `folder/llama` and `folder/siglip`."""
     model = ModelConfig(vision=str(folder / "siglip"), grid=GRID)
     data = DataConfig(source="toy_scenes", kinds=ALL_KINDS)
     if stage != "decoder":

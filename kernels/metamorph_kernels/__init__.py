@@ -1,25 +1,38 @@
-"""Fused ops for visual-predictive instruction tuning; importable with nothing but PyTorch."""
+"""Fused ops for visual-predictive instruction tuning; importable with nothing but PyTorch.
 
+Beside the ops: who can run them (`probe` and the functions that give a reason), and what programs
+around them need (`send`, `without_autocast`, `tokens_read`, the sizes of chunks).
+"""
+
+from metamorph_kernels.absence import gpu_absence, triton_absence
+from metamorph_kernels.arguments import without_autocast
 from metamorph_kernels.attention import interval_attention
 from metamorph_kernels.attention_fp8 import interval_attention_fp8
 from metamorph_kernels.backends import probe
+from metamorph_kernels.chunks import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 from metamorph_kernels.cosine import cosine_loss
 from metamorph_kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from metamorph_kernels.cuda_library import cuda_absence
 from metamorph_kernels.decode import decode_attention
 from metamorph_kernels.float8_linear import linear_fp8, mlp_gelu_fp8
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 from metamorph_kernels.linear_cosine import LinearCosineLoss, linear_cosine_loss
 from metamorph_kernels.mlp import MLPGelu, mlp_gelu
-from metamorph_kernels.pooling import pool_normalize
+from metamorph_kernels.pooling import pool_normalize, tokens_read
+from metamorph_kernels.transfer import send
 from metamorph_kernels.transformers_attention import register_with_transformers
 
 __all__ = [
+    "GRADIENT_BYTES_AT_ONCE",
+    "LOGITS_AT_ONCE",
     "Intervals",
     "LinearCosineLoss",
     "LinearCrossEntropy",
     "MLPGelu",
     "cosine_loss",
+    "cuda_absence",
     "decode_attention",
+    "gpu_absence",
     "interval_attention",
     "interval_attention_fp8",
     "intervals_from_rows",
@@ -32,4 +45,8 @@ __all__ = [
     "pool_normalize",
     "probe",
     "register_with_transformers",
+    "send",
+    "tokens_read",
+    "triton_absence",
+    "without_autocast",
 ]

@@ -8,12 +8,9 @@ from torch import Tensor
 from metamorph_kernels.arguments import check_floating, check_shape, softmax_scale, without_autocast
 from metamorph_kernels.attention import checked_inputs, head_dim_limit, map_documents
 from metamorph_kernels.backends import resolve
-from metamorph_kernels.float8 import E4M3, quantise
+from metamorph_kernels.float8 import E4M3, WEIGHT_SCALE, quantise
 from metamorph_kernels.intervals import Intervals
 
-# Weights up to 1 would vanish below 2 ** -10, and with them the many small ones beside a token that
-# all attend to. These vanish below 2 ** -17 of the largest.
-WEIGHT_SCALE = 256.0
 QUERIES_AT_ONCE = 512  # bounds the scores that the PyTorch path holds
 
 

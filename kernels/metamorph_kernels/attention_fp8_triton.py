@@ -11,7 +11,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.attention_forward import query_tile, row_pointers
-from metamorph_kernels.attention_fp8 import WEIGHT_SCALE
 from metamorph_kernels.attention_isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 from metamorph_kernels.attention_triton import (
     Tiles,
@@ -22,6 +21,7 @@ from metamorph_kernels.attention_triton import (
 )
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
+from metamorph_kernels.float8 import WEIGHT_SCALE
 from metamorph_kernels.float8_heads_triton import quantise_heads
 from metamorph_kernels.intervals import Intervals
 

@@ -14,6 +14,9 @@ from metamorph_kernels.arguments import without_autocast
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2  # of values, of gradients
 ALIGNMENT = 16
 CAPABILITY = (8, 9)  # the oldest GPUs with float8 products
+# Of the weights of attention. Weights up to 1 would vanish below 2 ** -10, and with them the many
+# small ones beside a token that all attend to. These vanish below 2 ** -17 of the largest.
+WEIGHT_SCALE = 256.0
 
 
 def quantise(x: Tensor, dtype: torch.dtype, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:

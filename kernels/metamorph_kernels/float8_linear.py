@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from metamorph_kernels import float8
+import metamorph_kernels.float8 as float8
 from metamorph_kernels.arguments import check_shape, same_dtype
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, E5M2
@@ -122,7 +122,7 @@ def _as_rows(x: Tensor) -> Tensor:
 def _functions(backend: str) -> ModuleType:
     if backend == "torch":
         return float8
-    from metamorph_kernels import float8_triton
+    import metamorph_kernels.float8_triton as float8_triton
 
     return float8_triton
 

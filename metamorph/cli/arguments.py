@@ -11,7 +11,7 @@ MAX_SEED = 2**32 - 1
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least ``least`` and, if given, at most ``most``."""
+    """An argparse type: a whole number of at least `least` and, if given, at most `most`."""
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
 
     def convert(text: str) -> int:
@@ -39,6 +39,6 @@ def not_negative(text: str) -> float:
 
 
 def check_new(folder: Path) -> None:
-    """Raises ``UserError`` if something is there: nothing is overwritten."""
+    """Raises `UserError` if something is there: nothing is overwritten."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} exists, expected a new or an empty folder")

@@ -15,7 +15,7 @@ from metamorph.model.weights import read_json, read_tokenizer
 def read_data_file(path: Path) -> RunConfig:
     """A run file, or a mixture file as the data of a run that has no model.
 
-    They are told apart by the key ``stage``. Raises ``UserError`` for anything else.
+    They are told apart by the key `stage`. Raises `UserError` for anything else.
     """
     written = read_yaml(path)
     if isinstance(written, dict) and "stage" in written:
@@ -26,7 +26,7 @@ def read_data_file(path: Path) -> RunConfig:
 def open_chat_encoder(config: RunConfig) -> ChatEncoder:
     """The tokens of a run's samples, from its model's tokenizer. No weights are read.
 
-    Raises ``UserError`` if the run names no model.
+    Raises `UserError` if the run names no model.
     """
     start = config.model
     folder, grid = start.folder or start.language, start.grid

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_writable(folder: Path) -> None:
-    """Makes the folder for pictures, if need be. ``UserError`` if files cannot be written to it."""
+    """Makes the folder for pictures, if need be. `UserError` if files cannot be written to it."""
     if folder.is_file():
         raise UserError(f"--save-to: {folder} is a file, expected a folder")
     try:
@@ -133,7 +133,7 @@ def make_writable(folder: Path) -> None:
 
 
 def free_name(folder: Path) -> Path:
-    """The first ``picture-N.png`` that does not exist yet: nothing is overwritten."""
+    """The first `picture-N.png` that does not exist yet: nothing is overwritten."""
     number = 1
     while (path := folder / f"picture-{number}.png").exists():
         number += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Gpu:
     """Dense peaks and link widths of one GPU in a node of eight; decimal units, a direction each.
 
-    ``teraflops`` is by precision, and lacks what the GPU has no units for.
+    `teraflops` is by precision, and lacks what the GPU has no units for.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Efficiency:
     """Shares of the peaks above that a step is assumed to reach.
 
     None was measured here. They were chosen so that torchtitan's published run of Llama 3.1 8B on
-    eight H100s (``PUBLISHED``) comes out within a tenth.
+    eight H100s (`PUBLISHED`) comes out within a tenth.
     """
 
     products: float = 0.45  # large matrix products

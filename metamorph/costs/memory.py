@@ -22,7 +22,7 @@ from metamorph.costs.flops import (
 from metamorph.costs.sharding import Unit
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorphConfig
-from metamorph_kernels.cross_entropy import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
+from metamorph_kernels import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 
 WIDE = 4  # bytes of float32
 OPTIMIZER_BYTES = {  # of an element's two moments
@@ -64,7 +64,7 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
     """Copies of weights and gradients that a step makes on one GPU.
 
     Sharded: the root stays gathered, and of the blocks one is in use while the next comes; whole
-    gradients are reduced as they come, but with several ``rows`` a GPU only after the last. Not
+    gradients are reduced as they come, but with several `rows` a GPU only after the last. Not
     sharded: autocast keeps a copy of every matrix in the dtype of the products until the backward;
     the encoder's are counted too, although they are let go at once.
     """
@@ -87,7 +87,7 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
 
 
 def block_bytes(language: LanguageConfig, mode: str, widths: Widths, is_trained: bool) -> float:
-    """What one block keeps for its backward, for each token. ``mode`` as in ``CHECKPOINTING``."""
+    """What one block keeps for its backward, for each token. `mode` as in `CHECKPOINTING`."""
     hidden, inner = language.hidden_size, language.intermediate_size
     queries = language.num_attention_heads * language.head_dim
     keys = language.num_key_value_heads * language.head_dim
@@ -115,7 +115,7 @@ def activation_bytes(
 ) -> dict[str, float]:
     """What a step keeps or needs at its peak for one packed row, besides weights.
 
-    ``vision`` is None where features are cached. The encoder keeps nothing: its part is what one of
+    `vision` is None where features are cached. The encoder keeps nothing: its part is what one of
     its layers needs at once, and it is over before the language model begins.
     """
     language, width = config.language, config.visual_width

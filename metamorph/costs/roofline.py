@@ -57,8 +57,8 @@ def compute_seconds(
 ) -> dict[str, float]:
     """Seconds of matrix products, attention and encoder.
 
-    ``parts``, ``repeated`` and ``encoder`` are from ``language_flops``, ``repeated_flops`` and
-    ``encoder_flops`` over one GPU's rows. fp8 speeds up the language projections alone.
+    `parts`, `repeated` and `encoder` are from `language_flops`, `repeated_flops` and
+    `encoder_flops` over one GPU's rows. fp8 speeds up the language projections alone.
     """
     attention = parts[ATTENTION].total + ATTENTION_REPEATED * parts[ATTENTION].forward
     repeated_projections = repeated - ATTENTION_REPEATED * parts[ATTENTION].forward

@@ -21,7 +21,7 @@ from metamorph.errors import UserError
 class Unit:
     """Parameters that are gathered together. All numbers are elements.
 
-    ``local`` is what the first process holds: FSDP cuts dimension 0 in equal pieces, so that the
+    `local` is what the first process holds: FSDP cuts dimension 0 in equal pieces, so that the
     first one is never smaller than another, and what is sent is padded to it.
     """
 
@@ -45,7 +45,7 @@ class Traffic:
 
 @contextmanager
 def fake_processes(world_size: int) -> Iterator[None]:
-    """A process group of ``world_size`` that this process is the first of; nothing is sent."""
+    """A process group of `world_size` that this process is the first of; nothing is sent."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
         yield
@@ -54,7 +54,7 @@ def fake_processes(world_size: int) -> Iterator[None]:
 
 
 def mesh_shape(world_size: int, shard: int) -> tuple[int, int]:
-    """(replicas, processes that share one copy) for ``parallel.shard``; ``UserError`` if unfit."""
+    """(replicas, processes that share one copy) for `parallel.shard`; `UserError` if unfit."""
     shard = shard or world_size
     if world_size % shard:
         raise UserError(
@@ -65,7 +65,7 @@ def mesh_shape(world_size: int, shard: int) -> tuple[int, int]:
 
 
 def units(model: nn.Module) -> list[Unit]:
-    """The units of a model that ``parallel.shard`` was called on; or, if not, all of it as one."""
+    """The units of a model that `parallel.shard` was called on; or, if not, all of it as one."""
     owners: dict[nn.Parameter, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():  # inner modules come after outer ones
         if isinstance(module, FSDPModule) or module is model:
@@ -99,11 +99,11 @@ def traffic(
     gathered_bytes: int,
     reduced_bytes: int,
 ) -> Traffic:
-    """What one process sends in a step of ``rows`` rows of its own.
+    """What one process sends in a step of `rows` rows of its own.
 
     For each row, units are gathered for the forward and once more for the backward, the root only
     once; gradients are summed once a step, within the sharing group and then over replicas.
-    Elements are ``gathered_bytes`` and ``reduced_bytes`` wide. In a ring of n, a process sends
+    Elements are `gathered_bytes` and `reduced_bytes` wide. In a ring of n, a process sends
     n - 1 pieces to gather or to reduce, and twice that of an n-th each to do both.
     """
     sharded = [unit for unit in units if unit.is_sharded]

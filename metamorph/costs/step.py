@@ -28,7 +28,7 @@ GIBI = 2**30
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the ``rows`` that one GPU computes in a step; memory in bytes."""
+    """Of the `rows` that one GPU computes in a step; memory in bytes."""
 
     work: Workload
     flops: dict[str, Flops]
@@ -52,7 +52,7 @@ class Costs:
 def step_costs(
     config: RunConfig, model: MetaMorph, units: list[Unit], row: Workload, rows: int
 ) -> Costs:
-    """What a step of ``rows`` rows like ``row`` costs one GPU that holds ``units``."""
+    """What a step of `rows` rows like `row` costs one GPU that holds `units`."""
     training, trained = config.training, trained_parts(model)
     widths = Widths.of(training, any(unit.is_sharded for unit in units))
     vision = None if config.data.features else model.vision

@@ -1,6 +1,6 @@
 """Conversations with images in them, and their token form.
 
-The written format is LLaVA's: turns alternate between a human and the model, and every ``<image>``
+The written format is LLaVA's: turns alternate between a human and the model, and every `<image>`
 in a turn stands for the next image of the sample, in prompts and in responses alike. The chat
 template is Llama-3's, without a system prompt.
 """
@@ -34,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample. ``images`` fill the placeholders of all turns in order."""
+    """One training sample. `images` fill the placeholders of all turns in order."""
 
     id: str
     turns: tuple[Turn, ...]
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass
 class Document:
-    """A sample as tokens. A visual position holds ``image_start``'s id, which is never embedded."""
+    """A sample as tokens. A visual position holds `image_start`'s id, which is never embedded."""
 
     sample_id: str
     token_ids: list[int] = field(default_factory=list)  # [L]
@@ -59,7 +59,7 @@ class Document:
 
 
 def check_conversation(sample: Sample) -> None:
-    """Raises ``SampleError`` for turns out of order or ``<image>`` counts that do not add up."""
+    """Raises `SampleError` for turns out of order or `<image>` counts that do not add up."""
     if not sample.turns:
         raise SampleError("empty conversation", f"sample {sample.id}: has no turns")
     for position, turn in enumerate(sample.turns):
@@ -81,8 +81,8 @@ def check_conversation(sample: Sample) -> None:
 class ChatEncoder:
     """Turns conversations into token ids with a fixed number of visual tokens an image.
 
-    ``tokenizer`` is a transformers tokenizer that knows the Llama-3 chat tokens and
-    ``<image_start>`` / ``<image_end>``; ids are looked up, never assumed. ``UserError`` if it
+    `tokenizer` is a transformers tokenizer that knows the Llama-3 chat tokens and
+    `<image_start>` / `<image_end>`; ids are looked up, never assumed. `UserError` if it
     lacks one.
     """
 
@@ -142,7 +142,7 @@ class ChatEncoder:
         self._append(document, [self.end_of_turn], is_response)
 
     def encode(self, sample: Sample) -> Document:
-        """A whole conversation, for training. Raises ``SampleError`` if it is not well formed."""
+        """A whole conversation, for training. Raises `SampleError` if it is not well formed."""
         check_conversation(sample)
         document = Document(sample_id=sample.id, images=sample.images)
         self._append(document, [self.begin_of_text], False)

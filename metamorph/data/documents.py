@@ -1,7 +1,7 @@
 """Samples of a source as documents whose images are open, or whose features are read.
 
-Document ``index`` is a pure function of ``index``; so it may be made anywhere, in any order, and
-``DocumentsAhead`` lets other processes make the next ones.
+Document `index` is a pure function of `index`; so it may be made anywhere, in any order, and
+`DocumentsAhead` lets other processes make the next ones.
 """
 
 import os
@@ -28,10 +28,10 @@ AHEAD = 8  # documents that a process prepares ahead
 
 
 class Documents:
-    """What ``RowStream`` packs.
+    """What `RowStream` packs.
 
-    ``image_size``: images are squashed to so many pixels a side, as the encoder would do it, to
-    keep those that wait small; 0 leaves them. ``features`` replaces images by cached features.
+    `image_size`: images are squashed to so many pixels a side, as the encoder would do it, to
+    keep those that wait small; 0 leaves them. `features` replaces images by cached features.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Documents:
         return len(self.source)
 
     def document(self, index: int) -> Document:
-        """Raises ``SampleError`` if it is unusable or longer than a row."""
+        """Raises `SampleError` if it is unusable or longer than a row."""
         sample = self.source.sample(index)
         document = self.encoder.encode(sample)
         if len(document) > self.row_length:
@@ -74,7 +74,7 @@ class Documents:
 
 
 class DocumentSource(Protocol):
-    """``Documents``, or the same made ahead."""
+    """`Documents`, or the same made ahead."""
 
     row_length: int
 
@@ -84,7 +84,7 @@ class DocumentSource(Protocol):
 
 
 class DocumentsAhead:
-    """The same documents, prepared by other processes for readers that take every ``stride``-th.
+    """The same documents, prepared by other processes for readers that take every `stride`-th.
 
     The processes hold no position: what is prepared ahead and never asked for is dropped.
     """
@@ -102,7 +102,7 @@ class DocumentsAhead:
         return len(self.documents)
 
     def document(self, index: int) -> Document:
-        """As ``Documents.document``; waits until it is there."""
+        """As `Documents.document`; waits until it is there."""
         queue = self.waiting.setdefault(index % self.stride, deque())
         if queue and queue[0][0] != index:
             for _, future in queue:

@@ -42,7 +42,7 @@ AHEAD = 4  # samples that a thread opens ahead
 
 @dataclass
 class FeatureWriter:
-    """Gathers features and writes a shard whenever ``shard_rows`` are there."""
+    """Gathers features and writes a shard whenever `shard_rows` are there."""
 
     folder: Path
     index: FeatureIndex
@@ -52,7 +52,7 @@ class FeatureWriter:
     errors: list[Tensor] = field(default_factory=list)  # [tokens] each
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
-        """``features``: [len(keys), tokens, C], what the encoder said."""
+        """`features`: [len(keys), tokens, C], what the encoder said."""
         stored = store(features.cpu(), self.index.dtype)
         cosine = F.cosine_similarity(restore(stored), features.float().cpu(), dim=-1)
         self.errors += (1 - cosine).clamp(min=0).unbind()
@@ -62,7 +62,7 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is there, at most ``shard_rows``, and lists it in the index."""
+        """Writes what is there, at most `shard_rows`, and lists it in the index."""
         rows = min(len(self.keys), self.shard_rows)
         if not rows:
             return
@@ -95,10 +95,10 @@ def encode(
     shard_rows: int = 4096,
     threads: int = 4,
 ) -> tuple[FeatureIndex, Skips]:
-    """Features of every image of the parts, each once, in ``folder``.
+    """Features of every image of the parts, each once, in `folder`.
 
     What is there already and still has its hash is kept. Returns the index and the samples that
-    could not be read. Raises ``UserError`` if the folder holds features of another kind.
+    could not be read. Raises `UserError` if the folder holds features of another kind.
     """
     index, done = _resume(folder, FeatureIndex(identity(vision), vision.grid, vision.width, dtype))
     write_json(folder / INDEX, index.to_dict())
@@ -144,7 +144,7 @@ def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes
 def _new_images(
     parts: dict[str, Source], size: int, done: set[bytes], skips: Skips, threads: int
 ) -> Iterator[tuple[bytes, Image.Image]]:
-    """Key and squashed image of every image that is not ``done``, each once."""
+    """Key and squashed image of every image that is not `done`, each once."""
 
     def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]]:
         loaded = []

@@ -1,4 +1,4 @@
-"""Visual features on disk, in place of images: reading what ``metamorph encode`` wrote.
+"""Visual features on disk, in place of images: reading what `metamorph encode` wrote.
 
     index.json               the encoder's identity, the grid, the stored form and its error, shards
     shard-00000.safetensors  features [rows, tokens, C] and keys [rows, 32]
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """What ``index.json`` says. ``encoder``: see ``identity``."""
+    """What `index.json` says. `encoder`: see `identity`."""
 
     encoder: str
     grid: int
@@ -51,7 +51,7 @@ class FeatureIndex:
 
     @classmethod
     def read(cls, folder: Path) -> "FeatureIndex":
-        """Raises ``UserError`` if there is none, or it was changed by hand."""
+        """Raises `UserError` if there is none, or it was changed by hand."""
         path = folder / INDEX
         try:
             values = read_json(path)
@@ -100,7 +100,7 @@ def identity(vision: VisionEncoder) -> str:
 
 
 def store(features: Tensor, dtype: str) -> Tensor:
-    """Unit vectors [..., C] in their stored form, one of ``DTYPES``."""
+    """Unit vectors [..., C] in their stored form, one of `DTYPES`."""
     if dtype != "int8":
         return features.to(DTYPES[dtype])
     largest = features.abs().amax(-1, keepdim=True).clamp(min=1e-12)
@@ -108,7 +108,7 @@ def store(features: Tensor, dtype: str) -> Tensor:
 
 
 def restore(stored: Tensor) -> Tensor:
-    """fp32 unit vectors [..., C] of what ``store`` made."""
+    """fp32 unit vectors [..., C] of what `store` made."""
     features = stored.float()
     return F.normalize(features, dim=-1) if stored.dtype == torch.int8 else features
 
@@ -139,7 +139,7 @@ class FeatureFolder:
         return [key.tobytes() for key in self.keys]
 
     def read(self, keys: list[bytes]) -> Tensor:
-        """fp32 [len(keys), tokens, C]. Raises ``SampleError`` for a key that is not there."""
+        """fp32 [len(keys), tokens, C]. Raises `SampleError` for a key that is not there."""
         tokens, width = self.index.grid**2, self.index.width
         found = [torch.zeros(0, tokens, width)]
         for key in keys:
@@ -181,7 +181,7 @@ def _beginnings(keys: np.ndarray) -> np.ndarray:
 
 
 def open_features(folder: str, vision: VisionEncoder) -> FeatureFolder:
-    """The folder ``data.features``. Raises ``UserError`` if another encoder made it."""
+    """The folder `data.features`. Raises `UserError` if another encoder made it."""
     features = FeatureFolder(Path(folder))
     if features.index.encoder != identity(vision):
         raise UserError(

@@ -1,7 +1,7 @@
 """Images that are not open yet, and opening those that may be missing, broken, huge or outside
 their folder.
 
-Whatever holds images hands out a ``Picture``: it opens only when its turn comes, and its key tells
+Whatever holds images hands out a `Picture`: it opens only when its turn comes, and its key tells
 equal content without decoding it.
 """
 
@@ -29,10 +29,10 @@ class Picture(Protocol):
     """An image that is not open yet."""
 
     def open(self) -> Image.Image:
-        """The image in RGB. Raises ``SampleError``."""
+        """The image in RGB. Raises `SampleError`."""
 
     def key(self) -> bytes:
-        """32 bytes that are the same for the same content only. Raises ``SampleError``."""
+        """32 bytes that are the same for the same content only. Raises `SampleError`."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,26 @@ def _derived_key(picture: Picture, change: str) -> bytes:
 
 
 def opened(image: Image.Image | Picture) -> Image.Image:
-    """The image itself, opened if it is not. Raises ``SampleError``."""
+    """The image itself, opened if it is not. Raises `SampleError`."""
     return image if isinstance(image, Image.Image) else image.open()
 
 
 def squashed(image: Image.Image, size: int) -> Image.Image:
-    """RGB, ``size`` pixels a side, exactly as ``VisionEncoder.preprocess`` would make it."""
+    """RGB, `size` pixels a side, exactly as `VisionEncoder.preprocess` would make it."""
     if image.mode == "RGB" and image.size == (size, size):
         return image
     return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 
 def key_of(image: Image.Image | Picture) -> bytes:
-    """The key of a picture, or of the pixels of an open image. Raises ``SampleError``."""
+    """The key of a picture, or of the pixels of an open image. Raises `SampleError`."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
     return image.key()
 
 
 def resolve_inside(root: Path, name: str) -> Path:
-    """``root / name``, which must stay inside ``root`` once links are followed."""
+    """`root / name`, which must stay inside `root` once links are followed."""
     try:
         root = root.resolve()
         path = (root / name).resolve()
@@ -134,12 +134,12 @@ def shorten(text: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the path that an ``OSError`` repeats."""
+    """What went wrong, without the path that an `OSError` repeats."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def read_file(path: Path, kind: str = "image") -> bytes:
-    """The bytes of a file. Raises ``SampleError`` for one that is missing or far too large."""
+    """The bytes of a file. Raises `SampleError` for one that is missing or far too large."""
     try:
         if not path.is_file():
             raise SampleError(f"missing {kind}", f"{kind} {shorten(str(path))} does not exist")
@@ -152,14 +152,14 @@ def read_file(path: Path, kind: str = "image") -> bytes:
 
 
 def open_image(path: Path, max_pixels: int) -> Image.Image:
-    """Decodes one file to RGB. Raises ``SampleError`` as ``read_file`` and ``decode_image``."""
+    """Decodes one file to RGB. Raises `SampleError` as `read_file` and `decode_image`."""
     return decode_image(read_file(path), str(path), max_pixels)
 
 
 def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
     """Decodes the bytes of one file to RGB. The size is checked before any pixel is decoded.
 
-    Raises ``SampleError`` for what is larger than ``max_pixels`` or not a whole JPEG, PNG or WebP
+    Raises `SampleError` for what is larger than `max_pixels` or not a whole JPEG, PNG or WebP
     picture.
     """
     try:
@@ -178,7 +178,7 @@ def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def check_size(width: int, height: int, max_pixels: int, what: str) -> None:
-    """Raises ``SampleError`` for more than ``max_pixels``."""
+    """Raises `SampleError` for more than `max_pixels`."""
     if width * height > max_pixels:
         raise SampleError(
             "image too large",

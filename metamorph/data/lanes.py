@@ -19,10 +19,10 @@ from metamorph.model.vision import VisionEncoder
 
 
 class Lanes(OwnLanes):
-    """The lanes of one process of ``world_size``.
+    """The lanes of one process of `world_size`.
 
-    ``rows_per_step``: rows of an optimizer step over all processes, which is the number of lanes.
-    Raises ``UserError`` if the processes cannot share them evenly.
+    `rows_per_step`: rows of an optimizer step over all processes, which is the number of lanes.
+    Raises `UserError` if the processes cannot share them evenly.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Lanes(OwnLanes):
         if workers:
             self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
         super().__init__({lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own})
-        self.wait_seconds = 0.0  # that ``next_rows`` has taken so far
+        self.wait_seconds = 0.0  # that `next_rows` has taken so far
 
     def next_rows(self) -> list[PackedRow]:
         """This process's rows of the next step, in the order of their lanes."""
@@ -71,9 +71,9 @@ def open_lanes(
     world_size: int = 1,
     source: Source | None = None,
 ) -> Lanes:
-    """The lanes of a process as the ``data`` section describes them. Raises ``UserError``.
+    """The lanes of a process as the `data` section describes them. Raises `UserError`.
 
-    ``source`` takes the place of the one that the section names.
+    `source` takes the place of the one that the section names.
     """
     if source is None:
         source = open_source(config, seed)

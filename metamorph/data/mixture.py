@@ -17,7 +17,7 @@ STRIDE = 6_185  # PERIOD / golden ratio: any few neighbours spread evenly over t
 
 
 class Mixture:
-    """The endless order of several sources. ``weights``: their relative shares, above 0."""
+    """The endless order of several sources. `weights`: their relative shares, above 0."""
 
     def __init__(self, parts: dict[str, Source], weights: list[float], seed: int):
         self.parts = parts
@@ -33,7 +33,7 @@ class Mixture:
         return sum(map(len, self.sources))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The part that sample ``index`` comes from, and its index there."""
+        """The part that sample `index` comes from, and its index there."""
         period, turn = divmod(index, PERIOD)
         part = int(self.turns[turn])
         return part, period * self.counts[part] + int(self.earlier[turn])
@@ -44,7 +44,7 @@ class Mixture:
 
 
 def _whole_shares(weights: list[float]) -> list[int]:
-    """``weights`` as whole numbers that add up to ``PERIOD``, each at least 1."""
+    """`weights` as whole numbers that add up to `PERIOD`, each at least 1."""
     total = sum(weights)
     exact = [weight / total * PERIOD for weight in weights]
     counts = [max(int(share), 1) for share in exact]
@@ -56,5 +56,5 @@ def _whole_shares(weights: list[float]) -> list[int]:
 
 
 def parts_of(source: Source) -> dict[str, Source]:
-    """The parts of a mixture, or the one source under the name ``data``."""
+    """The parts of a mixture, or the one source under the name `data`."""
     return source.parts if isinstance(source, Mixture) else {"data": source}

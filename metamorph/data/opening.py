@@ -32,7 +32,7 @@ from metamorph.errors import UserError
 
 
 def open_source(config: DataConfig, seed: int) -> Source:
-    """The source that a run's ``data`` section names. Raises ``UserError`` if it cannot be used."""
+    """The source that a run's `data` section names. Raises `UserError` if it cannot be used."""
     if config.source == "mixture":
         return open_mixture(config, seed)
     return open_part(config, Path(), config.max_pixels, seed, config.shuffle)
@@ -41,7 +41,7 @@ def open_source(config: DataConfig, seed: int) -> Source:
 def open_part(
     config: SourceConfig, base: Path, max_pixels: int, seed: int, shuffle: bool
 ) -> Source:
-    """One source that is no mixture; relative paths start from ``base``."""
+    """One source that is no mixture; relative paths start from `base`."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
     if not config.path:
@@ -67,9 +67,9 @@ def open_part(
 
 
 def open_mixture(config: DataConfig, seed: int) -> Mixture:
-    """The mixture file ``data.path``. Without a weight, a part counts by its number of samples.
+    """The mixture file `data.path`. Without a weight, a part counts by its number of samples.
 
-    Raises ``UserError`` if the file or one of its parts cannot be used.
+    Raises `UserError` if the file or one of its parts cannot be used.
     """
     if not config.path:
         raise UserError("data.path: it is empty, expected a YAML file that names the parts")
@@ -87,7 +87,7 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
 
 
 def read_mixture(path: Path) -> dict[str, PartConfig]:
-    """The parts of a mixture file. Raises ``UserError`` if it is no such file."""
+    """The parts of a mixture file. Raises `UserError` if it is no such file."""
     written = read_yaml(path)
     if not isinstance(written, dict) or not written:
         raise UserError(f"{path}: expected the parts of a mixture, each a name with its settings")

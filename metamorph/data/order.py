@@ -1,7 +1,7 @@
 """The order of samples: a permutation for every epoch, computed one index at a time.
 
 Nothing is stored however many samples there are: a generalised Feistel network permutes a grid of
-just more than ``length`` cells, and whoever lands outside walks on until inside.
+just more than `length` cells, and whoever lands outside walks on until inside.
 """
 
 from bisect import bisect_right
@@ -23,7 +23,7 @@ def mix(value: int) -> int:
 
 
 def mixed(*values: int) -> int:
-    """64 bits that depend on all ``values`` and on their order."""
+    """64 bits that depend on all `values` and on their order."""
     state = 0
     for value in values:
         state = mix(state + GOLDEN + mix(value + GOLDEN))
@@ -36,9 +36,9 @@ def _keys(seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def shuffled(index: int, length: int, seed: int, epoch: int) -> int:
-    """Where ``index`` of an epoch lies in the data: for each (seed, epoch) a permutation.
+    """Where `index` of an epoch lies in the data: for each (seed, epoch) a permutation.
 
-    ``0 <= index < length``. Constant time and memory.
+    `0 <= index < length`. Constant time and memory.
     """
     rows = isqrt(length - 1) + 1
     columns = -(-length // rows)
@@ -57,7 +57,7 @@ def shuffled(index: int, length: int, seed: int, epoch: int) -> int:
 class BlockOrder:
     """An order that keeps blocks together: blocks are shuffled, and samples within each.
 
-    For files that are read a block at a time. ``sizes``: samples of each block.
+    For files that are read a block at a time. `sizes`: samples of each block.
     """
 
     def __init__(self, sizes: list[int], seed: int):
@@ -66,7 +66,7 @@ class BlockOrder:
         self._epoch, self._blocks, self._ends = -1, [], []
 
     def place(self, index: int, epoch: int) -> int:
-        """As ``shuffled``, for ``0 <= index < sum(sizes)``."""
+        """As `shuffled`, for `0 <= index < sum(sizes)`."""
         if epoch != self._epoch:
             count = len(self.sizes)
             self._blocks = [shuffled(i, count, self.seed, epoch) for i in range(count)]

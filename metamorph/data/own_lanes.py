@@ -33,7 +33,7 @@ class OwnLanes:
     def load_state_dict(self, states: dict[str, dict]) -> None:
         """Takes its own from the states of all lanes, whichever processes they were saved by.
 
-        Raises ``SampleError`` if the data changed since, ``UserError`` for other lanes.
+        Raises `SampleError` if the data changed since, `UserError` for other lanes.
         """
         for lane, stream in self.streams.items():
             if str(lane) not in states:

@@ -1,8 +1,8 @@
-"""Documents into rows of ``T`` tokens, with every index that a step needs planned on the CPU.
+"""Documents into rows of `T` tokens, with every index that a step needs planned on the CPU.
 
 What predicts what: a response token at p is predicted by the state at p - 1, and so is a visual
-token of a response image. Hence ``<image_start>`` predicts the first visual token and the last
-visual token predicts ``<image_end>``.
+token of a response image. Hence `<image_start>` predicts the first visual token and the last
+visual token predicts `<image_end>`.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ MOST_IN_A_ROW = 10_000  # unusable samples, before a lane gives up
 class PackedRow:
     """One row of documents. All indices are int64 CPU tensors; padding is a document of its own.
 
-    ``token_ids`` [T] holds ``<image_start>``'s id at visual positions, where it is not embedded.
-    ``visual_positions`` [Nv] says where the flattened features of ``images`` go.
-    ``text_rows`` / ``text_labels`` [Nt]: states that predict text, and what they predict.
-    ``visual_rows`` / ``visual_targets`` [Nr]: states that predict features, and the rows of the
+    `token_ids` [T] holds `<image_start>`'s id at visual positions, where it is not embedded.
+    `visual_positions` [Nv] says where the flattened features of `images` go.
+    `text_rows` / `text_labels` [Nt]: states that predict text, and what they predict.
+    `visual_rows` / `visual_targets` [Nr]: states that predict features, and the rows of the
     flattened features that they predict.
     """
 
@@ -70,7 +70,7 @@ class TargetCounts:
 
 
 def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedRow:
-    """Lays documents one after another. Raises ``ValueError`` if they do not fit."""
+    """Lays documents one after another. Raises `ValueError` if they do not fit."""
     lengths = [len(document) for document in documents]
     used = sum(lengths)
     if used > row_length:
@@ -116,8 +116,8 @@ class RowStream(Iterator[PackedRow]):
     """Endless packed rows of one lane: first fit, with a bounded number of waiting documents.
 
     Lane l of n packs the samples at l, l + n, l + 2n, ... by itself; lane 0 of 1 packs them all.
-    Unusable samples and documents longer than a row are skipped and counted in ``skips`` by cause.
-    ``state_dict`` is small and exact: a stream that loads it goes on with the same rows.
+    Unusable samples and documents longer than a row are skipped and counted in `skips` by cause.
+    `state_dict` is small and exact: a stream that loads it goes on with the same rows.
     """
 
     def __init__(self, documents: DocumentSource, pad_id: int, lane: int = 0, lanes: int = 1):

@@ -13,7 +13,7 @@ from metamorph.errors import SampleError, UserError
 class PictureStream:
     """Endless pictures of one lane: of the samples at l, l + n, l + 2n, ... for lane l of n.
 
-    Unusable samples are counted in ``skips``.
+    Unusable samples are counted in `skips`.
     """
 
     def __init__(self, source: Source, lane: int = 0, lanes: int = 1):
@@ -51,8 +51,8 @@ class PictureStream:
 class PictureLanes(OwnLanes):
     """The lanes of one process: each gives one picture of every batch, whoever computes it.
 
-    ``batch_size``: pictures of a step over all processes, which is the number of lanes, and which
-    ``world_size`` must divide.
+    `batch_size`: pictures of a step over all processes, which is the number of lanes, and which
+    `world_size` must divide.
     """
 
     def __init__(self, source: Source, batch_size: int, rank: int = 0, world_size: int = 1):

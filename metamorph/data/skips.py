@@ -30,7 +30,7 @@ class Skips:
 
     @classmethod
     def of(cls, state: dict) -> "Skips":
-        """What ``state_dict`` gave."""
+        """What `state_dict` gave."""
         skips = cls()
         skips.load_state_dict(state)
         return skips
@@ -52,7 +52,7 @@ def sum_skips(parts: Iterable[Skips]) -> Skips:
 
 
 def check_skip_limit(parts: Iterable[Skips], limit: float) -> None:
-    """Raises ``UserError`` if of all samples, at least 100, more than ``limit`` were unusable."""
+    """Raises `UserError` if of all samples, at least 100, more than `limit` were unusable."""
     total = sum_skips(parts)
     skipped = total.counts.total()
     if total.tried >= FEWEST and skipped > limit * total.tried:

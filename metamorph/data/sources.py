@@ -14,18 +14,18 @@ from metamorph.errors import SampleError
 
 
 class Source(Protocol):
-    """``len`` is the samples of one epoch; indices run on through the epochs."""
+    """`len` is the samples of one epoch; indices run on through the epochs."""
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
-        """Sample at a position of the endless order. Raises ``SampleError`` if it is unusable."""
+        """Sample at a position of the endless order. Raises `SampleError` if it is unusable."""
 
 
 class RecordSource:
     """The records of files as samples, in an order that depends on the seed and epoch.
 
-    ``family`` says what conversation a record stands for, see ``families``.
+    `family` says what conversation a record stands for, see `families`.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def validate_part(
     samples: int = 0,
     workers: int = 0,
 ) -> PartReport:
-    """Looks at the first ``samples`` of a source, 0 for all, with every image opened."""
+    """Looks at the first `samples` of a source, 0 for all, with every image opened."""
     report = PartReport(name, len(source), row_length)
     checked = min(samples or len(source), len(source))
     documents = _Checked(source, encoder)

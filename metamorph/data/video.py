@@ -26,7 +26,7 @@ EARLY = 1e-3  # seconds by which a frame may come late: time stamps are rounded
 
 @dataclass(frozen=True)
 class Video:
-    """Frames that can be asked for by time. ``seconds``: where the last one ends."""
+    """Frames that can be asked for by time. `seconds`: where the last one ends."""
 
     name: str
     frame_rate: float  # frames a second
@@ -35,13 +35,13 @@ class Video:
 
     @classmethod
     def of_pictures(cls, name: str, pictures: Sequence[Picture], frame_rate: float) -> "Video":
-        """A folder of frames. Raises ``SampleError`` if it is empty."""
+        """A folder of frames. Raises `SampleError` if it is empty."""
         if not pictures:
             raise SampleError("missing video", f"video {name}: the folder holds no frames")
         return cls(name, frame_rate, len(pictures) / frame_rate, tuple(pictures))
 
     def frames(self, times: Sequence[float]) -> tuple[Picture, ...]:
-        """The pictures shown at ``times``, seconds that never decrease."""
+        """The pictures shown at `times`, seconds that never decrease."""
         if isinstance(self.content, VideoFile):
             wanted = Frames(self.content, tuple(times))
             return tuple(VideoFrame(wanted, number) for number in range(len(times)))
@@ -71,7 +71,7 @@ class VideoFile:
 
 
 def open_video(name: str, data: bytes, max_pixels: int) -> Video:
-    """A video file. Raises ``UserError`` without PyAV and ``SampleError`` for an unusable file."""
+    """A video file. Raises `UserError` without PyAV and `SampleError` for an unusable file."""
     require("a video file", ["av"], torch.device("cpu"))
     import av
 
@@ -166,9 +166,9 @@ class VideoFrame:
 
 
 def evenly(seconds: float, frames_per_second: float, max_frames: int) -> list[float]:
-    """Times of the frames to show of a video: every ``1 / frames_per_second`` s from its start.
+    """Times of the frames to show of a video: every `1 / frames_per_second` s from its start.
 
-    If that is more than ``max_frames``, so many spread evenly over the whole video.
+    If that is more than `max_frames`, so many spread evenly over the whole video.
     """
     count = max(int(seconds * frames_per_second + EARLY), 1)
     if count <= max_frames:

@@ -1,4 +1,4 @@
-"""Visual features to the UNet's conditioning: ``Linear-LN-ReLU-Linear-LN`` (paper appendix A.2)."""
+"""Visual features to the UNet's conditioning: `Linear-LN-ReLU-Linear-LN` (paper appendix A.2)."""
 
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FeatureAdapter(ModelMixin, ConfigMixin):
     """[B, tokens, C] unit features to [B, length, E] conditions for cross-attention.
 
-    ``condition_length`` pads with zero rows, as Stable Diffusion's 77 text positions are filled
+    `condition_length` pads with zero rows, as Stable Diffusion's 77 text positions are filled
     from 64 visual tokens; 0 adds none.
     """
 

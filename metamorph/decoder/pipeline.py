@@ -35,7 +35,7 @@ DAMAGE = (  # what diffusers raises for files that are missing, broken or do not
 class VisualDecoder(DiffusionPipeline):
     """Draws what visual features say, with classifier-free guidance against a zero condition.
 
-    ``guidance_scale`` and ``sampling_steps`` are the defaults of a call; they are saved with it.
+    `guidance_scale` and `sampling_steps` are the defaults of a call; they are saved with it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class VisualDecoder(DiffusionPipeline):
     def from_folder(cls, folder: str | Path) -> "VisualDecoder":
         """Load what `save_pretrained` wrote, from safetensors and of the expected classes alone.
 
-        Raises ``UserError`` naming the folder if it is missing, broken or another pipeline.
+        Raises `UserError` naming the folder if it is missing, broken or another pipeline.
         """
         folder = Path(folder)
         index = _read_index(folder / "model_index.json")
@@ -81,7 +81,7 @@ class VisualDecoder(DiffusionPipeline):
     def for_model(cls, folder: str | Path, visual_width: int) -> "VisualDecoder":
         """`from_folder`, quiet, of a decoder for features [tokens, visual_width].
 
-        Raises ``UserError`` for one that draws from features of another width, too.
+        Raises `UserError` for one that draws from features of another width, too.
         """
         decoder = cls.from_folder(folder)
         given = decoder.adapter.config.feature_width
@@ -104,8 +104,8 @@ class VisualDecoder(DiffusionPipeline):
     ) -> list[Image.Image]:
         """Pictures of [B, tokens, C] features.
 
-        ``guidance_scale`` 1 turns guidance off. ``generator`` (on the CPU, so that a seed gives
-        the same noise on any device) makes the drawing repeatable. Raises ``ValueError`` for
+        `guidance_scale` 1 turns guidance off. `generator` (on the CPU, so that a seed gives
+        the same noise on any device) makes the drawing repeatable. Raises `ValueError` for
         features of another width and for less than one step.
         """
         width = self.adapter.config.feature_width
@@ -150,7 +150,7 @@ def _load_module(module_class: type[ModelMixin], folder: Path) -> ModelMixin:
 
 
 def _read_index(path: Path) -> dict:
-    """model_index.json. ``UserError`` unless it is that of a ``VisualDecoder``."""
+    """model_index.json. `UserError` unless it is that of a `VisualDecoder`."""
     index = read_json(path)
     if index.get("_class_name") != VisualDecoder.__name__:
         found = index.get("_class_name")

@@ -48,7 +48,7 @@ class _Cell:
 def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
     """One cell an entry, row by row: caption, both pictures, and what was drawn right.
 
-    Raises ``ValueError`` for no entries or fewer than one column.
+    Raises `ValueError` for no entries or fewer than one column.
     """
     if not entries:
         raise ValueError("entries must hold at least one entry, got none")

@@ -60,10 +60,10 @@ class Assistant:
         precision: str = "fp32",
         fp8_backend: str = "torchao",
     ) -> "Assistant":
-        """Loads what the quickstart or ``metamorph train`` saved.
+        """Loads what the quickstart or `metamorph train` saved.
 
-        ``precision`` and ``fp8_backend`` are of the language model and mean what they mean in
-        training; weights keep the file's dtype. Raises ``UserError``.
+        `precision` and `fp8_backend` are of the language model and mean what they mean in
+        training; weights keep the file's dtype. Raises `UserError`.
         """
         check_precision(precision, fp8_backend, torch.device(device))
         folder = Path(folder)
@@ -105,7 +105,7 @@ class Assistant:
     ) -> list[Reply]:
         """Answers (text, images) pairs as one batch.
 
-        Raises ``UserError`` if a prompt and its answer could exceed the model's positions.
+        Raises `UserError` if a prompt and its answer could exceed the model's positions.
         """
         with autocast(self.precision, self.model.projector.linear_1.weight.device):
             encoded = [self.prompt(*prompt) for prompt in prompts]
@@ -144,7 +144,7 @@ class Assistant:
         guidance_scale: float | None = None,
         sampling_steps: int | None = None,
     ) -> list[Image.Image]:
-        """Pictures of predicted features, one noise seed for all. Raises ``UserError``."""
+        """Pictures of predicted features, one noise seed for all. Raises `UserError`."""
         if self.decoder is None:
             raise UserError("this model folder has no decoder/, it cannot draw pixels")
         if not features:

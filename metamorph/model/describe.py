@@ -43,7 +43,7 @@ def describe_precision(precision: str, float8: Float8Layers | None = None) -> st
 def compact(names: Iterable[str]) -> list[str]:
     """Layer names with like blocks and like projections joined.
 
-    ``language.model.layers.0-15.self_attn.{q,k,v,o}_proj`` stands for 64 layers.
+    `language.model.layers.0-15.self_attn.{q,k,v,o}_proj` stands for 64 layers.
     """
     blocks = defaultdict(list)  # name without its block: the blocks that have it
     for name in names:
@@ -63,7 +63,7 @@ def compact(names: Iterable[str]) -> list[str]:
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:
-    """``(0, 1, 2, 5)`` as ``0-2,5``."""
+    """`(0, 1, 2, 5)` as `0-2,5`."""
     runs = []
     for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         found = [number for _, number in run]

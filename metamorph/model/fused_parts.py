@@ -24,9 +24,7 @@ from metamorph.libraries import first_line, require
 from metamorph.model.language import Attention, GatedMLP, RMSNorm, SelfAttention, rotary_tables
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph
-from metamorph_kernels import Intervals, key_intervals
-from metamorph_kernels.arguments import without_autocast
-from metamorph_kernels.transfer import send
+from metamorph_kernels import Intervals, key_intervals, send, without_autocast
 
 OURS = ("interval", "torch")
 

@@ -1,7 +1,7 @@
 """A MetaMorph of the right sizes and without weights, to plan with.
 
 Sizes come from the folders that a run starts from or, while those are not there, from the public
-sizes of a model of the same name in ``metamorph/model/architectures``.
+sizes of a model of the same name in `metamorph/model/architectures`.
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ BLOCKS = "language.model.layers."
 
 @dataclass(frozen=True)
 class Float8Layers:
-    """What ``convert_to_float8`` did: layers by name, and why the others stayed as they were."""
+    """What `convert_to_float8` did: layers by name, and why the others stayed as they were."""
 
     backend: str
     converted: tuple[str, ...]
@@ -35,18 +35,18 @@ class Float8Layers:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context of a forward in ``precision``: bfloat16 autocast, for fp32 switched off.
+    """The context of a forward in `precision`: bfloat16 autocast, for fp32 switched off.
 
-    In fp8 the layers that ``convert_to_float8`` converted differ from that by themselves.
+    In fp8 the layers that `convert_to_float8` converted differ from that by themselves.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
 
 
 def check_precision(precision: str, fp8_backend: str, device: torch.device) -> None:
-    """Raises ``UserError`` if there is no such precision or backend, or, for fp8, if the backend
-    cannot compute on ``device``: with the reason.
+    """Raises `UserError` if there is no such precision or backend, or, for fp8, if the backend
+    cannot compute on `device`: with the reason.
 
-    ``native`` can everywhere: without float8 hardware it emulates float8 in float32.
+    `native` can everywhere: without float8 hardware it emulates float8 in float32.
     """
     for name, value, choices in (
         ("precision", precision, get_args(Precision)),
@@ -69,16 +69,16 @@ def convert_to_float8(
 ) -> Float8Layers:
     """Converts the linear layers of all decoder blocks of a MetaMorph, in place.
 
-    That is q, k, v, o, gate, up and down; ``native`` converts the projector too. Widths that are
+    That is q, k, v, o, gate, up and down; `native` converts the projector too. Widths that are
     no multiples of 16 have no float8 product and stay. So do both heads, whose rounding would go
     straight into the losses, and embeddings, norms and encoder, a small part of a step.
 
     Args:
-        model: in any dtype; call it under ``autocast("fp8", ...)``.
+        model: in any dtype; call it under `autocast("fp8", ...)`.
         backend: torchao, transformer_engine or native.
         device: the one it will run on, where it is not there yet.
 
-    Raises ``UserError`` if the backend cannot run there.
+    Raises `UserError` if the backend cannot run there.
     """
     device = device or next(model.parameters()).device
     check_precision("fp8", backend, device)
@@ -165,14 +165,14 @@ def _convert_transformer_engine(model: nn.Module, names: Collection[str]) -> Non
 
 
 class Float8Linear(nn.Linear):
-    """nn.Linear through ``metamorph_kernels.linear_fp8``: [..., in] -> [..., out]."""
+    """nn.Linear through `metamorph_kernels.linear_fp8`: [..., in] -> [..., out]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_fp8(x, self.weight, self.bias)
 
 
 class Float8MLPGelu(MLPGelu):
-    """MLPGelu through ``metamorph_kernels.mlp_gelu_fp8``: [..., in] -> [..., out]."""
+    """MLPGelu through `metamorph_kernels.mlp_gelu_fp8`: [..., in] -> [..., out]."""
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.linear_1, self.linear_2

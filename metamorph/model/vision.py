@@ -12,8 +12,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from metamorph.errors import UserError
 from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
-from metamorph_kernels import pool_normalize
-from metamorph_kernels.pooling import tokens_read
+from metamorph_kernels import pool_normalize, tokens_read
 
 TOWER_PREFIX = "vision_model."
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP

@@ -12,7 +12,7 @@ SHOWN = 32  # sample ids of a bad step that are written down
 class BadSteps:
     """Steps whose loss or gradient was not finite. They changed nothing; here they are told apart.
 
-    ``most``: so many in a row are an error.
+    `most`: so many in a row are an error.
     """
 
     def __init__(self, most: int):
@@ -28,7 +28,7 @@ class BadSteps:
     def read(self) -> None:
         """Asks the device about all steps since the last time.
 
-        Raises ``UserError`` if ``most`` in a row were bad.
+        Raises `UserError` if `most` in a row were bad.
         """
         if not self.unread:
             return

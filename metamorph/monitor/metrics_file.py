@@ -20,7 +20,7 @@ class MetricsFile:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All lines of a run's ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    """All lines of a run's `metrics.jsonl`; a last line cut short by a crash is left out."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n") if path.exists() else [""]
     whole = lines[:-1]  # what follows the last line break is empty, or was cut

@@ -12,10 +12,10 @@ STEPS = 3  # that are traced, after one to warm up
 
 @contextmanager
 def profiled(folder: Path, first_step: int, at: int) -> Iterator[profile | None]:
-    """A profiler whose ``step()`` ends each training step, or None where ``at`` is 0.
+    """A profiler whose `step()` ends each training step, or None where `at` is 0.
 
-    Steps ``at`` to ``at + 2`` are written to ``folder/trace-N.json.gz``, with shapes and memory.
-    A run that starts at ``first_step`` behind them writes none.
+    Steps `at` to `at + 2` are written to `folder/trace-N.json.gz`, with shapes and memory.
+    A run that starts at `first_step` behind them writes none.
     """
     skipped = at - 1 - first_step
     if at == 0 or skipped < 0:

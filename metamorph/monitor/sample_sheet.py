@@ -31,7 +31,7 @@ class Request:
 
 
 def find_requests(source: Source, count: int) -> list[Request]:
-    """The first samples of the data that draw. ``UserError`` if ``LOOKED_AT`` hold none."""
+    """The first samples of the data that draw. `UserError` if `LOOKED_AT` hold none."""
     found = []
     for index in range(min(LOOKED_AT, len(source))):
         try:
@@ -63,7 +63,7 @@ def _request(sample: Sample) -> Request | None:
 class SampleSheet:
     """Draws the same requests again and again, as training goes on.
 
-    The decoder was trained apart, from the same encoder's features. Raises ``UserError`` for a
+    The decoder was trained apart, from the same encoder's features. Raises `UserError` for a
     decoder that does not fit, and data that draw nothing.
     """
 

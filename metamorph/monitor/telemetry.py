@@ -23,7 +23,7 @@ class MeanBaseline:
     """Cosine reached by always predicting the mean feature of each token position.
 
     A visual cosine means nothing beside this number: it is what a model gets that ignores its
-    prompt. The means run over ``total``, the sum of all targets seen so far; a step is scored
+    prompt. The means run over `total`, the sum of all targets seen so far; a step is scored
     before its targets are added.
     """
 
@@ -58,9 +58,9 @@ class Meter:
 
 
 class StepWork:
-    """What steps of packed rows amount to, for ``Meter``: tokens, pictures, operations.
+    """What steps of packed rows amount to, for `Meter`: tokens, pictures, operations.
 
-    Operations are those of ``flops.FORMULA``: of the model, without what is computed twice to save
+    Operations are those of `flops.FORMULA`: of the model, without what is computed twice to save
     memory. The encoder's are apart.
     """
 

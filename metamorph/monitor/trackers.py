@@ -24,9 +24,9 @@ class Tracker(Protocol):
 
 
 def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
-    """Those that ``config.monitor`` asks for. Raises ``UserError`` for one that is not installed.
+    """Those that `config.monitor` asks for. Raises `UserError` for one that is not installed.
 
-    What an interrupted run wrote after ``first_step`` is replaced in TensorBoard, but not in wandb.
+    What an interrupted run wrote after `first_step` is replaced in TensorBoard, but not in wandb.
     """
     folder = Path(config.output)
     trackers: list[Tracker] = []
@@ -38,7 +38,7 @@ def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
 
 
 class TensorBoard:
-    """Event files for ``tensorboard --logdir runs``."""
+    """Event files for `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -60,7 +60,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project ``metamorph``; account, server and offline mode are wandb's settings."""
+    """A run of the project `metamorph`; account, server and offline mode are wandb's settings."""
 
     def __init__(self, folder: Path, config: RunConfig):
         import wandb

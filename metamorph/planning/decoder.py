@@ -26,7 +26,7 @@ from metamorph.processes import share_of
 
 
 class DecoderOutline(nn.Module):
-    """The parts that ``DecoderTrainer`` has, of the same sizes, on the meta device."""
+    """The parts that `DecoderTrainer` has, of the same sizes, on the meta device."""
 
     def __init__(self, config: RunConfig):
         super().__init__()
@@ -78,9 +78,9 @@ def _count(function):
 
 
 def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
-    """The plan of a decoder run on ``world_size`` GPUs with whole copies of the weights, in text.
+    """The plan of a decoder run on `world_size` GPUs with whole copies of the weights, in text.
 
-    Raises ``UserError`` for a batch that so many cannot share alike, and for fp8.
+    Raises `UserError` for a batch that so many cannot share alike, and for fp8.
     """
     if config.training.precision == "fp8":
         raise UserError("training.precision: the decoder stage takes fp32 or bf16, got fp8")

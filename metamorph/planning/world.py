@@ -78,9 +78,9 @@ def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
 
 
 def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
-    """The plan of a language, align or instruct run on ``world_size`` GPUs, in text.
+    """The plan of a language, align or instruct run on `world_size` GPUs, in text.
 
-    Raises ``UserError`` for a configuration that could not run on so many.
+    Raises `UserError` for a configuration that could not run on so many.
     """
     training = config.training
     rows_here = share_of("training.rows_per_step", training.rows_per_step, world_size)

@@ -68,9 +68,9 @@ def _nearest(value: np.ndarray, table: dict[str, tuple]) -> str:
 
 
 def read_scene(image: Image.Image) -> Reading | None:
-    """What a 64 x 64 picture shows; ``None`` if it shows nothing.
+    """What a 64 x 64 picture shows; `None` if it shows nothing.
 
-    With several shapes the place is ``"center"``, and shape and size are those of the top left one.
+    With several shapes the place is `"center"`, and shape and size are those of the top left one.
     """
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"image must be {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {image.size}")

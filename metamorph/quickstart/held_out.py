@@ -124,7 +124,7 @@ def visual_cosines(
 ) -> tuple[float, float]:
     """Teacher-forced cosine on the drawings' targets, and that of predicting the mean token.
 
-    The mean is taken per token position over ``training_tasks``.
+    The mean is taken per token position over `training_tasks`.
     """
     device = chat.model.projector.linear_1.weight.device
     documents = [chat.encoder.encode(task.sample) for task in tasks]

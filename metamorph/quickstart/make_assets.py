@@ -1,12 +1,12 @@
-"""Rebuilds the small pretrained parts that the quickstart starts from: ``make toy-assets``.
+"""Rebuilds the small pretrained parts that the quickstart starts from: `make toy-assets`.
 
 A real run takes a pretrained SigLIP and a pretrained Stable Diffusion, which have seen the world;
 the toy run takes these in their place, which have seen every combination. What the quickstart
 trains on top of them never sees the held-out ones.
 
-* ``encoder``: a SigLIP vision tower (64 px, patch 8) that learns to name attributes and to keep
+* `encoder`: a SigLIP vision tower (64 px, patch 8) that learns to name attributes and to keep
   what is needed to redraw the picture;
-* ``decoder_base``: a VAE and a UNet in diffusers' layout. Like Stable Diffusion's, this UNet has
+* `decoder_base`: a VAE and a UNet in diffusers' layout. Like Stable Diffusion's, this UNet has
   seen words (here: a row of attribute embeddings) and never image features.
 """
 
@@ -81,7 +81,7 @@ def batches(count: int, steps: int, batch_size: int):
 
 
 def train(name: str, parameters, loss_of, indices, steps: int, learning_rate: float) -> None:
-    """AdamW with a one-cycle schedule over ``loss_of(rows) -> loss``."""
+    """AdamW with a one-cycle schedule over `loss_of(rows) -> loss`."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05

@@ -84,12 +84,12 @@ def write_report(
     answers: list[AnsweredQuestion],
     sheet_path: Path,
 ) -> Path:
-    """Writes ``folder/report.html`` and returns its path.
+    """Writes `folder/report.html` and returns its path.
 
     Args:
-        report: the measured figures, as in ``report.json``.
-        stages: run folders by stage, in the order of training; their ``metrics.jsonl`` is drawn.
-        answers: questions to show; ``report["questions"]`` may count more.
+        report: the measured figures, as in `report.json`.
+        stages: run folders by stage, in the order of training; their `metrics.jsonl` is drawn.
+        answers: questions to show; `report["questions"]` may count more.
         sheet_path: the contact sheet, any format that Pillow reads.
     """
     environment = Environment(
@@ -116,12 +116,12 @@ def write_report(
 
 
 def percent(share: float) -> str:
-    """``0.912`` as ``91.2%``; whole numbers without a decimal."""
+    """`0.912` as `91.2%`; whole numbers without a decimal."""
     return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def duration(seconds: float) -> str:
-    """``492.3`` as ``8 min 12 s``."""
+    """`492.3` as `8 min 12 s`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -129,7 +129,7 @@ def duration(seconds: float) -> str:
 
 
 def embedded(image: Image.Image) -> str:
-    """The picture as a PNG ``data:`` address."""
+    """The picture as a PNG `data:` address."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -147,9 +147,9 @@ def _stage(name: str, folder: Path) -> dict:
 
 
 def draw_chart(chart: Chart, metrics: list[dict], prefix: str) -> Markup | None:
-    """The chart as inline SVG, or ``None`` if the run measured none of its lines.
+    """The chart as inline SVG, or `None` if the run measured none of its lines.
 
-    ``prefix`` starts every id: several drawings share one page.
+    `prefix` starts every id: several drawings share one page.
     """
     curves = [
         (line, [(m["step"], m[line.key]) for m in metrics if m.get(line.key) is not None])

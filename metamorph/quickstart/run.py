@@ -68,7 +68,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def stage_config(stage: str, folder: Path):
-    """The stage's YAML with its folders below ``folder``."""
+    """The stage's YAML with its folders below `folder`."""
     path = ROOT / "configs" / "toy" / f"{stage}.yaml"
     if not path.exists():
         raise UserError(f"{path} does not exist; run the quickstart from a clone of the project")
@@ -120,7 +120,7 @@ def evaluate(chat: Assistant) -> tuple[dict, list, list]:
 
 
 def quickstart(output: Path, seed: int = 0) -> dict:
-    """Trains all stages, evaluates, and writes the model and the report below ``output``."""
+    """Trains all stages, evaluates, and writes the model and the report below `output`."""
     started = time.perf_counter()
     claim_folder(output)
     print("1/6 start: a random small language model and its tokenizer")

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from metamorph.data.packing import PackedRow
 from metamorph.model.vision import VisionEncoder
-from metamorph_kernels import Intervals, key_intervals
-from metamorph_kernels.transfer import send
+from metamorph_kernels import Intervals, key_intervals, send
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads of one ``PackedRow``. All that the host must know is planned by then:
+    """What a step reads of one `PackedRow`. All that the host must know is planned by then:
     forward and backward never ask the device."""
 
     pixels: Tensor | None  # [images, 3, S, S], or None where features are cached

@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step below ``folder/checkpoints``."""
+    """The complete checkpoint with the highest step below `folder/checkpoints`."""
     found = _by_step(folder / "checkpoints")
     return found[-1] if found else None
 
@@ -49,7 +49,7 @@ def _by_step(parent: Path) -> list[Path]:
 
 
 class Checkpoints:
-    """Writes ``folder/checkpoints/step-NNNNNN``, one at a time, and keeps the newest ``keep``.
+    """Writes `folder/checkpoints/step-NNNNNN`, one at a time, and keeps the newest `keep`.
 
     All processes call all methods. What a crash left half written is removed at the start.
     """
@@ -70,7 +70,7 @@ class Checkpoints:
     ) -> None:
         """Copies what is to be saved to host memory and returns while it is written.
 
-        ``module``: its parameters that are trained are saved. ``state``: JSON-able, the same in
+        `module`: its parameters that are trained are saved. `state`: JSON-able, the same in
         every process; it comes back as is. Raises what went wrong with the one before.
         """
         self.wait()
@@ -143,10 +143,10 @@ def _fsync(folder: Path) -> None:
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Restores parameters, optimizer and random numbers in place; returns the saved ``state``
-    with ``step``. Every process reads its own part.
+    """Restores parameters, optimizer and random numbers in place; returns the saved `state`
+    with `step`. Every process reads its own part.
 
-    Raises ``UserError`` if the checkpoint is damaged, or belongs to a model of another shape or
+    Raises `UserError` if the checkpoint is damaged, or belongs to a model of another shape or
     another stage; parameters and optimizer are then as before, unless the damage left all sizes.
     """
     reader = SafeReader(path)

@@ -36,7 +36,7 @@ class MetadataUnpickler(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """A reader whose metadata is read by ``MetadataUnpickler``; tensors it reads weights-only."""
+    """A reader whose metadata is read by `MetadataUnpickler`; tensors it reads weights-only."""
 
     def read_metadata(self, *arguments, **keywords) -> Metadata:
         with self.fs.create_stream(self.path / ".metadata", "rb") as file:
@@ -88,7 +88,7 @@ def _set_rate(group: dict, rate: float) -> None:
 
 
 def random_states(saved: Collection[str] | None = None) -> dict[str, Tensor]:
-    """The states of this process's generators; only those that are ``saved``, if given."""
+    """The states of this process's generators; only those that are `saved`, if given."""
     states = {f"random.cpu.{rank()}": torch.get_rng_state()}
     if torch.cuda.is_available():
         states[f"random.cuda.{rank()}"] = torch.cuda.get_rng_state()
@@ -96,7 +96,7 @@ def random_states(saved: Collection[str] | None = None) -> dict[str, Tensor]:
 
 
 def set_random_states(tensors: dict[str, Tensor]) -> None:
-    """Takes up what ``random_states`` gave. A process that was not there keeps its own."""
+    """Takes up what `random_states` gave. A process that was not there keeps its own."""
     for device, restore in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
         if f"random.{device}.{rank()}" in tensors:
             restore(tensors[f"random.{device}.{rank()}"])

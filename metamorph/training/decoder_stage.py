@@ -68,7 +68,7 @@ class DecoderTrainer(nn.Module):
 
     @torch.no_grad()
     def latents(self, pictures: list[Image.Image], draw: Callable[..., Tensor]) -> Tensor:
-        """Scaled samples [B, 4, h, w] of the VAE's posterior; ``draw`` gives normal numbers."""
+        """Scaled samples [B, 4, h, w] of the VAE's posterior; `draw` gives normal numbers."""
         side = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         pixels = VaeImageProcessor().preprocess(pictures, height=side, width=side)
         posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
@@ -92,7 +92,7 @@ class DecoderTrainer(nn.Module):
     ) -> Tensor:
         """Mean squared error of the predicted noise, at uniformly drawn timesteps.
 
-        Random numbers are drawn for a whole batch, of which ``pictures`` are the ``own`` ones: who
+        Random numbers are drawn for a whole batch, of which `pictures` are the `own` ones: who
         computes a picture does not change what is drawn for it.
         """
 
@@ -179,7 +179,7 @@ class DecoderStage:
 
 
 def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:
-    """Writes a ``VisualDecoder`` that draws as ``config`` says by default."""
+    """Writes a `VisualDecoder` that draws as `config` says by default."""
     parts = trained.to(memory_format=torch.contiguous_format)  # as safetensors wants it
     pipeline = VisualDecoder(
         parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,

@@ -58,7 +58,7 @@ class StepLosses(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor]:
-        """Text loss, visual loss and target features, as ``batch_losses`` gives them."""
+        """Text loss, visual loss and target features, as `batch_losses` gives them."""
         losses, targets = batch_losses(self.model, batch, counts)
         return losses.text, losses.visual, targets
 

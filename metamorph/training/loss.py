@@ -29,7 +29,7 @@ def vpit_losses(
 
     Args:
         states: [T, H] after the final norm.
-        targets: [Nr, C] unit vectors, the features that ``visual_rows`` predict.
+        targets: [Nr, C] unit vectors, the features that `visual_rows` predict.
         batch: with the indices of the supervised rows.
         counts: targets of the whole step. Without any of a kind its loss is exactly 0, with
             finite zero gradients.

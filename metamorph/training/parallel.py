@@ -1,6 +1,6 @@
 """How a model is spread over GPUs and fitted into them: the one place that knows FSDP.
 
-Parameters are sharded over ``parallel.shard`` processes, and the shards replicated over the others:
+Parameters are sharded over `parallel.shard` processes, and the shards replicated over the others:
 FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a unit that is gathered
 for its forward and backward alone; everything else stays gathered through a step.
 """
@@ -43,9 +43,9 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
     """Puts a model on its device or shards it over all processes' devices, in place.
 
     Args:
-        step: the module whose forward is a whole step down to the losses, ``model`` in it. What is
+        step: the module whose forward is a whole step down to the losses, `model` in it. What is
             not in a block belongs to it, so that the losses find both heads gathered.
-        model: on the CPU in any dtype; its parameters become ``training.weights``. Sharded, a
+        model: on the CPU in any dtype; its parameters become `training.weights`. Sharded, a
             process reads no more of the mapped files than its own share.
     """
     blocks = model.language.model.layers
@@ -84,7 +84,7 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
 
 
 def shard(root: nn.Module, model: MetaMorph, **options) -> None:
-    """Blocks are units, all else of ``root`` is one, the encoder stays whole; options of FSDP2."""
+    """Blocks are units, all else of `root` is one, the encoder stays whole; options of FSDP2."""
     for block in model.language.model.layers:
         fully_shard(block, **options)
     whole = set() if model.vision is None else set(model.vision.parameters())
@@ -105,7 +105,7 @@ def make_mesh(shard: int, device: torch.device) -> DeviceMesh:
 
 
 def precision_policy(precision: str) -> MixedPrecisionPolicy:
-    """fp32 shards; gathered and computed with in bf16 unless ``precision`` is fp32."""
+    """fp32 shards; gathered and computed with in bf16 unless `precision` is fp32."""
     if precision == "fp32":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -114,7 +114,7 @@ def precision_policy(precision: str) -> MixedPrecisionPolicy:
 def recompute(block: nn.Module, mode: str) -> None:
     """Lets a block compute its activations again in the backward instead of keeping them.
 
-    ``full`` keeps its input alone, ``selective`` also what is in ``KEPT``.
+    `full` keeps its input alone, `selective` also what is in `KEPT`.
     """
     if mode == "none":
         return
@@ -188,7 +188,7 @@ def whole(tensor: Tensor) -> Tensor:
 def whole_copy(model: MetaMorph, dtype: torch.dtype) -> MetaMorph | None:
     """A sharded model's weights in one unsharded model, in the first process; None in others.
 
-    All must call this. The encoder is shared with ``model``.
+    All must call this. The encoder is shared with `model`.
     """
     copy = None
     if is_first():
@@ -204,7 +204,7 @@ def whole_copy(model: MetaMorph, dtype: torch.dtype) -> MetaMorph | None:
 
 
 def save_model(model: MetaMorph, folder, tokenizer) -> None:
-    """``model.save_pretrained`` of a model that may be sharded, a tensor at a time."""
+    """`model.save_pretrained` of a model that may be sharded, a tensor at a time."""
     if is_first():
         model.save_pretrained(folder, tokenizer, whole)
     else:

@@ -1,11 +1,11 @@
 """The folder of a run, and how a run claims it.
 
 config.yaml     the resolved configuration
-metrics.jsonl   one line per ``log_every`` steps
-samples/        step-NNNNNN.png, where ``monitor.samples_every`` asks for drawings
-tensorboard/    event files, profile/ a trace, where ``monitor`` asks for them
+metrics.jsonl   one line per `log_every` steps
+samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
+tensorboard/    event files, profile/ a trace, where `monitor` asks for them
 checkpoints/    step-NNNNNN
-model/          the result (``decoder/`` for the decoder stage)
+model/          the result (`decoder/` for the decoder stage)
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ FREE_KEYS_ON_RESUME = (
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from, or ``None`` for a new run. Changes nothing on disk.
+    """The checkpoint to go on from, or `None` for a new run. Changes nothing on disk.
 
-    Raises ``UserError`` if the folder may not be used: it exists and neither ``resume`` nor
-    ``overwrite`` was asked for, it is no run folder, or it belongs to another configuration.
+    Raises `UserError` if the folder may not be used: it exists and neither `resume` nor
+    `overwrite` was asked for, it is no run folder, or it belongs to another configuration.
     """
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
@@ -96,7 +96,7 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
 
 
 def claim_run_folder(config: RunConfig) -> Path:
-    """Creates, keeps or replaces the folder as ``find_checkpoint`` allowed; writes its config."""
+    """Creates, keeps or replaces the folder as `find_checkpoint` allowed; writes its config."""
     folder = Path(config.output)
     if config.overwrite and not config.resume and folder.exists():
         shutil.rmtree(folder)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from metamorph.model.unified import MetaMorph
 from metamorph.training.parallel import local_part, local_rows
-from metamorph_kernels.transfer import send
+from metamorph_kernels import send
 
 
 def choose_trainable(model: MetaMorph, stage: str) -> None:
-    """Sets ``requires_grad`` for a stage. In align the token tables are trained, too: see
-    ``image_rows_only``."""
+    """Sets `requires_grad` for a stage. In align the token tables are trained, too: see
+    `image_rows_only`."""
     model.requires_grad_(False)
     if stage == "language":
         model.language.requires_grad_(True)

@@ -6,7 +6,7 @@ import pytest
 from data_files import turns, write_lines
 from PIL import Image
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.data.toy.source import ToyScenes
 from metamorph.data.validate import validate_part
 from tests.tiny_run import write_language

@@ -16,7 +16,7 @@ from metamorph.errors import SampleError, UserError
 
 
 def brightness(images) -> list[int]:
-    """Which frame of ``write_video`` each image is."""
+    """Which frame of `write_video` each image is."""
     return [round(opened(image).resize((1, 1)).getpixel((0, 0))[0] / 10) for image in images]
 
 

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from comparisons import Record, assert_as_good_as_plain, value_and_gradients
 
-from metamorph_kernels import LinearCrossEntropy, cross_entropy, linear_cross_entropy, reference
+from metamorph_kernels import (
+    LinearCrossEntropy,
+    chunks,
+    cross_entropy,
+    linear_cross_entropy,
+    reference,
+)
 
 LABELS = torch.tensor([1, 10, -100, 3, 0, -100, 5])
 
@@ -25,7 +31,7 @@ def inputs(rows=7, width=5, vocabulary=11, dtype=torch.float64):
 
 @pytest.fixture(params=[1, 22, 33, 2**26], ids=lambda logits: f"{logits}-at-once")
 def logits_at_once(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", request.param)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", request.param)
     return request.param
 
 
@@ -53,7 +59,7 @@ def test_equals_reference_and_gradcheck(logits_at_once, reduction):
     ("label_smoothing", "z_loss"), [(0.1, 0.0), (1.0, 0.0), (0.0, 0.3), (0.2, 0.01)]
 )
 def test_label_smoothing_and_z_loss(monkeypatch, reduction, label_smoothing, z_loss):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 22)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     ours, oracle = (
         value_and_gradients(lambda x, w, f=f: f(x, w, LABELS, z_loss=z_loss, **options), *inputs())
@@ -99,7 +105,7 @@ def test_numbers_that_are_none_show_as_in_pytorch(value, columns):
 
 
 def test_logits_are_never_whole(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 4 * 100)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 4 * 100)
     x, weight = (tensor.requires_grad_() for tensor in inputs(64, 6, 100))
     with Record() as record:
         linear_cross_entropy(x, weight, torch.arange(64)).backward()
@@ -108,7 +114,7 @@ def test_logits_are_never_whole(monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_the_gradient_of_a_chunk_is_let_go_before_the_next(monkeypatch, reduction):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 22)
     gradients, losses = [], cross_entropy._Rows.losses
 
     def watched(*arguments):
@@ -125,9 +131,9 @@ def test_the_gradient_of_a_chunk_is_let_go_before_the_next(monkeypatch, reductio
 
 PEAK_MEMORY = """
 import resource, sys, torch
-from metamorph_kernels import cross_entropy, linear_cross_entropy
+from metamorph_kernels import chunks, linear_cross_entropy
 
-cross_entropy.LOGITS_AT_ONCE["torch"] //= 4  # for a quarter of the rows of a training step
+chunks.LOGITS_AT_ONCE //= 4  # for a quarter of the rows of a training step
 x = torch.zeros(1024, 64, requires_grad=True)
 weight = torch.zeros(128_258, 64, requires_grad=True)
 labels = torch.arange(1024)
@@ -204,7 +210,7 @@ def test_half_precision_has_float32_losses_and_its_own_gradients(dtype):
 
 
 def test_weight_gradient_adds_up_in_float32(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 3)  # one row at a time
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3)  # one row at a time
     x = torch.ones(600, 1, dtype=torch.bfloat16)
     weight = torch.zeros(3, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_cross_entropy(x, weight, torch.zeros(600).long(), reduction="sum").backward()
@@ -224,7 +230,7 @@ def test_bfloat16_is_as_good_as_plain_bfloat16(logits_at_once):
 
 
 def test_compiled_equals_eager_also_under_autocast(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 22)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 22)
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     tensors = inputs(dtype=torch.float32)
     for on in (False, True):

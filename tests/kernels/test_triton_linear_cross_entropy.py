@@ -4,6 +4,7 @@ from comparisons import Record, value_and_gradients
 from conftest import INTERPRETED
 
 from metamorph_kernels import (
+    chunks,
     cross_entropy,
     cross_entropy_triton,
     linear_cross_entropy,
@@ -28,8 +29,8 @@ def blocks(monkeypatch):
     """Rows of several blocks, and several chunks of rows, those of gradients the longer ones."""
     if INTERPRETED:
         monkeypatch.setattr(cross_entropy_triton, "BLOCK", 64)
-        monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 512)
-        monkeypatch.setattr(cross_entropy, "GRADIENT_BYTES_AT_ONCE", 4096)
+        monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 512)
+        monkeypatch.setattr(chunks, "GRADIENT_BYTES_AT_ONCE", 4096)
 
 
 def inputs(rows, width, classes, dtype, device, seed=0):
@@ -188,13 +189,13 @@ def test_chunks_are_whole_tiles_of_a_product(monkeypatch):
     """Those of gradients longer than those of logits."""
     monkeypatch.undo()
     x, weight = torch.empty(3000, 1, dtype=torch.bfloat16), torch.empty(128_258, 1)
-    chunks = {
-        "gradients": cross_entropy._Rows(0.0, 0.0, "triton").chunks(x, weight),
-        "logits": cross_entropy.logit_chunks(3000, 128_258),
+    parts = {
+        "gradients": chunks.gradient_chunks(len(x), len(weight), x.element_size()),
+        "logits": chunks.logit_chunks(3000, 128_258),
     }
-    lengths = {name: [part.stop - part.start for part in chunks[name]] for name in chunks}
+    lengths = {name: [part.stop - part.start for part in parts[name]] for name in parts}
     assert lengths == {"gradients": [2048, 952], "logits": [512] * 5 + [440]}
-    assert [part.stop for part in cross_entropy.logit_chunks(2, 2**27)] == [1, 2]  # never none
+    assert [part.stop for part in chunks.logit_chunks(2, 2**27)] == [1, 2]  # never none
 
 
 def test_operator_checks(device):

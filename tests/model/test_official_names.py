@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.errors import UserError
 from metamorph.model.official_names import import_model, official_name, our_name
 from metamorph.model.opening import assemble

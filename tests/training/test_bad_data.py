@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.monitor.metrics_file import read_metrics
 from tests.tiny_run import GRID
 

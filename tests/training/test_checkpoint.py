@@ -15,11 +15,11 @@ from torch import nn
 
 from metamorph.errors import UserError
 from metamorph.training.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from tests.training.processes import CONTEXT, run_processes
+from tests.processes import CONTEXT, run_processes
 
 
 def trained(value: float = 0.0) -> tuple[nn.Linear, torch.optim.Optimizer]:
-    """A module whose weights all are ``value``, and an optimizer that has made a step."""
+    """A module whose weights all are `value`, and an optimizer that has made a step."""
     module = nn.Linear(64, 64)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
     for parameter in module.parameters():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.config import DataConfig
 from metamorph.config.reading import save_config
 from metamorph.data.conversation import ChatEncoder

@@ -15,8 +15,8 @@ from metamorph.model.opening import open_model
 from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
+from tests.processes import run_processes
 from tests.tiny_run import tiny_config
-from tests.training.processes import run_processes
 from tests.training.test_parallel import train_and_record
 
 

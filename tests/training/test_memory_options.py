@@ -17,8 +17,8 @@ from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.batch import Batch
 from metamorph.training.language_stage import LanguageStage
 from metamorph.training.loop import train
+from tests.processes import run_processes
 from tests.tiny_run import tiny_config
-from tests.training.processes import run_processes
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from metamorph.errors import Stopped, UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
+from tests.processes import run_processes
 from tests.tiny_run import tiny_config
-from tests.training.processes import run_processes
 
 LOSSES = ("text_loss", "visual_cosine", "mean_baseline_cosine", "gradient_norm")
 ROWS = 4  # in a step: what 1, 2 and 4 processes can share
@@ -48,7 +48,7 @@ def assert_same_run(one: RunConfig, other: RunConfig, rel: float = 1e-5) -> None
 
 
 def train_and_record(config: RunConfig, stop_in_step: int = 0, stop_rank: int = 0) -> list:
-    """Sample ids of each own lane in each step. ``stop_rank`` gets SIGTERM amid ``stop_in_step``
+    """Sample ids of each own lane in each step. `stop_rank` gets SIGTERM amid `stop_in_step`
     of this part of the run."""
     seen, next_rows = [], Lanes.next_rows
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.config.reading import save_config
 from metamorph.data.lanes import Lanes
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, latest_checkpoint
+from tests.processes import CONTEXT, run_processes
 from tests.tiny_run import tiny_config
-from tests.training.processes import CONTEXT, run_processes
 
 
 def stopped_by(config_file: str, *numbers: int) -> int:

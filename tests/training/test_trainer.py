@@ -44,7 +44,7 @@ def rows_moved(before: torch.Tensor, after: torch.Tensor) -> list[int]:
 
 @pytest.fixture
 def start(folder):
-    """The weights that every run from ``tiny_config`` starts from, and the two image rows."""
+    """The weights that every run from `tiny_config` starts from, and the two image rows."""
     model, _ = open_model(tiny_config(folder, "instruct"))
     ids = sorted((model.config.image_start_id, model.config.image_end_id))
     return {name: value.clone() for name, value in model.state_dict().items()}, ids

@@ -1,7 +1,7 @@
 """Visual thinking: the response shows the part of the image that matters, then answers.
 
-Three written forms: ``box`` beside a conversation of two turns; Visual-CoT as published, where a
-second image name ends in ``###[x1, y1, x2, y2]``; VStar, whose ``target_instances`` are marked in a
+Three written forms: `box` beside a conversation of two turns; Visual-CoT as published, where a
+second image name ends in `###[x1, y1, x2, y2]`; VStar, whose `target_instances` are marked in a
 copy of the whole image.
 """
 
@@ -33,7 +33,7 @@ LEADS = (
 
 
 def boxes(record: Record, seed: int) -> Sample:
-    """``image``, ``conversations`` and a box in one of the three forms; see the module."""
+    """`image`, `conversations` and a box in one of the three forms; see the module."""
     turns = record.turns()
     if len(turns) < 2:
         raise ValueError(f"conversations: expected a question and an answer, got {len(turns)}")
@@ -63,7 +63,7 @@ def _shown(record: Record) -> tuple[Picture, Picture]:
 
 
 def _numbers(value: Any) -> Box:
-    """Four finite numbers, else ``ValueError``."""
+    """Four finite numbers, else `ValueError`."""
     is_box = isinstance(value, list) and len(value) == 4
     if not is_box or not all(type(side) in (int, float) and math.isfinite(side) for side in value):
         raise ValueError(f"box: expected four numbers, got {shorten(repr(value))}")
@@ -71,6 +71,6 @@ def _numbers(value: Any) -> Box:
 
 
 def _corners(value: Any) -> Box:
-    """``[x, y, width, height]`` as corners."""
+    """`[x, y, width, height]` as corners."""
     x, y, width, height = _numbers(value)
     return x, y, x + width, y + height

@@ -17,12 +17,12 @@ def ask(prompt: str, response: str) -> tuple[Turn, Turn]:
 
 
 def conversations(record: Record) -> Sample:
-    """LLaVA's and Cambrian's format: ``image`` (none, one or a list) and ``conversations``."""
+    """LLaVA's and Cambrian's format: `image` (none, one or a list) and `conversations`."""
     return sample_of(record, record.turns(), record.pictures("image"))
 
 
 def captions(record: Record) -> Sample:
-    """``image`` and ``caption``: asks for the image, and the response draws it."""
+    """`image` and `caption`: asks for the image, and the response draws it."""
     caption = record.text("caption").strip().rstrip(".")
     if not caption:
         raise ValueError("caption: it is empty")
@@ -33,7 +33,7 @@ def captions(record: Record) -> Sample:
 
 
 def edits(record: Record) -> Sample:
-    """InstructPix2Pix: ``original_image``, ``edit_prompt`` and ``edited_image``."""
+    """InstructPix2Pix: `original_image`, `edit_prompt` and `edited_image`."""
     turns = ask(f"<image>{record.text('edit_prompt')}", "<image>")
     return sample_of(
         record, turns, [record.picture("original_image"), record.picture("edited_image")]

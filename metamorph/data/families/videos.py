@@ -36,14 +36,14 @@ STEP_PROMPTS = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """How frames are chosen: ``data.frames_per_second`` and ``data.max_frames``."""
+    """How frames are chosen: `data.frames_per_second` and `data.max_frames`."""
 
     frames_per_second: float
     max_frames: int
 
 
 def video_questions(record: Record, sampling: Sampling) -> Sample:
-    """``video`` and ``conversations``: frames at a steady rate stand before the first question."""
+    """`video` and `conversations`: frames at a steady rate stand before the first question."""
     video = _open(record, sampling)
     times = evenly(video.seconds, sampling.frames_per_second, sampling.max_frames)
     first, *others = record.turns()
@@ -57,7 +57,7 @@ def video_questions(record: Record, sampling: Sampling) -> Sample:
 
 
 def video_frames(record: Record, sampling: Sampling, seed: int) -> Sample:
-    """``video`` alone: frames at a random step, and a task about them.
+    """`video` alone: frames at a random step, and a task about them.
 
     The tasks: draw the next one to three frames, those in between, or the right order of frames
     that run backwards; or say how far apart they are. Two frames are always a first and its next.
@@ -78,7 +78,7 @@ def video_frames(record: Record, sampling: Sampling, seed: int) -> Sample:
 
 
 def _open(record: Record, sampling: Sampling) -> Video:
-    """``fps`` says how fast a folder of frames runs; without it, all its frames are taken."""
+    """`fps` says how fast a folder of frames runs; without it, all its frames are taken."""
     rate = record.get("fps")
     if rate is None:
         rate = sampling.frames_per_second

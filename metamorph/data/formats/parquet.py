@@ -1,6 +1,6 @@
 """Records as rows of parquet files, with images as bytes in their columns.
 
-An image cell is bytes, or ``{"bytes": ...}`` as Hugging Face datasets write it; a list holds
+An image cell is bytes, or `{"bytes": ...}` as Hugging Face datasets write it; a list holds
 several. Reading one row means reading its row group, so the order keeps row groups together.
 """
 
@@ -82,7 +82,7 @@ class Parquet:
         return Record(where, values, Cells(where, self.max_pixels), self.names)
 
     def _read(self, group: int) -> dict[str, Any]:
-        """The columns of a row group. Raises ``SampleError`` if they cannot be read."""
+        """The columns of a row group. Raises `SampleError` if they cannot be read."""
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 

@@ -1,7 +1,7 @@
 """What a file of samples holds: numbered records, each with the images and videos it names.
 
-Formats (``json_lines``, ``web_dataset``, ``parquet``) say where records lie; families
-(``families``, ``boxes``, ``video_families``) say what conversation a record stands for.
+Formats (`json_lines`, `web_dataset`, `parquet`) say where records lie; families
+(`families`, `boxes`, `video_families`) say what conversation a record stands for.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from metamorph.errors import UserError
 
 
 class Files(Protocol):
-    """Where the images and videos of a record lie. ``SampleError`` if one cannot be used."""
+    """Where the images and videos of a record lie. `SampleError` if one cannot be used."""
 
     def picture(self, value: Any) -> Picture: ...
 
@@ -25,7 +25,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """One sample as written. ``names`` maps the documented field names to those of the file."""
+    """One sample as written. `names` maps the documented field names to those of the file."""
 
     where: str  # file and line, for messages
     values: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Record:
         return self.values.get(self.names.get(name, name))
 
     def text(self, name: str) -> str:
-        """The text of a field. Raises ``ValueError`` for anything else."""
+        """The text of a field. Raises `ValueError` for anything else."""
         return checked_text(self.names.get(name, name), self.get(name))
 
     def pictures(self, name: str) -> tuple[Picture, ...]:
@@ -51,14 +51,14 @@ class Record:
         return tuple(self.files.picture(value) for value in values)
 
     def picture(self, name: str) -> Picture:
-        """The one image that a field names. Raises ``ValueError`` for none or several."""
+        """The one image that a field names. Raises `ValueError` for none or several."""
         pictures = self.pictures(name)
         if len(pictures) != 1:
             raise ValueError(f"{name}: expected one image, got {len(pictures)}")
         return pictures[0]
 
     def turns(self) -> tuple[Turn, ...]:
-        """The field ``conversations`` in LLaVA's format."""
+        """The field `conversations` in LLaVA's format."""
         written = self.get("conversations")
         if not isinstance(written, list):
             raise ValueError(f"conversations: expected a list, got {shorten(repr(written))}")
@@ -71,7 +71,7 @@ class Record:
 
 
 def checked_text(name: str, value: Any) -> str:
-    """``value`` if it is text that can be encoded, else ``ValueError``."""
+    """`value` if it is text that can be encoded, else `ValueError`."""
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected text, got {shorten(repr(value))}")
     value.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here
@@ -89,7 +89,7 @@ class Records(Protocol):
         """File and line, for messages."""
 
     def record(self, position: int) -> Record:
-        """Raises ``ValueError`` or ``SampleError`` for one that cannot be read."""
+        """Raises `ValueError` or `SampleError` for one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class _Reader:
 
 
 def files_of(path: Path, suffix: str) -> list[Path]:
-    """The files that ``data.path`` stands for, in order: one, those of a folder, or a pattern.
+    """The files that `data.path` stands for, in order: one, those of a folder, or a pattern.
 
-    Raises ``UserError`` if there are none.
+    Raises `UserError` if there are none.
     """
     if path.is_dir():
         found = sorted(path.glob(f"*{suffix}"))

@@ -1,8 +1,8 @@
 """Records as WebDataset tars: files of one sample stand together and share a name up to its first
 dot. Nothing is ever extracted: the headers are read once, and bytes are read in place.
 
-``000.jpg``, ``000.txt`` (a caption) and ``000.json`` (further fields) make one record. Its images
-are called by what follows the first dot; ``000.edit_prompt.txt`` is the field ``edit_prompt``.
+`000.jpg`, `000.txt` (a caption) and `000.json` (further fields) make one record. Its images
+are called by what follows the first dot; `000.edit_prompt.txt` is the field `edit_prompt`.
 """
 
 import json
@@ -102,7 +102,7 @@ class Members:
     max_pixels: int
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises ``SampleError`` if there is none, or the tar ends early."""
+        """The bytes of a file. Raises `SampleError` if there is none, or the tar ends early."""
         if name not in self.files:
             message = f"no file .{shorten(name)} among {sorted(self.files)}"
             raise SampleError("missing image", message)
@@ -133,7 +133,7 @@ class _MemberReader:
 
 
 def _members(path: Path):
-    """The headers of a tar in order. Raises ``UserError`` for what is no whole, plain tar."""
+    """The headers of a tar in order. Raises `UserError` for what is no whole, plain tar."""
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             for member in tar:

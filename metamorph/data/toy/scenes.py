@@ -76,7 +76,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def random_scene(rng: random.Random, split: str, places=tuple(PLACES)) -> Scene:
-    """A scene of a split with one shape, at one of ``places``."""
+    """A scene of a split with one shape, at one of `places`."""
     return _draw_until(split, lambda: _any_scene(rng, places))
 
 
@@ -113,8 +113,8 @@ def _draw_until(split: str, any_scene: Callable[[], Scene]) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """The exact description, without an article for the whole sentence: ``a large red circle at
-    the top left`` or ``three small blue squares``."""
+    """The exact description, without an article for the whole sentence: `a large red circle at
+    the top left` or `three small blue squares`."""
     plural = "crosses" if scene.shape == "cross" else scene.shape + "s"
     if scene.count > 1:
         return f"{COUNT_WORDS[scene.count]} {scene.size} {scene.colour} {plural}"
@@ -145,7 +145,7 @@ def _outline(shape: str, x: float, y: float, half: float) -> list[tuple[float, f
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, half: float, fill
 ) -> None:
-    """Fills one shape whose box is (x +- half, y +- half), in the coordinates of ``draw``."""
+    """Fills one shape whose box is (x +- half, y +- half), in the coordinates of `draw`."""
     if shape == "circle":
         draw.ellipse((x - half, y - half, x + half, y + half), fill=fill)
     else:

@@ -2,7 +2,7 @@
 
 The kinds mirror the paper's data families: questions and captions (image QA), drawing
 (generation), edits (image to image), motion (video) and zoom-then-answer (visual thinking).
-``text`` has no images at all and stands in for the language model's pretraining.
+`text` has no images at all and stands in for the language model's pretraining.
 """
 
 import random
@@ -44,7 +44,7 @@ class Task:
 
 
 def answer_to(attribute: str, scene: Scene) -> str:
-    """The one right answer to ``QUESTIONS[attribute]``."""
+    """The one right answer to `QUESTIONS[attribute]`."""
     if attribute == "count":
         return COUNT_WORDS[scene.count]
     if attribute == "place":
@@ -135,9 +135,9 @@ DEFAULT_WEIGHTS = {
 def make_task(
     seed: int, index: int, split: str = "train", weights: dict[str, float] | None = None
 ) -> Task:
-    """Task number ``index`` of a split: the same arguments give the same text and pixels.
+    """Task number `index` of a split: the same arguments give the same text and pixels.
 
-    ``weights`` maps kinds to relative frequencies. Raises ``ValueError`` for an unknown kind.
+    `weights` maps kinds to relative frequencies. Raises `ValueError` for an unknown kind.
     """
     weights = weights or DEFAULT_WEIGHTS
     unknown = sorted(set(weights) - set(KINDS))

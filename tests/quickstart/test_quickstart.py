@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
 from metamorph.quickstart import run as quickstart_module

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.config.reading import save_config
 from metamorph.model.describe import compact, describe_precision
 from metamorph.model.precision import Float8Layers
@@ -11,7 +11,7 @@ from tests.tiny_run import tiny_config, tiny_diffusion
 
 
 def dry_run(folder, config, capsys, *options: str) -> str:
-    """What ``--dry-run`` prints; it must leave the folder as it was."""
+    """What `--dry-run` prints; it must leave the folder as it was."""
     save_config(config, folder / "run.yaml")
     before = sorted(folder.rglob("*"))
     assert main(["train", str(folder / "run.yaml"), "--dry-run", *options]) == 0

@@ -15,7 +15,7 @@ CONTEXT.set_forkserver_preload(
     [
         "torch._dynamo",  # optimizers import it in their first step
         "metamorph.training.language_stage",
-        "metamorph.cli",
+        "metamorph.cli.command",
         "tests.training.test_checkpoint",
         "tests.training.test_parallel",
         "tests.training.test_stopping",
@@ -25,9 +25,9 @@ SECONDS = 100
 
 
 def run_processes(count: int, function: Callable, *arguments) -> list:
-    """What ``function(*arguments)`` returns in each of ``count`` processes, in their order.
+    """What `function(*arguments)` returns in each of `count` processes, in their order.
 
-    Raises ``AssertionError`` with the traceback of a process that failed, or if they hang.
+    Raises `AssertionError` with the traceback of a process that failed, or if they hang.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))

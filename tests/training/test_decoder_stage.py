@@ -12,7 +12,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from metamorph.config import ModelConfig, RunConfig
+from metamorph.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainingConfig
 from metamorph.data.toy.tasks import make_task
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
@@ -22,8 +22,36 @@ from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.decoder_stage import DecoderTrainer, PictureLanes
 from metamorph.training.loop import train
 from metamorph.training.rules import check_rules
-from tests.tiny_run import write_language
-from tests.training.processes import run_processes
+from tests.processes import run_processes
+from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A random diffusers base and SigLIP tower, as small as they get."""
+    folder = tmp_path_factory.mktemp("base")
+    write_vision(folder / "siglip")
+    vae, unet, scheduler = tiny_diffusion()
+    vae.save_pretrained(folder / "vae")
+    unet.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture
+def config(base, tmp_path) -> RunConfig:
+    return RunConfig(
+        stage="decoder",
+        output=str(tmp_path / "decoder"),
+        model=ModelConfig(vision=str(base / "siglip"), grid=GRID),
+        data=DataConfig(source="toy_scenes", kinds={"draw": 1.0}),
+        training=TrainingConfig(steps=6, learning_rate=1e-3, log_every=1, checkpoint_every=3),
+        decoder=DecoderConfig(
+            base=str(base), batch_size=4, condition_dropout=0.5, sampling_steps=3,
+            adapter_hidden=16,
+        ),
+        device="cpu",
+    )  # fmt: skip
 
 
 def test_adapter_pads_conditions_with_zeros():

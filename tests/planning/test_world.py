@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metamorph.cli import main
+from metamorph.cli.command import main
 from metamorph.cli.train import GPU_TYPES
 from metamorph.config.reading import load_config, save_config
 from metamorph.costs.hardware import GPUS

@@ -27,7 +27,7 @@ from metamorph.costs.flops import (
 )
 from metamorph.training.trainable import choose_trainable
 from metamorph_kernels import key_intervals
-from tests.training.random_step import ROW, STAGES, random_model
+from tests.costs.random_step import ROW, STAGES, random_model
 
 
 def product_in_place(shape, left, right, *_, out_shape=None, **__):

@@ -17,7 +17,7 @@ from metamorph.costs.sharding import fake_processes, units
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.trainable import choose_trainable
-from tests.training.random_step import ROW, STAGES, RandomRow, random_model
+from tests.costs.random_step import ROW, STAGES, RandomRow, random_model
 
 CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def test_narrow_states():
 
 
 def kept_bytes(function, parameters) -> int:
-    """Bytes that autograd keeps for the backward of ``function``, parameters left out."""
+    """Bytes that autograd keeps for the backward of `function`, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept = {}
 

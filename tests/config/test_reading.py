@@ -20,7 +20,7 @@ from metamorph.config.reading import (
 from metamorph.errors import UserError
 
 MINIMAL = "stage: align\noutput: runs/a\n"
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted({*CONFIGS.glob("**/*.yaml")} - {*CONFIGS.glob("mixtures/*")})
 
 

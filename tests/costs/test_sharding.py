@@ -20,7 +20,7 @@ from metamorph.costs.sharding import (
 from metamorph.errors import UserError
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.trainable import choose_trainable
-from tests.training.random_step import ROW, random_model
+from tests.costs.random_step import ROW, random_model
 
 CPU = torch.device("cpu")
 

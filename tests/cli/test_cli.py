@@ -49,7 +49,7 @@ def test_help_of_train_explains_every_key(capsys):
 def test_the_module_runs_and_help_is_quick():
     result = run("--help")
     assert result.returncode == 0 and "quickstart" in result.stdout
-    probe = "import sys; import metamorph.cli; print('torch' in sys.modules)"
+    probe = "import sys; import metamorph.cli.command; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     assert shown.stdout.strip() == "False"
 
