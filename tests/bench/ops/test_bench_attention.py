@@ -1,0 +1,157 @@
+import pytest
+import torch
+from bench_cases import TINY_ATTENTION, TINY_DECODE
+
+from bench.harness import verification
+from bench.harness.documents import PackedRow
+from bench.harness.verification import LARGEST_ERROR, error_bound, exact_attention, relative_error
+from bench.ops import attention, decode, peers
+from metamorph_kernels import interval_attention, reference
+
+CPU = torch.device("cpu")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.usefixtures("few_repeats"),
+]
+
+
+def lines(results, operation):
+    return {result.provider: result for result in results if result.operation == operation}
+
+
+def test_exact_attention_is_the_definition(monkeypatch):
+    monkeypatch.setattr(verification, "QUERIES_AT_ONCE", 5)  # parts that cut documents and spans
+    intervals = PackedRow((4, 9, 1, 8), ((1, 3), (6, 12), (15, 22))).intervals(CPU)
+    leaves = [torch.randn(22, heads, 6).double().requires_grad_() for heads in (4, 2, 2)]
+    out_gradient = torch.randn(22, 4, 6).double()
+    out = reference.interval_attention(*leaves, intervals)
+    expected = (out, *torch.autograd.grad(out, leaves, out_gradient))
+    for one, other in zip(exact_attention(*leaves, out_gradient, intervals), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_no_bound_forgives_a_wrong_yardstick_or_a_nan():
+    assert error_bound(1e-3, "bfloat16") == pytest.approx(2e-3, rel=0.02)
+    assert error_bound(0.5, "bfloat16") == LARGEST_ERROR["bfloat16"]
+    poisoned = torch.ones(130, 2, 4)
+    poisoned[129, 1, 3] = float("nan")
+    assert not relative_error(poisoned, torch.ones(130, 2, 4)) <= 1e9
+
+
+def test_one_wrong_row_does_not_drown():
+    exact = torch.randn(10_000, 2, 8)
+    actual = exact.clone()
+    assert relative_error(actual, exact) == 0
+    actual[777, 1] *= 2
+    assert relative_error(actual, exact) > 0.05
+
+
+def test_an_entry_verifies_and_times_all_that_runs_here():
+    results = TINY_ATTENTION.run(CPU)
+    forward, backward, plan = (lines(results, operation) for operation in attention.OPERATIONS)
+    first = lines(results, attention.FIRST_PLAN)
+    names = {provider.name for provider in peers.PROVIDERS}
+    assert set(forward) == set(backward) == set(plan) == names
+    for name in ("ours torch", "ours fp8", "FlexAttention", "SDPA dense mask"):
+        assert forward[name].status == "ok" and forward[name].rate > 0, forward[name]
+        assert first[name].timing.milliseconds > 0 and len(first[name].timing.samples) == 1
+        assert plan[name].timing.milliseconds > 0 and len(plan[name].timing.samples) > 1
+        assert first[name].error == forward[name].error and plan[name].error > 0
+    for name in ("ours torch", "SDPA dense mask"):
+        assert backward[name].status == "ok"
+    assert (forward["ours fp8"].unit, forward["ours torch"].unit) == ("TFLOP/s fp8", "TFLOP/s")
+    assert forward["flash-attn 2"].status == backward["ours fp8"].status == "absent"
+
+
+def wrong(row, leaves):
+    intervals = row.intervals(CPU)
+    return lambda q, k, v: 1.1 * interval_attention(q, k, v, intervals, impl="torch")
+
+
+def wrong_backward(row, leaves):
+    def attend(q, k, v):
+        out = interval_attention(q, k, v, row.intervals(CPU), impl="torch")
+        if out.requires_grad:
+            out.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+        return out
+
+    return attend
+
+
+def wrong_for_other_lengths(row, leaves):
+    intervals = TINY_ATTENTION.row(seed=0).intervals(CPU)
+    return lambda q, k, v: interval_attention(q, k, v, intervals, impl="torch")
+
+
+def nan_for_other_lengths(row, leaves):
+    """Right of the first row and the second."""
+    right = row != TINY_ATTENTION.row(seed=2)
+    intervals = row.intervals(CPU)
+    return lambda *qkv: interval_attention(*qkv, intervals, impl="torch") / right * right
+
+
+def crashes(row, leaves):
+    raise RuntimeError("no such kernel\nand a long story")
+
+
+def test_what_fails_or_is_wrong_becomes_a_line_and_is_not_timed(monkeypatch):
+    providers = [
+        peers.Provider(function.__name__, function, lambda device: None)
+        for function in (
+            wrong,
+            wrong_backward,
+            wrong_for_other_lengths,
+            nan_for_other_lengths,
+            crashes,
+        )
+    ]
+    [ours] = [provider for provider in peers.PROVIDERS if provider.name == "ours torch"]
+    monkeypatch.setattr(peers, "PROVIDERS", (*providers, ours))
+    results = TINY_ATTENTION.run(CPU)
+    forward, backward, plan = (lines(results, operation) for operation in attention.OPERATIONS)
+    assert forward["wrong"].status == backward["wrong"].status == "failed"
+    assert forward["wrong"].reason.startswith("wrong: error 1.0e-01, bound ")
+    assert forward["wrong_backward"].status == "ok"
+    assert backward["wrong_backward"].reason.startswith("wrong: error nan")
+    assert forward["crashes"].reason == "RuntimeError: no such kernel"
+    assert forward["wrong_for_other_lengths"].status == "ok"
+    assert plan["wrong_for_other_lengths"].reason.startswith("wrong: error 9.4e-01")
+    assert plan["nan_for_other_lengths"].reason.startswith("wrong: error nan")
+    assert backward["ours torch"].status == plan["ours torch"].status == "ok"
+    assert set(lines(results, attention.FIRST_PLAN)) == {
+        name for name, line in forward.items() if line.status == "ok"
+    }
+    for line in results:
+        assert (line.timing is None) == (line.status != "ok")
+
+
+def test_plans_are_of_rows_as_long_with_other_documents():
+    case = attention.Case("spans", 2048)
+    rows = [case.row(seed) for seed in range(1 + attention.OTHER_ROWS)]
+    assert {row.tokens for row in rows} == {2048}
+    assert len({row.lengths for row in rows}) == len(rows)
+    assert len({attention.Case("documents", 2048, equal=8).row(seed) for seed in range(3)}) == 1
+
+
+def test_cases_of_a_gpu_cover_the_sizes_and_quick_is_a_part():
+    cases = attention.cases("cuda")
+    assert {case.tokens for case in cases} == {2048 * 2**power for power in range(7)}
+    assert {case.head_dim for case in cases if case.quick} == {64, 128}
+    assert {case.mask for case in cases if case.quick} == {"spans", "documents", "one document"}
+    assert {(c.mask, c.tokens) for c in cases if c.tokens <= 8192} >= {
+        (mask, tokens) for mask in ("spans", "documents") for tokens in (2048, 4096, 8192)
+    }
+    assert sum(case.quick for case in cases) == 6  # a process each, of the 8 minutes of all
+    assert len({case.name for case in cases}) == len(cases)
+
+
+def test_decoding_is_verified_and_counted_in_bytes(monkeypatch):
+    monkeypatch.setitem(decode.PROVIDERS, "zeros", (lambda device: None, lambda q, *_: q * 0))
+    found = lines(TINY_DECODE.run(CPU), decode.OPERATION)
+    ours = found["ours torch"]
+    assert ours.status == "ok" and ours.unit == "GB/s"
+    # Keys and values of 20 + 3 tokens and 2 heads, queries and results of 2 x 4 heads; float32.
+    least = (2 * 23 * 2 + 2 * 2 * 4) * 16 * 4
+    assert ours.rate == pytest.approx(least / ours.timing.milliseconds / 1e6)
+    assert found["zeros"].status == "failed" and found["zeros"].timing is None
+    assert found["flash-attn 2"].reason == "needs a GPU"
