@@ -2,59 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench.harness.comparison import Comparison
+from bench.harness.providers import Compute, Provider
 from bench.harness.timing import Candidate, captured, flush_bytes
 from bench.harness.verification import error_bound, relative_error
-from metamorph_kernels.backends import absence
 
-Compute = Callable[..., Tensor]  # of the leaves and then the constants of `Inputs`
 Results = tuple[Tensor, ...]
 INPUT_SETS = 2
 
 
 @dataclass(frozen=True)
-class Provider:
-    """`absence(device)` says why it cannot run there, or None."""
-
-    name: str
-    compute: Compute
-    absence: Callable[[torch.device], str | None] = lambda device: None
-
-
-def ours(function: Compute, *backends: str) -> list[Provider]:
-    """These backends of one of our ops."""
-    return [
-        Provider(
-            f"ours {backend}",
-            partial(function, impl=backend),
-            lambda device, backend=backend: absence(function.__name__, backend, device.type),
-        )
-        for backend in backends
-    ]
-
-
-# When first called, which no import should wait for; each shape by itself, as a peer would run it.
-_compile = cache(partial(torch.compile, dynamic=False))
-
-
-def compiled(function: Compute) -> Provider:
-    """`torch.compile` of plain PyTorch."""
-    return Provider(
-        "torch.compile",
-        lambda *tensors, **options: _compile(function)(*tensors, **options),
-        # On a CPU this is a rehearsal, and compiling would take most of it.
-        lambda device: None if device.type == "cuda" else "compiled on a GPU only",
-    )
-
-
-@dataclass(frozen=True)
 class Inputs:
-    """What a function takes: `leaves`, which need a gradient, and `constants`, which need none."""
+    """What a function takes: `leaves`, which need a gradient, then `constants`, which need none."""
 
     leaves: Results
     constants: Results = ()
@@ -116,20 +80,22 @@ class Trial:
     in_graph: bool = False
     precision: str | None = None  # where it is not that of the inputs
 
-    def comparison(self, providers: Sequence[Provider], device: torch.device) -> Comparison:
+    def comparison(
+        self, providers: Sequence[Provider[Compute]], device: torch.device
+    ) -> Comparison:
         """Of these providers, neither verified nor timed yet."""
         comparison = Comparison(self.operation, self.case)
         self.join(comparison, providers, device)
         return comparison
 
     def join(
-        self, comparison: Comparison, providers: Sequence[Provider], device: torch.device
+        self, comparison: Comparison, providers: Sequence[Provider[Compute]], device: torch.device
     ) -> None:
         """Add these providers, held to this trial's yardstick, to a comparison."""
         plain_error = largest_error(self.call(self.plain, self.inputs[0]), self.exact)
         bound = error_bound(plain_error, self.precision or self.inputs[0].precision)
         for provider in providers:
-            make = partial(self._candidate, provider.compute, bound, device)
+            make = partial(self._candidate, provider.method, bound, device)
             comparison.add(provider.name, make, provider.absence(device))
 
     def _candidate(self, compute: Compute, bound: float, device: torch.device) -> Candidate:

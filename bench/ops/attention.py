@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.harness.comparison import Comparison
 from bench.harness.documents import PackedRow, equal_row, packed_row
+from bench.harness.providers import Provider
 from bench.harness.results import Result, timed
 from bench.harness.timing import Candidate, Timing, until_done
 from bench.harness.verification import error_bound, exact_attention, relative_error
@@ -174,8 +175,9 @@ class _Trial:
     def run(self) -> list[Result]:
         forward, backward, plan = (Comparison(each, str(self.case)) for each in OPERATIONS)
         for provider in peers.PROVIDERS:
-            absent = provider.reason(self.rows[0], self.device)
-            untrained = absent or provider.no_backward(self.device)
+            method = provider.method
+            absent = method.refusal(self.rows[0]) or provider.absence(self.device)
+            untrained = absent or method.no_backward(self.device)
             forward.add(provider.name, partial(self._forward, provider, not untrained), absent)
             backward.add(provider.name, partial(self._backward, provider), untrained)
             plan.add(provider.name, partial(self._plan, provider, not untrained), absent)
@@ -187,10 +189,10 @@ class _Trial:
             *plan.results(self.device),
         ]
 
-    def _forward(self, provider: peers.Provider, trained: bool) -> Candidate:
+    def _forward(self, provider: Provider, trained: bool) -> Candidate:
         """Made by the very first call, whose time is that of the first plan."""
         judge = self.judges[self.rows[0]]
-        bound = judge.bound(FORWARD, provider.float8)
+        bound = judge.bound(FORWARD, provider.method.float8)
 
         def plan_and_run():
             attend = self._attend(provider)
@@ -198,7 +200,9 @@ class _Trial:
             return run, arguments, run(*arguments(0))
 
         (run, arguments, out), milliseconds = until_done(plan_and_run, self.device)
-        candidate = Candidate(run, arguments, judge.error(out), bound, float8=provider.float8)
+        candidate = Candidate(
+            run, arguments, judge.error(out), bound, float8=provider.method.float8
+        )
         if candidate.error <= bound:
             once = Timing([milliseconds], None, None)
             self.first_plans.append(
@@ -206,32 +210,32 @@ class _Trial:
             )
         return candidate
 
-    def _attend(self, provider: peers.Provider) -> peers.Attend:
+    def _attend(self, provider: Provider) -> peers.Attend:
         """Of the first row, prepared once."""
         if provider.name not in self.attends:
-            self.attends[provider.name] = provider.prepare(self.rows[0], self.leaves)
+            self.attends[provider.name] = provider.method.prepare(self.rows[0], self.leaves)
         return self.attends[provider.name]
 
-    def _backward(self, provider: peers.Provider) -> Candidate:
+    def _backward(self, provider: Provider) -> Candidate:
         judge = self.judges[self.rows[0]]
         run, arguments = _calls(BACKWARD, self._attend(provider), self.inputs, trained=True)
         error = judge.error(run(*arguments(0)))
-        bound = judge.bound(BACKWARD, provider.float8)
-        return Candidate(run, arguments, error, bound, float8=provider.float8)
+        bound = judge.bound(BACKWARD, provider.method.float8)
+        return Candidate(run, arguments, error, bound, float8=provider.method.float8)
 
-    def _plan(self, provider: peers.Provider, trained: bool) -> Candidate:
+    def _plan(self, provider: Provider, trained: bool) -> Candidate:
         """Of rows for each of which such a plan has given the right result."""
         others = self.rows[1:]
         errors, bounds = [], []
         for row in others:
-            attend = provider.prepare(row, self.leaves)
+            attend = provider.method.prepare(row, self.leaves)
             run, arguments = _calls(FORWARD, attend, self.inputs, trained)
             errors.append(self.judges[row].error(run(*arguments(0))))
-            bounds.append(self.judges[row].bound(FORWARD, provider.float8))
+            bounds.append(self.judges[row].bound(FORWARD, provider.method.float8))
         # Unlike that of max(), the largest of a tensor is a NaN where there is one.
         worst = (torch.tensor(errors) / torch.tensor(bounds)).argmax().item()
         return Candidate(
-            provider.prepare,
+            provider.method.prepare,
             lambda repeat: (others[repeat % len(others)], self.leaves),
             errors[worst],
             bounds[worst],

@@ -8,23 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness.providers import Compute, Provider, compiled, gpu_package, ours
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.trials import (
     INPUT_SETS,
-    Compute,
     Inputs,
-    Provider,
     Trial,
-    compiled,
     forward,
     forward_and_backward,
     input_sets,
     largest_error,
-    ours,
 )
 from bench.harness.verification import LARGEST_ERROR
-from bench.ops.peers import gpu_package
 from metamorph_kernels import cosine_loss, linear_cosine_loss, reference
 
 FORWARD, BACKWARD, WEIGHTED = (
@@ -77,7 +73,7 @@ class CosineCase:
             exact = call(wrapped(reference.cosine_loss), inputs[0].double())
             plain = wrapped(plain_cosine)
             trial = Trial(operation, str(self), call, inputs, exact, plain, self.in_graph)
-            providers = [Provider(p.name, wrapped(p.compute), p.absence) for p in COSINE_PROVIDERS]
+            providers = [provider.adapted(wrapped) for provider in COSINE_PROVIDERS]
             comparison = trial.comparison(providers, device)
             results += comparison.results(device, self.least_bytes(operation), "GB/s")
         return results

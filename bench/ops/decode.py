@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from bench.harness.comparison import Comparison
+from bench.harness.providers import Provider, gpu_package, ours
 from bench.harness.results import Result
 from bench.harness.timing import Candidate, captured, flush_bytes
 from bench.harness.verification import error_bound, relative_error
-from bench.ops.peers import Absence, gpu_package
 from metamorph_kernels import decode_attention, reference
-from metamorph_kernels.absence import triton_absence
 
 OPERATION = "decode attention"
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # q [B, Hq, D], caches [B, S, Hkv, D], lengths [B]
@@ -82,8 +81,9 @@ class Case:
             return Candidate(run, lambda _: (), error, bound, calls=sets)
 
         comparison = Comparison(OPERATION, str(self))
-        for name, (absence, attend) in PROVIDERS.items():
-            comparison.add(name, partial(candidate, attend), absence(device))
+        for provider in PROVIDERS:
+            make = partial(candidate, provider.method)
+            comparison.add(provider.name, make, provider.absence(device))
         return comparison.results(device, self.least_bytes, "GB/s")
 
 
@@ -101,22 +101,18 @@ def cases(device_type: str) -> list[Case]:
     ]
 
 
-def _flash(module: str) -> tuple[Absence, Callable[..., Tensor]]:
-    name = "flash_attn_with_kvcache"
+def _flash(name: str, module: str) -> Provider:
+    function_name = "flash_attn_with_kvcache"
 
     def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), function_name)
         return function(q[:, None], k_cache, v_cache, cache_seqlens=lengths)[:, 0]
 
-    return gpu_package(module, name), attend
+    return Provider(name, attend, gpu_package(module, function_name))
 
 
-PROVIDERS = {
-    "ours triton": (
-        lambda device: triton_absence(device.type),
-        partial(decode_attention, impl="triton"),
-    ),
-    "ours torch": (lambda device: None, partial(decode_attention, impl="torch")),
-    "flash-attn 2": _flash("flash_attn"),
-    "flash-attn 3": _flash("flash_attn_interface"),
-}
+PROVIDERS = [
+    *ours(decode_attention, "triton", "torch"),
+    _flash("flash-attn 2", "flash_attn"),
+    _flash("flash-attn 3", "flash_attn_interface"),
+]

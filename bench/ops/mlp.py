@@ -7,22 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness.providers import Compute, Provider, backend_absence, compiled, gpu_package, ours
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
-from bench.harness.trials import (
-    Compute,
-    Inputs,
-    Provider,
-    Results,
-    Trial,
-    compiled,
-    forward,
-    input_sets,
-    largest_error,
-    ours,
-)
+from bench.harness.trials import Inputs, Results, Trial, forward, input_sets, largest_error
 from bench.harness.verification import LARGEST_ERROR
-from bench.ops.peers import gpu_package
 from metamorph_kernels import mlp_gelu, mlp_gelu_fp8, reference
 
 FORWARD, BACKWARD = "MLP, forward", "MLP, forward and backward"
@@ -171,16 +160,16 @@ def bare_products(products: Compute, inputs: list[Inputs]) -> Candidate:
 QUACK = Provider("QuACK, no biases, tanh GELU", _quack, gpu_package("quack.mlp"))
 FLOAT8_IN_TORCH = of_leaves(partial(mlp_gelu_fp8, impl="torch"))
 PROVIDERS = [
-    *(Provider(p.name, of_leaves(p.compute), p.absence) for p in ours(mlp_gelu, "triton", "torch")),
+    *(provider.adapted(of_leaves) for provider in ours(mlp_gelu, "triton", "torch")),
     Provider(
         "ours triton, activation kept",
         of_leaves(partial(mlp_gelu, keep_activation=True, impl="triton")),
-        ours(mlp_gelu, "triton")[0].absence,
+        backend_absence(mlp_gelu, "triton"),
     ),
     Provider("eager", plain_mlp),
     compiled(plain_mlp),
 ]
 FLOAT8_PROVIDERS = [
-    Provider(f"{p.name} float8", of_leaves(p.compute), p.absence)
+    Provider(f"{p.name} float8", of_leaves(p.method), p.absence)
     for p in ours(mlp_gelu_fp8, "triton", "torch")
 ]

@@ -1,70 +1,44 @@
 """Who computes attention of packed rows: ours and every peer, each with why it may be absent."""
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from bench.harness.documents import PackedRow
+from bench.harness.providers import (
+    Absence,
+    Provider,
+    backend_absence,
+    gpu_package,
+    never,
+    unless_on_gpu,
+)
 from bench.ops import package_peers, torch_peers
 from bench.ops.torch_peers import Attend, Leaves
 from metamorph_kernels import interval_attention, interval_attention_fp8
-from metamorph_kernels.absence import triton_absence
-
-Absence = Callable[[torch.device], str | None]
 
 
 @dataclass(frozen=True)
-class Provider:
+class RowAttention:
     """`prepare(row, leaves)` does all that depends on the lengths only and returns the attention.
 
     Of the leaves q [T, Hq, D], k and v [T, Hkv, D] it may use shapes, dtype and device. The
-    attention of such leaves is [T, Hq, D]. `absence(device)` says why a provider cannot run there,
-    or None; `no_backward(device)` likewise.
+    attention of such leaves is [T, Hq, D]. `no_backward(device)` says why there is none, or None.
     """
 
-    name: str
     prepare: Callable[[PackedRow, Leaves], Attend]
-    absence: Absence
     masks: tuple[str, ...] = ("spans", "documents", "one document")
-    no_backward: Absence = lambda device: None
+    no_backward: Absence = never
     most_tokens: int | None = None
     float8: bool = False  # or all products in the dtype of the inputs
 
-    def reason(self, row: PackedRow, device: torch.device) -> str | None:
-        """Why it cannot compute this row on this device, or None where it can."""
+    def refusal(self, row: PackedRow) -> str | None:
+        """Why it cannot compute this row on any device, or None where it can."""
         if row.mask not in self.masks:
             return OTHER_MASKS[self.masks]
         if self.most_tokens is not None and row.tokens > self.most_tokens:
             return f"a T x T mask; run up to {self.most_tokens} tokens"
-        return self.absence(device)
-
-
-def gpu_package(module: str, name: str | None = None) -> Absence:
-    """A probe: is this a GPU, and can `module`, or `name` of it, be imported?"""
-
-    def absence(device: torch.device) -> str | None:
-        if device.type != "cuda":
-            return "needs a GPU"
-        try:
-            imported = importlib.import_module(module)
-            if name is not None:  # one package may be no more than the folder that holds another
-                getattr(imported, name)
-        except Exception as error:  # a package built for another torch fails in its own ways
-            top = module.partition(".")[0]
-            if importlib.util.find_spec(top) is None:
-                return "not installed"
-            return f"{type(error).__name__}: {error}"
         return None
-
-    return absence
-
-
-def _always(device: torch.device) -> None:
-    return None
 
 
 def _triton(row: PackedRow, leaves: Leaves) -> Attend:
@@ -97,59 +71,58 @@ OTHER_MASKS = {
     ONE: "only one causal document",
     SPANS: "no spans, no corners",
 }
+TRITON = backend_absence(interval_attention, "triton")
 FLASH_4 = gpu_package("flash_attn.cute", "flash_attn_varlen_func")
 CUDNN = gpu_package("cudnn.flex_attention", "create_mask_plan")
 MAGI = gpu_package("magi_attention.api", "flex_flash_attn_func")
 PROVIDERS = (
-    Provider("ours triton", _triton, lambda device: triton_absence(device.type)),
-    Provider("ours torch", in_torch, _always),
+    Provider("ours triton", RowAttention(_triton), TRITON),
+    Provider("ours torch", RowAttention(in_torch)),
     Provider(
         "ours fp8",
-        _fp8,
-        lambda device: triton_absence("cuda") if device.type == "cuda" else None,
-        no_backward=lambda device: "forward only",
-        float8=True,
+        RowAttention(_fp8, no_backward=lambda device: "forward only", float8=True),
+        lambda device: TRITON(device) if device.type == "cuda" else None,
     ),
     Provider(
         "FlexAttention",
-        torch_peers.flex,
-        _always,
-        no_backward=lambda device: "no backward on a CPU" if device.type == "cpu" else None,
+        RowAttention(torch_peers.flex, no_backward=unless_on_gpu("no backward on a CPU")),
     ),
-    Provider("FlexAttention on flash-attn 4", partial(torch_peers.flex, backend="FLASH"), FLASH_4),
-    Provider("cuDNN flex", package_peers.cudnn_by_document, CUDNN),
-    Provider("cuDNN flex, one row", package_peers.cudnn_by_row, CUDNN),
+    Provider(
+        "FlexAttention on flash-attn 4",
+        RowAttention(partial(torch_peers.flex, backend="FLASH")),
+        FLASH_4,
+    ),
+    Provider("cuDNN flex", RowAttention(package_peers.cudnn_by_document), CUDNN),
+    Provider("cuDNN flex, one row", RowAttention(package_peers.cudnn_by_row), CUDNN),
     Provider(
         "MagiAttention",
-        partial(package_peers.magi, slices=package_peers.row_slices, apart=True),
+        RowAttention(partial(package_peers.magi, slices=package_peers.row_slices, apart=True)),
         MAGI,
     ),
     Provider(
         "MagiAttention, corners",
-        partial(package_peers.magi, slices=package_peers.corner_slices, apart=False),
+        RowAttention(
+            partial(package_peers.magi, slices=package_peers.corner_slices, apart=False), SPANS
+        ),
         MAGI,
-        masks=SPANS,
     ),
-    Provider("SDPA dense mask", torch_peers.dense_mask, _always, most_tokens=8192),
-    Provider("SDPA cuDNN", torch_peers.cudnn, gpu_package("torch"), masks=ONE),
+    Provider("SDPA dense mask", RowAttention(torch_peers.dense_mask, most_tokens=8192)),
+    Provider("SDPA cuDNN", RowAttention(torch_peers.cudnn, ONE), gpu_package("torch")),
     Provider(
         "varlen_attn",
-        torch_peers.varlen,
+        RowAttention(torch_peers.varlen, CAUSAL),
         gpu_package("torch.nn.attention.varlen", "varlen_attn"),
-        masks=CAUSAL,
     ),
     Provider(
         "flash-attn 2",
-        package_peers.flash("flash_attn"),
+        RowAttention(package_peers.flash("flash_attn"), CAUSAL),
         gpu_package("flash_attn", "flash_attn_varlen_func"),
-        masks=CAUSAL,
     ),
     Provider(
         "flash-attn 3",
-        package_peers.flash("flash_attn_interface"),
+        RowAttention(package_peers.flash("flash_attn_interface"), CAUSAL),
         gpu_package("flash_attn_interface", "flash_attn_varlen_func"),
-        masks=CAUSAL,
     ),
-    Provider("flash-attn 4", package_peers.flash("flash_attn.cute"), FLASH_4, masks=CAUSAL),
-    Provider("xformers", package_peers.xformers, gpu_package("xformers.ops"), masks=CAUSAL),
+    Provider("flash-attn 4", RowAttention(package_peers.flash("flash_attn.cute"), CAUSAL), FLASH_4),
+    Provider("xformers", RowAttention(package_peers.xformers, CAUSAL), gpu_package("xformers.ops")),
 )

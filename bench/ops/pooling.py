@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness.providers import Provider, compiled, ours
 from bench.harness.results import Result
-from bench.harness.trials import INPUT_SETS, Inputs, Provider, Trial, compiled, forward, ours
+from bench.harness.trials import INPUT_SETS, Inputs, Trial, forward
 from metamorph_kernels import pool_normalize, reference
 from metamorph_kernels.pooling import tokens_read
 
@@ -54,7 +55,7 @@ class Case:
         plain = partial(plain_pool, grid=self.grid)
         trial = Trial(OPERATION, str(self), forward, inputs, exact, plain)
         providers = [
-            Provider(p.name, partial(p.compute, grid=self.grid), p.absence) for p in PROVIDERS
+            provider.adapted(lambda pool: partial(pool, grid=self.grid)) for provider in PROVIDERS
         ]
         comparison = trial.comparison(providers, device)
         return comparison.results(device, self.least_bytes, "GB/s")

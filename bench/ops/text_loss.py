@@ -7,19 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.harness.providers import Compute, Provider, compiled, gpu_package, ours
 from bench.harness.results import Result
-from bench.harness.trials import (
-    INPUT_SETS,
-    Compute,
-    Inputs,
-    Provider,
-    Results,
-    Trial,
-    compiled,
-    forward_and_backward,
-    ours,
-)
-from bench.ops.peers import gpu_package
+from bench.harness.trials import INPUT_SETS, Inputs, Results, Trial, forward_and_backward
 from metamorph_kernels import linear_cross_entropy
 from metamorph_kernels.cross_entropy import IGNORED
 
@@ -186,6 +176,6 @@ LOSSES = [
     Provider("QuACK", _quack, gpu_package(_QUACK)),
 ]
 PROVIDERS = [
-    *(Provider(p.name, of_supervised_rows(p.compute), p.absence) for p in LOSSES),
-    *(Provider(f"{p.name} on all rows", of_all_rows(p.compute), p.absence) for p in LOSSES),
+    *(provider.adapted(of_supervised_rows) for provider in LOSSES),
+    *(Provider(f"{p.name} on all rows", of_all_rows(p.method), p.absence) for p in LOSSES),
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.comparison import Comparison
+from bench.harness.providers import Provider
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.runs.ladder import Encoder
@@ -47,7 +48,9 @@ class Case(Widths):
         with tempfile.TemporaryDirectory() as folder:
             trial = None if absence else _Trial(self, Path(folder), device)
             for provider in PROVIDERS:
-                comparison.add(provider.name, partial(_Trial.candidate, trial, provider), absence)
+                comparison.add(
+                    provider.name, partial(_Trial.candidate, trial, provider.method), absence
+                )
             results = comparison.results(device)
         return results + speeds(results, trial.tokens if trial else 0, "useful tokens")
 
@@ -63,21 +66,20 @@ def cases(device_type: str) -> list[Case]:
 
 
 @dataclass(frozen=True)
-class Provider:
+class Layout:
     """How documents are laid out, and where features come from."""
 
-    name: str
     packed: bool
     cached: bool
 
 
 PROVIDERS = (
-    Provider("padded to the longest, live", packed=False, cached=False),
-    Provider("padded to the longest, cached", packed=False, cached=True),
-    Provider("ours packed, live", packed=True, cached=False),
-    Provider("ours packed, cached", packed=True, cached=True),
+    Provider("padded to the longest, live", Layout(packed=False, cached=False)),
+    Provider("padded to the longest, cached", Layout(packed=False, cached=True)),
+    Provider("ours packed, live", Layout(packed=True, cached=False)),
+    Provider("ours packed, cached", Layout(packed=True, cached=True)),
 )
-REFERENCE = PROVIDERS[0]
+REFERENCE = PROVIDERS[0].method
 
 
 def write_mixture(folder: Path) -> Path:
@@ -147,18 +149,18 @@ class _Trial:
             found.append([index for index in tried if index not in waiting])
         return found
 
-    def candidate(self, provider: Provider) -> Candidate:
-        backward = partial(self._backward, provider)
+    def candidate(self, layout: Layout) -> Candidate:
+        backward = partial(self._backward, layout)
         return self.weights.candidate(backward, self.exact, LARGEST_ERROR)
 
-    def _packed_rows(self, provider: Provider) -> Iterator:
+    def _packed_rows(self, layout: Layout) -> Iterator:
         """Reads, opens and lays out the documents of the step."""
         from metamorph.data.packing import pack_row
 
-        documents = self.cached if provider.cached else self.live
+        documents = self.cached if layout.cached else self.live
         for indices in self.rows:
             row = [documents.document(index) for index in indices]
-            if provider.packed:
+            if layout.packed:
                 yield pack_row(row, self.case.row_length, self.pad_id)
                 continue
             for begin in range(0, len(row), BATCH):
@@ -175,13 +177,13 @@ class _Trial:
             supervised=document.supervised + [False] * padding,
         )
 
-    def _backward(self, provider: Provider) -> Tensor:
+    def _backward(self, layout: Layout) -> Tensor:
         from metamorph.training.batch import Batch
         from metamorph.training.loss import TargetCounts
         from metamorph.training.trainer import batch_losses
 
         self.model.vision = self.vision
-        rows = list(self._packed_rows(provider))
+        rows = list(self._packed_rows(layout))
         counts = TargetCounts.of(rows)
         total = torch.zeros((), device=self.device)
         for row in rows:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.harness.comparison import Comparison
 from bench.harness.machine import ROOT
+from bench.harness.providers import Provider, unless_on_gpu
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.verification import relative_error
@@ -24,6 +25,10 @@ LARGEST_ERROR = {
     SAMPLING: {"fp32": 1e-3, "bf16": 5e-2},
     TRAINING: {"fp32": 1e-4, "bf16": 0.2},
 }
+PROVIDERS = (  # the method is the precision
+    Provider("ours fp32", "fp32"),
+    Provider("ours bf16", "bf16", unless_on_gpu("bfloat16 on a GPU only")),
+)
 JUDGED = ("unet.conv_in.weight", "unet.conv_out.weight", "adapter.layers.0.weight")
 
 
@@ -48,11 +53,9 @@ class Case:
         found = []
         for operation in (SAMPLING, TRAINING):
             comparison = Comparison(operation, str(self))
-            for precision in ("fp32", "bf16"):
-                slow = precision == "bf16" and device.type != "cuda"
-                make = partial(_Trial.candidate, trial, operation, precision)
-                why = absence or ("bfloat16 on a GPU only" if slow else None)
-                comparison.add(f"ours {precision}", make, why)
+            for provider in PROVIDERS:
+                make = partial(_Trial.candidate, trial, operation, provider.method)
+                comparison.add(provider.name, make, absence or provider.absence(device))
             work = None if absence else trial.flops[operation]
             results = comparison.results(device, work, "TFLOP/s")
             found += results + speeds(results, self.images, "pictures")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.harness.comparison import Comparison
 from bench.harness.documents import IMAGE_TOKENS
+from bench.harness.providers import Provider
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.trials import largest_error
@@ -17,7 +18,8 @@ from bench.runs.models import TOY, Widths, masked_attention, missing_package, sp
 from metamorph_kernels import key_intervals
 
 PREFILL, TEXT, IMAGE = "prefill", "text decode", "image decode"
-PROVIDERS = {"ours cached": True, "uncached": False}
+# The method is whether there is a key/value cache.
+PROVIDERS = (Provider("ours cached", True), Provider("uncached", False))
 MOST_UNCACHED = 8  # sequences; more take minutes
 ROOM = 64  # tokens of an answer in the cache
 LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of all layers together
@@ -76,9 +78,10 @@ class Case(Widths):
         found = []
         for operation in (PREFILL, TEXT, IMAGE):
             comparison = Comparison(f"generation: {operation}", str(self))
-            for name, cached in PROVIDERS.items():
-                make = partial(_Trial.candidate, trial, operation, cached)
-                comparison.add(name, make, absence or self.absence(operation, cached))
+            for provider in PROVIDERS:
+                make = partial(_Trial.candidate, trial, operation, provider.method)
+                why = absence or self.absence(operation, provider.method)
+                comparison.add(provider.name, make, why)
             results = comparison.results(device, *self.work(operation))
             found += results + speeds(results, self.batch * self.steps(operation), "tokens")
         return found

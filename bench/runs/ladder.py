@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.harness.comparison import Comparison
 from bench.harness.documents import IMAGE_TOKENS, PackedRow, packed_row
+from bench.harness.providers import Provider, compiler_absence
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.runs.models import TOY, SharedWeights, Widths, masked_attention, missing_package, speeds
@@ -76,7 +77,7 @@ class Case(Widths):
         absence = missing_package()
         trial = None if absence else _Trial(self, device)
         for rung in RUNGS:
-            make = partial(_Trial.candidate, trial, rung)
+            make = partial(_Trial.candidate, trial, rung.method)
             comparison.add(rung.name, make, absence or rung.absence(device))
         results = comparison.results(device, trial.flops if trial else None, "TFLOP/s")
         return results + speeds(results, self.tokens, "tokens")
@@ -97,7 +98,6 @@ class Rung:
     """What a step does; where nothing is said: padded rows, a dense mask, both heads at every
     token, the encoder in every step."""
 
-    name: str
     packed: bool = False
     routed: bool = False
     intervals: bool = False
@@ -106,11 +106,12 @@ class Rung:
     float8: bool = False
 
     def absence(self, device: torch.device) -> str | None:
-        return "compiled on a GPU only" if self.compiled and device.type != "cuda" else None
+        return compiler_absence(device) if self.compiled else None
 
 
-def _ladder() -> Iterator[Rung]:
-    yield (rung := Rung("padded, eager"))
+def _ladder() -> Iterator[Provider[Rung]]:
+    rung = Rung()
+    yield Provider("padded, eager", rung)
     for name, added in (
         ("ours packed", "packed"),
         ("ours + routed losses", "routed"),
@@ -119,11 +120,12 @@ def _ladder() -> Iterator[Rung]:
         ("ours + compiled", "compiled"),
         ("ours + fp8", "float8"),
     ):
-        yield (rung := replace(rung, name=name, **{added: True}))
+        rung = replace(rung, **{added: True})
+        yield Provider(name, rung, rung.absence)
 
 
 RUNGS = list(_ladder())
-REFERENCE = Rung("packed, in plain PyTorch", packed=True, cached=True)
+REFERENCE = Rung(packed=True, cached=True)  # in plain PyTorch
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from bench.harness.machine import ROOT
+from bench.harness.providers import Compute, Provider
 from bench.harness.results import Result, failed
-from bench.harness.trials import Provider, forward_and_backward
+from bench.harness.trials import forward_and_backward
 from bench.ops import text_loss
 
 AT_ONCE = 2  # processes: nothing is timed there, and most of it is importing torch
@@ -64,16 +65,16 @@ def cases(device_type: str) -> list[Case]:
     return [Case(text_loss.Case(256, 64, width=32, vocabulary=32_002, dtype=torch.float32))]
 
 
-def peak_bytes(provider: Provider, case: text_loss.Case) -> int:
+def peak_bytes(provider: Provider[Compute], case: text_loss.Case) -> int:
     """The most that forward and backward hold beyond what was there; gradients count."""
     device = torch.device("cpu")
     # What a first call allocates for good is no part of it.
     small = replace(case, tokens=8, supervised=2, vocabulary=64)
-    forward_and_backward(provider.compute, small.inputs(device, seed=0))
+    forward_and_backward(provider.method, small.inputs(device, seed=0))
     inputs = case.inputs(device, seed=0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
     before = _peak()
-    forward_and_backward(provider.compute, inputs)
+    forward_and_backward(provider.method, inputs)
     return _peak() - before
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.harness.comparison import Comparison
 from bench.harness.documents import IMAGE_TOKENS, PackedRow, packed_row
+from bench.harness.providers import Provider, compiler_absence
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.runs.models import TOY, SharedWeights, Widths, missing_package
@@ -41,11 +42,8 @@ class Case(Widths):
         absence = missing_package()
         trial = None if absence else _Trial(self, device)
         for provider in PROVIDERS:
-            comparison.add(
-                provider.name,
-                lambda provider=provider: trial.candidate(provider),
-                absence or provider.absence(device),
-            )
+            make = partial(_Trial.candidate, trial, provider.method)
+            comparison.add(provider.name, make, absence or provider.absence(device))
         return comparison.results(device, trial.flops if trial else None, "TFLOP/s")
 
 
@@ -57,21 +55,20 @@ def cases(device_type: str) -> list[Case]:
 
 
 @dataclass(frozen=True)
-class Provider:
+class Recipe:
     """A precision, who computes its float8 products, and whether blocks are compiled.
 
     `library` computes the parts of a block that `fused_parts` lets it.
     """
 
-    name: str
     precision: str
     float8_backend: str | None = None
     compiled: bool = False
     library: str | None = None
 
     def absence(self, device: torch.device) -> str | None:
-        if self.compiled and device.type != "cuda":
-            return "compiled on a GPU only"
+        if self.compiled and (reason := compiler_absence(device)):
+            return reason
         from metamorph.errors import UserError
         from metamorph.model.fused_parts import choose_parts
         from metamorph.model.precision import check_precision
@@ -92,17 +89,18 @@ class Provider:
 
 
 PARTS = {"apex": ("rms_norm",), "liger": ("rms_norm", "rotary", "swiglu")}
-PROVIDERS = [
-    Provider("ours bf16", "bf16"),
-    Provider("ours bf16, compiled", "bf16", compiled=True),
-    Provider("ours fp8", "fp8", "native"),
-    Provider("ours fp8, compiled", "fp8", "native", compiled=True),
-    Provider("torchao fp8", "fp8", "torchao"),
-    Provider("torchao fp8, compiled", "fp8", "torchao", compiled=True),
-    Provider("Transformer Engine fp8", "fp8", "transformer_engine"),
-    Provider("bf16, apex RMSNorm", "bf16", library="apex"),
-    Provider("bf16, Liger RMSNorm, rotary, SwiGLU", "bf16", library="liger"),
-]
+RECIPES = {
+    "ours bf16": Recipe("bf16"),
+    "ours bf16, compiled": Recipe("bf16", compiled=True),
+    "ours fp8": Recipe("fp8", "native"),
+    "ours fp8, compiled": Recipe("fp8", "native", compiled=True),
+    "torchao fp8": Recipe("fp8", "torchao"),
+    "torchao fp8, compiled": Recipe("fp8", "torchao", compiled=True),
+    "Transformer Engine fp8": Recipe("fp8", "transformer_engine"),
+    "bf16, apex RMSNorm": Recipe("bf16", library="apex"),
+    "bf16, Liger RMSNorm, rotary, SwiGLU": Recipe("bf16", library="liger"),
+}
+PROVIDERS = [Provider(name, recipe, recipe.absence) for name, recipe in RECIPES.items()]
 
 
 class _Trial:
@@ -117,20 +115,20 @@ class _Trial:
         self.flops = step_flops(row, case, self.batch)
         self.exact = self.weights.results(partial(self._backward, self.weights.base, "fp32"))
 
-    def candidate(self, provider: Provider) -> Candidate:
-        model = self._model(provider)
+    def candidate(self, recipe: Recipe) -> Candidate:
+        model = self._model(recipe)
         return self.weights.candidate(
-            partial(self._backward, model, provider.precision),
+            partial(self._backward, model, recipe.precision),
             self.exact,
-            LARGEST_ERROR[provider.precision],
-            float8=provider.precision == "fp8",
+            LARGEST_ERROR[recipe.precision],
+            float8=recipe.precision == "fp8",
         )
 
-    def _model(self, provider: Provider) -> nn.Module:
+    def _model(self, recipe: Recipe) -> nn.Module:
         from metamorph.model.fused_parts import choose_parts, install_parts
 
-        model = self.weights.model(provider.float8_backend, provider.compiled)
-        parts = choose_parts(provider.parts, self.device)
+        model = self.weights.model(recipe.float8_backend, recipe.compiled)
+        parts = choose_parts(recipe.parts, self.device)
         install_parts(model, parts, self.device, torch.bfloat16)
         return model
 

@@ -4,6 +4,7 @@ from bench_cases import TINY_ATTENTION, TINY_DECODE
 
 from bench.harness import verification
 from bench.harness.documents import PackedRow
+from bench.harness.providers import Provider
 from bench.harness.verification import LARGEST_ERROR, error_bound, exact_attention, relative_error
 from bench.ops import attention, decode, peers
 from metamorph_kernels import interval_attention, reference
@@ -96,7 +97,7 @@ def crashes(row, leaves):
 
 def test_what_fails_or_is_wrong_becomes_a_line_and_is_not_timed(monkeypatch):
     providers = [
-        peers.Provider(function.__name__, function, lambda device: None)
+        Provider(function.__name__, peers.RowAttention(function))
         for function in (
             wrong,
             wrong_backward,
@@ -146,7 +147,8 @@ def test_cases_of_a_gpu_cover_the_sizes_and_quick_is_a_part():
 
 
 def test_decoding_is_verified_and_counted_in_bytes(monkeypatch):
-    monkeypatch.setitem(decode.PROVIDERS, "zeros", (lambda device: None, lambda q, *_: q * 0))
+    zeros = Provider("zeros", lambda q, *_: q * 0)
+    monkeypatch.setattr(decode, "PROVIDERS", [*decode.PROVIDERS, zeros])
     found = lines(TINY_DECODE.run(CPU), decode.OPERATION)
     ours = found["ours torch"]
     assert ours.status == "ok" and ours.unit == "GB/s"

@@ -13,14 +13,8 @@ from bench_cases import (
     TINY_TEXT_LOSS,
 )
 
-from bench.harness.trials import (
-    Inputs,
-    Provider,
-    compiled,
-    forward_and_backward,
-    largest_error,
-    ours,
-)
+from bench.harness.providers import Provider, compiled, ours
+from bench.harness.trials import Inputs, forward_and_backward, largest_error
 from bench.ops import cosine, mlp, pooling, text_loss
 from bench.runs import entries
 from metamorph_kernels import cosine_loss, reference
@@ -230,7 +224,7 @@ def test_peers_of_the_text_loss_get_what_their_functions_take(fake):
     peers = [p for p in text_loss.PROVIDERS if p.absence(CPU) == "needs a GPU"]
     assert len(peers) == 8
     for peer in peers:
-        assert largest_error(forward_and_backward(peer.compute, inputs), exact) < 1e-5, peer.name
+        assert largest_error(forward_and_backward(peer.method, inputs), exact) < 1e-5, peer.name
     text_loss._quack_module.cache_clear()
 
 

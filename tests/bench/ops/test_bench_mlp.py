@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.harness.providers import Provider
 from bench.harness.trials import forward, largest_error
 from bench.ops import mlp
 
@@ -32,7 +33,7 @@ def test_a_tanh_for_the_erf_is_no_provider_of_ours(monkeypatch):
     def tanh(x, w1, b1, w2, b2, _):
         return F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
 
-    monkeypatch.setattr(mlp, "PROVIDERS", [mlp.Provider("tanh", tanh)])
+    monkeypatch.setattr(mlp, "PROVIDERS", [Provider("tanh", tanh)])
     lines = [line for line in TINY.run(CPU) if line.provider == "tanh"]
     assert [line.status for line in lines] == ["failed", "failed"]
     assert all(line.reason.startswith("wrong: error") for line in lines)
@@ -56,4 +57,4 @@ def test_quack_gets_what_its_function_takes(monkeypatch):
     inputs = mlp.without_biases(TINY.inputs(CPU, seed=0))
     for call in (forward, mlp.forward_and_gradients):
         exact = call(mlp.of_leaves(mlp.tanh_mlp), inputs.double())
-        assert largest_error(call(mlp.QUACK.compute, inputs), exact) < 1e-5
+        assert largest_error(call(mlp.QUACK.method, inputs), exact) < 1e-5

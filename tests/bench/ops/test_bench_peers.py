@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.harness.documents import PackedRow, equal_row, packed_row
+from bench.harness.providers import gpu_package
 from bench.ops import peers, torch_peers
 from bench.ops.package_peers import CAUSAL, FULL, INVERSE_CAUSAL, corner_slices, row_slices
 from metamorph_kernels import interval_attention, reference
@@ -87,10 +88,10 @@ def leaves_of(row):
 def check(name, row):
     """The provider of that name, with whatever stands in for its package, is right."""
     [provider] = [provider for provider in peers.PROVIDERS if provider.name == name]
-    assert row.mask in provider.masks
+    assert row.mask in provider.method.masks
     leaves = leaves_of(row)
     expected = interval_attention(*leaves, row.intervals(CPU), impl="torch")
-    torch.testing.assert_close(provider.prepare(row, leaves)(*leaves), expected)
+    torch.testing.assert_close(provider.method.prepare(row, leaves)(*leaves), expected)
 
 
 @pytest.mark.parametrize("mask", peers.CAUSAL)
@@ -271,19 +272,20 @@ def test_records_are_true_of_what_is_installed(record):
 
 
 def test_a_probe_names_what_is_missing():
-    probe = peers.gpu_package("no_such_package.inner")
+    probe = gpu_package("no_such_package.inner")
     assert probe(CPU) == "needs a GPU"
     assert probe(CUDA) == "not installed"
-    assert peers.gpu_package("torch.no_such_module")(CUDA).startswith("ModuleNotFoundError: ")
+    assert gpu_package("torch.no_such_module")(CUDA).startswith("ModuleNotFoundError: ")
     # As flash_attn is importable where FlashAttention 4 alone is installed.
-    missing = peers.gpu_package("torch", "no_such_function")(CUDA)
+    missing = gpu_package("torch", "no_such_function")(CUDA)
     assert missing.startswith("AttributeError: ") and missing.endswith("'no_such_function'")
-    assert peers.gpu_package("torch", "softmax")(CUDA) is None
+    assert gpu_package("torch", "softmax")(CUDA) is None
 
 
 def test_who_cannot_compute_a_mask_says_so():
     reasons = {
-        mask: {p.name: p.reason(row, CPU) for p in peers.PROVIDERS} for mask, row in ROWS.items()
+        mask: {p.name: p.method.refusal(row) or p.absence(CPU) for p in peers.PROVIDERS}
+        for mask, row in ROWS.items()
     }
     for name in (*FLASH, "varlen_attn", "xformers"):
         assert reasons["spans"][name] == "only causal masks"

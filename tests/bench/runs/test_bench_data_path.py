@@ -31,9 +31,9 @@ def test_every_layout_is_verified_and_timed():
 def test_a_step_that_loses_a_document_is_not_timed(monkeypatch):
     right = data_path._Trial._packed_rows
 
-    def without_the_last(self, provider):
-        rows = list(right(self, provider))
-        return rows[:-1] if not provider.packed and provider.cached else rows
+    def without_the_last(self, layout):
+        rows = list(right(self, layout))
+        return rows[:-1] if not layout.packed and layout.cached else rows
 
     monkeypatch.setattr(data_path._Trial, "_packed_rows", without_the_last)
     wrong = [line for line in TINY.run(CPU) if line.status == "failed"]
@@ -42,7 +42,7 @@ def test_a_step_that_loses_a_document_is_not_timed(monkeypatch):
 
 def test_padding_to_the_longest_more_than_doubles_the_tokens(tmp_path: Path):
     trial = data_path._Trial(TINY, tmp_path, CPU)
-    padded, _, packed, _ = (list(trial._packed_rows(provider)) for provider in PROVIDERS)
+    padded, _, packed, _ = (list(trial._packed_rows(provider.method)) for provider in PROVIDERS)
     assert {i for row in trial.rows for i in row} and trial.tokens > 0.9 * 1200
     assert sum(len(row.token_ids) for row in padded) > 2 * trial.tokens
     assert sum(len(row.token_ids) for row in packed) == 1200

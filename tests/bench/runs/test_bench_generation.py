@@ -22,7 +22,9 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
     results = TINY.run(CPU)
     found = timed(results)
     operations = [f"generation: {operation}" for operation in (PREFILL, TEXT, IMAGE)]
-    assert set(found) == {(operation, p) for operation in operations for p in generation.PROVIDERS}
+    assert set(found) == {
+        (operation, p.name) for operation in operations for p in generation.PROVIDERS
+    }
     for line in found.values():
         assert line.status == "ok" and line.rate > 0, line
     assert len(results) == 2 * len(found)

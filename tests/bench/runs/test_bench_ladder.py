@@ -32,8 +32,8 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
 
 
 def test_each_rung_adds_one_thing_to_the_one_before():
-    names = [field.name for field in fields(ladder.Rung) if field.name != "name"]
-    states = [[getattr(rung, name) for name in names] for rung in RUNGS]
+    names = [field.name for field in fields(ladder.Rung)]
+    states = [[getattr(rung.method, name) for name in names] for rung in RUNGS]
     assert not any(states[0]) and all(states[-1])
     assert [sum(state) for state in states] == list(range(len(RUNGS)))
     assert len({rung.name for rung in RUNGS}) == len(RUNGS)
@@ -60,8 +60,8 @@ def test_a_wrong_rung_is_not_timed(monkeypatch):
 
 def test_rungs_of_a_gpu_are_right_too():
     trial = ladder._Trial(replace(TOY, precision="bf16"), CPU)
-    bf16 = [trial.candidate(rung) for rung in RUNGS[:5]]
-    fp8 = trial.candidate(replace(RUNGS[-1], compiled=False))
+    bf16 = [trial.candidate(rung.method) for rung in RUNGS[:5]]
+    fp8 = trial.candidate(replace(RUNGS[-1].method, compiled=False))
     assert all(1e-4 < each.error <= each.bound for each in (*bf16, fp8))
     assert fp8.float8 and fp8.error > 3 * bf16[-1].error
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bench.harness.trials import Provider
+from bench.harness.providers import Provider
 from bench.ops import text_loss
 from bench.runs import memory
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("few_repeats")
 
 def test_each_provider_has_the_peak_of_its_own_process(monkeypatch):
     known = {provider.name: provider for provider in text_loss.PROVIDERS}
-    unknown = Provider("nobody", known["eager"].compute)
+    unknown = Provider("nobody", known["eager"].method)
     names = ("ours triton", "ours torch", "eager on all rows")
     providers = [*(known[name] for name in names), unknown]
     monkeypatch.setattr(text_loss, "PROVIDERS", providers)

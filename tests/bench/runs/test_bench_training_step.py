@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bench.harness.documents import packed_row
+from bench.harness.providers import Provider
 from bench.runs import training_step
-from bench.runs.training_step import Provider
+from bench.runs.training_step import Recipe
 
 CPU = torch.device("cpu")
 [TINY] = training_step.cases("cpu")
@@ -25,21 +26,21 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
 
 def test_a_wrong_step_is_not_timed(monkeypatch):
     class Wrong(training_step._Trial):
-        def _model(self, provider):
-            model = super()._model(provider)
+        def _model(self, recipe):
+            model = super()._model(recipe)
             mlp = model.language.model.layers[0].mlp
             mlp.register_forward_hook(lambda module, arguments, out: 2 * out)
             return model
 
     monkeypatch.setattr(training_step, "_Trial", Wrong)
-    monkeypatch.setattr(training_step, "PROVIDERS", [Provider("doubled", "bf16")])
+    monkeypatch.setattr(training_step, "PROVIDERS", [Provider("doubled", Recipe("bf16"))])
     [line] = TINY.run(CPU)
     assert line.status == "failed" and line.reason.startswith("wrong: error")
 
 
 def test_all_providers_move_the_same_weights():
     trial = training_step._Trial(TINY, CPU)
-    models = [trial._model(Provider("a", "bf16")), trial._model(Provider("b", "fp8", "native"))]
+    models = [trial._model(recipe) for recipe in (Recipe("bf16"), Recipe("fp8", "native"))]
     base = trial.weights.base
     for model in models:
         names = dict(model.named_parameters())
