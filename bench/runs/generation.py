@@ -55,16 +55,22 @@ class Case(Widths):
 
         Its first state is the prefill's, so that the layers run once less than the head.
         """
+        from metamorph.training.flops import Workload, block_weights, causal_pairs, language_flops
+
+        config = self.config()
         if operation == PREFILL:
-            tokens, pairs = self.batch * self.prompt, self.prompt * (self.prompt + 1) // 2
-            layer = 2 * tokens * self.layer_weights + self.attention_flops(self.batch * pairs)
-            images = 2 * self.batch * IMAGE_TOKENS * self.projector_weights
-            head = 2 * self.batch * self.hidden * self.vocabulary
-            return self.layers * layer + images + head, "TFLOP/s"
+            prompts = Workload(
+                tokens=self.batch * self.prompt,
+                visible_pairs=causal_pairs([self.prompt] * self.batch),
+                text_targets=self.batch,
+                images=self.batch,
+            )
+            parts = language_flops(config, prompts, trained=())
+            return sum(part.forward for part in parts.values()), "TFLOP/s"
         steps = self.steps(operation)
         visible = self.batch * sum(range(self.prompt + 1, self.prompt + steps))
         keys = 2 * self.layers * visible * self.key_heads * self.head_dim
-        weights = (steps - 1) * self.layers * self.layer_weights
+        weights = (steps - 1) * self.layers * block_weights(config.language)
         if operation == TEXT:
             weights += steps * self.hidden * self.vocabulary
         else:
@@ -82,7 +88,8 @@ class Case(Widths):
                 make = partial(_Trial.candidate, trial, operation, provider.method)
                 why = absence or self.absence(operation, provider.method)
                 comparison.add(provider.name, make, why)
-            results = comparison.results(device, *self.work(operation))
+            work = () if absence else self.work(operation)
+            results = comparison.results(device, *work)
             found += results + speeds(results, self.batch * self.steps(operation), "tokens")
         return found
 

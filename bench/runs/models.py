@@ -39,19 +39,9 @@ class Widths:
         return self.hidden // self.heads
 
     @property
-    def layer_weights(self) -> int:
-        """Elements of the matrices of one decoder layer."""
-        heads = 2 * self.heads + 2 * self.key_heads
-        return self.hidden * (heads * self.head_dim + 3 * self.intermediate)
-
-    @property
     def projector_weights(self) -> int:
         """Elements of the projector's matrices, and of the vision head's."""
         return self.hidden * (self.visual_width + self.hidden)
-
-    def attention_flops(self, pairs: int) -> int:
-        """Forward of one layer over so many visible pairs of query and key."""
-        return 4 * self.head_dim * self.heads * pairs
 
     def config(self):
         from metamorph.model.language_config import LanguageConfig

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,13 @@ def test_work_is_counted_by_what_has_to_be_done():
     keys = 2 * 2 * 2 * sum(range(71, 134)) * 2 * 16
     weights = 63 * layers + 63 * projector + 64 * projector  # the vision head is as large
     assert TINY.work(IMAGE) == (4 * (keys + weights), "GB/s")
+
+
+def test_a_bare_machine_has_no_model_and_counts_no_work(monkeypatch):
+    for missing in ("transformers", "metamorph.training.flops"):  # which needs transformers
+        monkeypatch.setitem(sys.modules, missing, None)
+    for line in TINY.run(CPU):
+        assert line.reason == "transformers is not installed, which the model needs"
 
 
 def test_what_would_take_minutes_is_absent():
