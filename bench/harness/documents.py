@@ -37,7 +37,7 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class PackedRow:
+class SyntheticRow:
     """Documents one after another, and the bidirectional image spans [start, end) in the row."""
 
     lengths: tuple[int, ...]
@@ -78,19 +78,19 @@ class PackedRow:
         return key_intervals(self.lengths, self.spans, device=device)
 
 
-def equal_row(tokens: int, documents: int) -> PackedRow:
+def equal_row(tokens: int, documents: int) -> SyntheticRow:
     """Causal documents of one length, which divides the row."""
-    return PackedRow((tokens // documents,) * documents)
+    return SyntheticRow((tokens // documents,) * documents)
 
 
-def packed_row(tokens: int, mask: str, seed: int = 0) -> PackedRow:
+def packed_row(tokens: int, mask: str, seed: int = 0) -> SyntheticRow:
     """A row of `tokens` under a mask: "spans", "documents" (the same, causal) or "one document".
 
     The last document is cut where the row ends, as packing for training cuts it, and every
     document long enough for an image holds one at least.
     """
     if mask == "one document":
-        return PackedRow((tokens,))
+        return SyntheticRow((tokens,))
     generator = random.Random(seed)
     lengths, spans = [], []
     while (first := sum(lengths)) < tokens:
@@ -104,4 +104,4 @@ def packed_row(tokens: int, mask: str, seed: int = 0) -> PackedRow:
             begin, end = (first + length * part // images for part in (image, image + 1))
             start = generator.randint(begin, end - IMAGE_TOKENS)
             spans.append((start, start + IMAGE_TOKENS))
-    return PackedRow(tuple(lengths), tuple(spans) if mask == "spans" else ())
+    return SyntheticRow(tuple(lengths), tuple(spans) if mask == "spans" else ())

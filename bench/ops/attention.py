@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.comparison import Comparison
-from bench.harness.documents import PackedRow, equal_row, packed_row
+from bench.harness.documents import SyntheticRow, equal_row, packed_row
 from bench.harness.providers import Provider
 from bench.harness.results import Result, timed
 from bench.harness.timing import Candidate, Timing, until_done
@@ -56,7 +56,7 @@ class Case:
             f"heads of {self.head_dim}, {dtype}"
         )
 
-    def row(self, seed: int) -> PackedRow:
+    def row(self, seed: int) -> SyntheticRow:
         """Of other lengths for another seed; one document and equal ones have no other lengths."""
         if self.equal:
             return equal_row(self.tokens, self.equal)
@@ -115,7 +115,7 @@ class Inputs:
         return cls(tuple(leaf.requires_grad_() for leaf in (q, k, v)), out_gradient)
 
 
-def flops(row: PackedRow, query_heads: int, head_dim: int) -> int:
+def flops(row: SyntheticRow, query_heads: int, head_dim: int) -> int:
     """Of the forward, unmasked work only: two products of two FLOPs an element of each pair."""
     return 4 * head_dim * query_heads * row.visible_pairs
 
@@ -123,7 +123,7 @@ def flops(row: PackedRow, query_heads: int, head_dim: int) -> int:
 class _Judge:
     """Exact attention of a row, and how far off a result may be, in the heads of two key heads."""
 
-    def __init__(self, case: Case, row: PackedRow, inputs: Inputs, device: torch.device):
+    def __init__(self, case: Case, row: SyntheticRow, inputs: Inputs, device: torch.device):
         self.case, self.row, self.inputs = case, row, inputs
         group = case.query_heads // case.key_heads
         self.key_heads = sorted({0, case.key_heads - 1})

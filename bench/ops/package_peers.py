@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from bench.harness.documents import PackedRow
+from bench.harness.documents import SyntheticRow
 from bench.ops.torch_peers import Attend, Leaves, repeated
 
 Range = tuple[int, int]
@@ -14,10 +14,10 @@ Slice = tuple[Range, Range, int]  # queries, keys, and which of them see each ot
 FULL, CAUSAL, INVERSE_CAUSAL = 0, 1, 2  # MagiAttention's types; it has a fourth, their product
 
 
-def flash(module: str) -> Callable[[PackedRow, Leaves], Attend]:
+def flash(module: str) -> Callable[[SyntheticRow, Leaves], Attend]:
     """FlashAttention 2 to 4: one interface."""
 
-    def prepare(row: PackedRow, leaves: Leaves) -> Attend:
+    def prepare(row: SyntheticRow, leaves: Leaves) -> Attend:
         function = importlib.import_module(module).flash_attn_varlen_func
         bounds, longest = row.bounds(leaves[0].device), max(row.lengths)
 
@@ -39,7 +39,7 @@ def flash(module: str) -> Callable[[PackedRow, Leaves], Attend]:
     return prepare
 
 
-def xformers(row: PackedRow, leaves: Leaves) -> Attend:
+def xformers(row: SyntheticRow, leaves: Leaves) -> Attend:
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
@@ -52,7 +52,7 @@ def xformers(row: PackedRow, leaves: Leaves) -> Attend:
     return attend
 
 
-def cudnn_by_document(row: PackedRow, leaves: Leaves) -> Attend:
+def cudnn_by_document(row: SyntheticRow, leaves: Leaves) -> Attend:
     """cuDNN's flex attention of sequences: a query sees the keys [0, end) of its document."""
     from cudnn.flex_attention import create_mask_plan, flex_attn_func
 
@@ -71,7 +71,7 @@ def cudnn_by_document(row: PackedRow, leaves: Leaves) -> Attend:
     return partial(flex_attn_func, mask_plan=plan)
 
 
-def cudnn_by_row(row: PackedRow, leaves: Leaves) -> Attend:
+def cudnn_by_row(row: SyntheticRow, leaves: Leaves) -> Attend:
     """The same of one sequence: a query sees [0, 0) and [start, end)."""
     from cudnn.flex_attention import create_mask_plan, flex_attn_func
 
@@ -84,7 +84,7 @@ def cudnn_by_row(row: PackedRow, leaves: Leaves) -> Attend:
 
 
 def magi(
-    row: PackedRow, leaves: Leaves, slices: Callable[[PackedRow], list[Slice]], apart: bool
+    row: SyntheticRow, leaves: Leaves, slices: Callable[[SyntheticRow], list[Slice]], apart: bool
 ) -> Attend:
     """MagiAttention's FFA; `apart` where no two slices share a query, so that none are added up."""
     from magi_attention.api import flex_flash_attn_func
@@ -109,7 +109,7 @@ def magi(
     return attend
 
 
-def row_slices(row: PackedRow) -> list[Slice]:
+def row_slices(row: SyntheticRow) -> list[Slice]:
     """The mask without a query in two slices: runs of text, causal, and spans, which see all.
 
     The last query of a causal slice sees its last key, so keys go from the document's start to
@@ -128,7 +128,7 @@ def row_slices(row: PackedRow) -> list[Slice]:
     return slices
 
 
-def corner_slices(row: PackedRow) -> list[Slice]:
+def corner_slices(row: SyntheticRow) -> list[Slice]:
     """The mask in the fewest slices: causal documents, and what spans see ahead of the diagonal.
 
     The first query of an inverse-causal slice sees all its keys, so the corner above the diagonal

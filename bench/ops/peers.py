@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bench.harness.documents import PackedRow
+from bench.harness.documents import SyntheticRow
 from bench.harness.providers import (
     Absence,
     Provider,
@@ -26,13 +26,13 @@ class RowAttention:
     attention of such leaves is [T, Hq, D]. `no_backward(device)` says why there is none, or None.
     """
 
-    prepare: Callable[[PackedRow, Leaves], Attend]
+    prepare: Callable[[SyntheticRow, Leaves], Attend]
     masks: tuple[str, ...] = ("spans", "documents", "one document")
     no_backward: Absence = never
     most_tokens: int | None = None
     float8: bool = False  # or all products in the dtype of the inputs
 
-    def refusal(self, row: PackedRow) -> str | None:
+    def refusal(self, row: SyntheticRow) -> str | None:
         """Why it cannot compute this row on any device, or None where it can."""
         if row.mask not in self.masks:
             return OTHER_MASKS[self.masks]
@@ -41,25 +41,25 @@ class RowAttention:
         return None
 
 
-def _triton(row: PackedRow, leaves: Leaves) -> Attend:
+def _triton(row: SyntheticRow, leaves: Leaves) -> Attend:
     intervals = row.intervals(leaves[0].device)
     return lambda q, k, v: interval_attention(q, k, v, intervals, impl="triton")
 
 
-def in_torch(row: PackedRow, leaves: Leaves) -> Attend:
+def in_torch(row: SyntheticRow, leaves: Leaves) -> Attend:
     """Plain PyTorch, document by document: the yardstick of all but `ours fp8`."""
     intervals = row.intervals(leaves[0].device)
     return lambda q, k, v: interval_attention(q, k, v, intervals, impl="torch")
 
 
-def _fp8(row: PackedRow, leaves: Leaves) -> Attend:
+def _fp8(row: SyntheticRow, leaves: Leaves) -> Attend:
     device = leaves[0].device
     intervals = row.intervals(device)
     impl = "triton" if device.type == "cuda" else "torch"
     return lambda q, k, v: interval_attention_fp8(q, k, v, intervals, impl=impl)
 
 
-def float8_in_torch(row: PackedRow, leaves: Leaves) -> Attend:
+def float8_in_torch(row: SyntheticRow, leaves: Leaves) -> Attend:
     """What plain PyTorch makes of the same roundings: the yardstick of `ours fp8`."""
     intervals = row.intervals(leaves[0].device)
     return lambda q, k, v: interval_attention_fp8(q, k, v, intervals, impl="torch")

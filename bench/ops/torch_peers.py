@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from bench.harness.documents import PackedRow
+from bench.harness.documents import SyntheticRow
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Leaves = tuple[Tensor, Tensor, Tensor]
@@ -24,7 +24,7 @@ def _compiled(function: Callable, device: torch.device) -> Callable:
     return _compile(function) if device.type == "cuda" else function
 
 
-def flex(row: PackedRow, leaves: Leaves, backend: str = "AUTO") -> Attend:
+def flex(row: SyntheticRow, leaves: Leaves, backend: str = "AUTO") -> Attend:
     """`backend` is of FlexAttention's `kernel_options`: AUTO is Triton, FLASH FlashAttention 4."""
     device = leaves[0].device
     mask = _block_mask(row, device)
@@ -43,7 +43,7 @@ def flex(row: PackedRow, leaves: Leaves, backend: str = "AUTO") -> Attend:
     return attend
 
 
-def _block_mask(row: PackedRow, device: torch.device) -> BlockMask:
+def _block_mask(row: SyntheticRow, device: torch.device) -> BlockMask:
     """In the cheapest form we know: two loads for a query, and never a mask of T x T."""
     intervals, tokens = row.intervals(device), row.tokens
     row_start, row_end = intervals.row_start, intervals.row_end
@@ -55,7 +55,7 @@ def _block_mask(row: PackedRow, device: torch.device) -> BlockMask:
     return create(visible, None, None, tokens, tokens, device=device)
 
 
-def dense_mask(row: PackedRow, leaves: Leaves) -> Attend:
+def dense_mask(row: SyntheticRow, leaves: Leaves) -> Attend:
     intervals = row.intervals(leaves[0].device)
     key = torch.arange(row.tokens, device=leaves[0].device)
     mask = (intervals.row_start[:, None] <= key) & (key < intervals.row_end[:, None])
@@ -69,7 +69,7 @@ def dense_mask(row: PackedRow, leaves: Leaves) -> Attend:
     return attend
 
 
-def cudnn(row: PackedRow, leaves: Leaves) -> Attend:
+def cudnn(row: SyntheticRow, leaves: Leaves) -> Attend:
     """PyTorch's own cuDNN backend, which knows a whole causal row and no documents."""
 
     def attend(q, k, v):
@@ -83,7 +83,7 @@ def cudnn(row: PackedRow, leaves: Leaves) -> Attend:
     return attend
 
 
-def varlen(row: PackedRow, leaves: Leaves) -> Attend:
+def varlen(row: SyntheticRow, leaves: Leaves) -> Attend:
     from torch.nn.attention.varlen import varlen_attn
 
     bounds, longest = row.bounds(leaves[0].device), max(row.lengths)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.harness.comparison import Comparison
-from bench.harness.documents import IMAGE_TOKENS, PackedRow, packed_row
+from bench.harness.documents import IMAGE_TOKENS, SyntheticRow, packed_row
 from bench.harness.providers import Provider, compiler_absence
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
@@ -61,7 +61,7 @@ class Case(Widths):
         return f"ladder-{self.tokens}-{self.layers}"
 
     @property
-    def row(self) -> PackedRow:
+    def row(self) -> SyntheticRow:
         return packed_row(self.tokens, "spans", self.seed)
 
     def __str__(self) -> str:

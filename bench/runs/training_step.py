@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.harness.comparison import Comparison
-from bench.harness.documents import IMAGE_TOKENS, PackedRow, packed_row
+from bench.harness.documents import IMAGE_TOKENS, SyntheticRow, packed_row
 from bench.harness.providers import Provider, compiler_absence
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
@@ -143,7 +143,7 @@ class _Trial:
         return loss.detach()
 
 
-def planned(row: PackedRow, case: Widths, device: torch.device) -> tuple:
+def planned(row: SyntheticRow, case: Widths, device: torch.device) -> tuple:
     """Features of the row's images, its batch and its targets: every second image is predicted."""
     from metamorph.training.batch import Batch
     from metamorph.training.loss import TargetCounts
@@ -176,7 +176,7 @@ def planned(row: PackedRow, case: Widths, device: torch.device) -> tuple:
     return F.normalize(features, dim=-1).to(device), batch, counts
 
 
-def step_flops(row: PackedRow, case: Widths, batch) -> float:
+def step_flops(row: SyntheticRow, case: Widths, batch) -> float:
     """Of forward and backward without the encoder, where everything is trained."""
     from metamorph.training.flops import PARTS, Workload, causal_pairs, language_flops
 

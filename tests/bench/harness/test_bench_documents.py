@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from bench.harness.documents import IMAGE_TOKENS, KINDS, PackedRow, equal_row, packed_row
+from bench.harness.documents import IMAGE_TOKENS, KINDS, SyntheticRow, equal_row, packed_row
 from bench.ops.attention import flops
 
-SMALL = PackedRow(lengths=(5, 1, 7), spans=((1, 3), (3, 4), (7, 11)))
+SMALL = SyntheticRow(lengths=(5, 1, 7), spans=((1, 3), (3, 4), (7, 11)))
 
 
 def mask_in_words(row):
@@ -61,7 +61,7 @@ def test_the_shares_are_of_all_documents():
 
 
 @pytest.mark.parametrize(
-    "row", [SMALL, PackedRow((9,)), packed_row(300, "spans"), packed_row(300, "documents")]
+    "row", [SMALL, SyntheticRow((9,)), packed_row(300, "spans"), packed_row(300, "documents")]
 )
 def test_work_is_counted_by_visible_pairs(row):
     mask = mask_in_words(row)
@@ -73,6 +73,6 @@ def test_work_is_counted_by_visible_pairs(row):
 
 
 def test_equal_documents_fill_the_row_and_one_of_them_is_plain_causal_attention():
-    assert equal_row(384, 4) == PackedRow((96, 96, 96, 96))
+    assert equal_row(384, 4) == SyntheticRow((96, 96, 96, 96))
     assert equal_row(384, 4).mask == "documents"
     assert equal_row(384, 1).mask == "one document"

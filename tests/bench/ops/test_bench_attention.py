@@ -3,7 +3,7 @@ import torch
 from bench_cases import TINY_ATTENTION, TINY_DECODE
 
 from bench.harness import verification
-from bench.harness.documents import PackedRow
+from bench.harness.documents import SyntheticRow
 from bench.harness.providers import Provider
 from bench.harness.verification import LARGEST_ERROR, error_bound, exact_attention, relative_error
 from bench.ops import attention, decode, peers
@@ -22,7 +22,7 @@ def lines(results, operation):
 
 def test_exact_attention_is_the_definition(monkeypatch):
     monkeypatch.setattr(verification, "QUERIES_AT_ONCE", 5)  # parts that cut documents and spans
-    intervals = PackedRow((4, 9, 1, 8), ((1, 3), (6, 12), (15, 22))).intervals(CPU)
+    intervals = SyntheticRow((4, 9, 1, 8), ((1, 3), (6, 12), (15, 22))).intervals(CPU)
     leaves = [torch.randn(22, heads, 6).double().requires_grad_() for heads in (4, 2, 2)]
     out_gradient = torch.randn(22, 4, 6).double()
     out = reference.interval_attention(*leaves, intervals)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.harness.documents import PackedRow, equal_row, packed_row
+from bench.harness.documents import SyntheticRow, equal_row, packed_row
 from bench.harness.providers import gpu_package
 from bench.ops import peers, torch_peers
 from bench.ops.package_peers import CAUSAL, FULL, INVERSE_CAUSAL, corner_slices, row_slices
@@ -24,9 +24,9 @@ from metamorph_kernels import interval_attention, reference
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 RECORDS = json.loads((Path(__file__).parent / "signatures.json").read_text())
 ROWS = {
-    "spans": PackedRow((4, 9, 1, 8), ((1, 3), (6, 12), (15, 17), (17, 18), (20, 22))),
-    "documents": PackedRow((4, 9, 1, 8)),
-    "one document": PackedRow((11,)),
+    "spans": SyntheticRow((4, 9, 1, 8), ((1, 3), (6, 12), (15, 17), (17, 18), (20, 22))),
+    "documents": SyntheticRow((4, 9, 1, 8)),
+    "one document": SyntheticRow((11,)),
 }
 FLASH = ("flash-attn 2", "flash-attn 3", "flash-attn 4")
 
@@ -229,7 +229,7 @@ def random_row(seed):
     """Few tokens: spans beside each other, spans of one token, spans that fill a document."""
     generator = random.Random(seed)
     lengths, spans = [generator.randint(1, 9) for _ in range(generator.randint(1, 5))], []
-    for first, end, _ in PackedRow(tuple(lengths)).documents:
+    for first, end, _ in SyntheticRow(tuple(lengths)).documents:
         token = first
         while token < end:
             start = generator.randint(token, end)
@@ -237,7 +237,7 @@ def random_row(seed):
             if start < token:
                 spans.append((start, token))
             token += generator.randint(0, 2)
-    return PackedRow(tuple(lengths), tuple(spans))
+    return SyntheticRow(tuple(lengths), tuple(spans))
 
 
 @pytest.mark.parametrize("slices", [row_slices, corner_slices])

@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from bench.harness.documents import PackedRow
+from bench.harness.documents import SyntheticRow
 from bench.runs import ladder
 from bench.runs.ladder import RUNGS
 from bench.runs.training_step import planned
@@ -67,7 +67,7 @@ def test_rungs_of_a_gpu_are_right_too():
 
 
 def test_padded_rows_hold_the_same_documents():
-    row = PackedRow((80, 5, 70), ((10, 74), (87, 151)))
+    row = SyntheticRow((80, 5, 70), ((10, 74), (87, 151)))
     _, batch, _ = planned(row, TOY, CPU)
     batch = replace(batch, pixels=torch.arange(2))
     features = torch.arange(2 * 64).view(2, 64, 1)
@@ -104,6 +104,6 @@ def test_a_padded_batch_has_no_more_tokens_than_the_packed_row():
 
 
 def test_a_target_at_the_start_of_its_document_is_not_predicted():
-    row = PackedRow((64, 64, 70), ((0, 64), (64, 128), (128, 192)))
+    row = SyntheticRow((64, 64, 70), ((0, 64), (64, 128), (128, 192)))
     _, batch, counts = planned(row, TOY, CPU)
     assert counts.visual == len(batch.visual_rows) == 0
