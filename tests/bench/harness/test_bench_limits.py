@@ -1,10 +1,7 @@
-import pytest
 import torch
 
 from bench.harness import limits
 from bench.harness.limits import measure_limits
-from bench.harness.results import timed
-from bench.harness.timing import Candidate, Timing
 
 CPU = torch.device("cpu")
 
@@ -25,19 +22,3 @@ def test_the_float8_product_is_verified(monkeypatch):
     found = measure_limits(CPU)
     assert found.float8_teraflops is None and found.matmul_teraflops > 0
     assert found.float8_absence == "ArithmeticError: error 1.0e-01, bound 5.0e-02"
-
-
-@pytest.mark.parametrize(
-    ("float8", "unit", "expected"),
-    [
-        (True, "TFLOP/s", "TFLOP/s fp8"),
-        (False, "TFLOP/s", "TFLOP/s"),
-        (True, "GB/s", "GB/s"),
-    ],
-)
-def test_float8_work_has_a_unit_of_its_own(float8, unit, expected):
-    candidate = Candidate(print, lambda _: (), error=0, bound=0, float8=float8)
-    times = Timing([2.0], None, None)
-    result = timed("op", "case", "ours", candidate, times, work=4e9, unit=unit)
-    assert result.unit == expected
-    assert result.rate == pytest.approx(4e9 / 2e-3 / (1e12 if "FLOP" in unit else 1e9))

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from bench_records import LIMITS, MACHINE, attention, line, record, write_attention
 
-from bench.harness.results import FILE, read_records, write_record
+from bench.harness.results import FILE, Result, failed, read_records, write_record
+from bench.harness.timing import Timing
 from bench.reports import page, tables
 from bench.reports.__main__ import main
 from bench.reports.page import BEGIN, END
@@ -33,6 +34,37 @@ def test_a_rate_is_held_to_the_ceiling_of_its_precision():
         ["80", "GB/s", "80.0%"],
     ]
     assert "in float8 90 to 90 TFLOP/s (nominal 160 TFLOP/s)" in shown
+
+
+def test_tables_show_ratios_and_reasons():
+    records = {
+        "a": {
+            "machine": {"device": "D", "torch": "1", "triton": "2", "code": "c", "commit": "d"},
+            "limits": {
+                "copy_gigabytes_per_second": 100.0,
+                "matmul_teraflops": 50.0,
+                "nominal_teraflops": 80.0,
+            },
+            "results": [
+                Result("op", "case", "gone", "absent", "not installed"),
+                _result("ours triton", 2.0, 20.0),
+                _result("peer", 3.0, 40.0),
+                failed("op", "case", "broken", ValueError("no such shape")),
+            ],
+        }
+    }
+    text = tables.text(records)
+    assert "absent, not installed: gone" in text
+    assert "broken: failed, ValueError: no such shape" in text
+    row = next(line.split() for line in text.splitlines() if line.startswith("  peer"))
+    assert row == "peer 3 2.5-3.5 0.1 40 TFLOP/s 80.0% 50.0% 0.500 1.50 1.0e-03".split()
+    assert "| peer | 3 | 2.5-3.5 | 0.1 | 40 TFLOP/s | 80.0% | 50.0% |" in tables.markdown(records)
+
+
+def _result(provider, milliseconds, rate):
+    low, high = milliseconds - 0.5, milliseconds + 0.5
+    timing = Timing([high, low, milliseconds, low, high], 0.1, 0.5)
+    return Result("op", "case", provider, "ok", "", timing, rate, "TFLOP/s", error=1e-3, bound=2e-3)
 
 
 def test_records_from_before_float8_are_shown_without_its_ceiling():

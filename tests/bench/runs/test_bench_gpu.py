@@ -1,7 +1,5 @@
-import importlib.metadata
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +9,7 @@ import pytest
 import torch
 from bench_cases import TINY_ATTENTION, TINY_DECODE
 
-from bench.harness.results import FILE, Result, failed, ours_failed, read_records
-from bench.harness.timing import Timing
-from bench.reports import tables
+from bench.harness.results import FILE, Result, ours_failed, read_records
 from bench.runs import entries, gpu
 from bench.runs.gpu import Outcome, Step
 
@@ -114,11 +110,6 @@ def test_main_ends_with_the_summary_and_says_if_ours_failed(tmp_path, capsys, mo
     assert "broken" in (tmp_path / "summary.md").read_text()
 
 
-def test_a_peer_that_fails_does_not_fail_the_run():
-    assert not ours_failed([failed("op", "case", "FlexAttention", RuntimeError("x"))])
-    assert ours_failed([failed("op", "case", "ours triton", RuntimeError("x"))])
-
-
 @pytest.mark.parametrize(
     ("status", "output", "expected", "reason"),
     [
@@ -213,120 +204,3 @@ def test_the_tests_are_collected_with_nothing_but_torch_triton_and_pytest(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert collected in done.stdout and left_out not in done.stdout
-
-
-def test_the_script_works_from_anywhere(tmp_path):
-    interpreter = tmp_path / "python"
-    interpreter.write_text('#!/bin/sh\necho "$PWD $PYTHONPATH $OUT $*"\n')
-    interpreter.chmod(0o755)
-    script = ROOT / "bench" / "gpu.sh"
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter)}
-    for out, folder in (({}, ROOT / "bench" / "out"), ({"OUT": "here"}, tmp_path / "here")):
-        printed = subprocess.run(
-            ["bash", script, "--quick"],
-            cwd=tmp_path,
-            env=environment | out,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert printed == f"{ROOT} {ROOT}:{ROOT}/kernels {folder} -m bench.runs.gpu --quick\n"
-
-
-PRETENDS_TO_BE_PYTHON = """#!/bin/sh
-target="$PWD/build/one-wheel/shared"
-case "$*" in
-    *alien*) exit 1 ;;
-    *pip*) mkdir -p "$target"; touch "$target/${9##*/}"; echo "$*" >> "$OUT.log" ;;
-    *) echo "$PYTHONPATH $UNPACKED_WHEELS" ;;
-esac
-"""
-
-
-def test_the_script_unpacks_wheels_and_survives_a_bad_one(tmp_path):
-    """Into one folder, as an installation would: some wheels of one package share a folder."""
-    bench = tmp_path / "checkout" / "bench"
-    bench.mkdir(parents=True)
-    shutil.copy(ROOT / "bench" / "gpu.sh", bench)
-    for name in ("peer-1.whl", "alien-1.whl", "peer_libraries-1.whl"):
-        (tmp_path / name).touch()
-    interpreter = tmp_path / "python"
-    interpreter.write_text(PRETENDS_TO_BE_PYTHON)
-    interpreter.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "WHEELS": "."}
-    done = subprocess.run(
-        ["bash", bench / "gpu.sh"],
-        cwd=tmp_path,
-        env=environment | {"OUT": "out"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    root, wheels = bench.parent, bench.parent / "build" / "unpacked-wheels"
-    assert done.stderr == "left out: alien-1.whl\n"
-    assert done.stdout == f"{root}:{root}/kernels {wheels}\n"
-    assert {path.name for path in (wheels / "shared").iterdir()} == {
-        "peer-1.whl",
-        "peer_libraries-1.whl",
-    }
-    assert "--no-index --no-deps --target build/one-wheel " in (tmp_path / "out.log").read_text()
-
-
-def test_unpacked_wheels_come_last_and_their_path_files_are_read(tmp_path):
-    (tmp_path / "torch.py").touch()
-    (tmp_path / "added").mkdir()
-    (tmp_path / "added.pth").write_text("added\n")
-    done = subprocess.run(
-        [sys.executable, "-c", "import bench, sys, torch; print(torch.__version__, sys.path[-2:])"],
-        env=os.environ | {"UNPACKED_WHEELS": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == f"{torch.__version__} {[str(tmp_path), str(tmp_path / 'added')]}\n"
-
-
-def test_a_peer_that_came_later_is_measured(monkeypatch):
-    before = gpu.identity(CPU)
-    versions = {"flash-attn-4": "4.0", "xformers": "0.1"}
-
-    def version(name):
-        if name not in versions:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    after = gpu.identity(CPU)
-    assert after["peers"] == "flash-attn-4 4.0, xformers 0.1" != before["peers"]
-    assert after == before | {"peers": after["peers"]}
-
-
-def test_tables_show_ratios_and_reasons():
-    records = {
-        "a": {
-            "machine": {"device": "D", "torch": "1", "triton": "2", "code": "c", "commit": "d"},
-            "limits": {
-                "copy_gigabytes_per_second": 100.0,
-                "matmul_teraflops": 50.0,
-                "nominal_teraflops": 80.0,
-            },
-            "results": [
-                Result("op", "case", "gone", "absent", "not installed"),
-                _result("ours triton", 2.0, 20.0),
-                _result("peer", 3.0, 40.0),
-                failed("op", "case", "broken", ValueError("no such shape")),
-            ],
-        }
-    }
-    text = tables.text(records)
-    assert "absent, not installed: gone" in text
-    assert "broken: failed, ValueError: no such shape" in text
-    row = next(line.split() for line in text.splitlines() if line.startswith("  peer"))
-    assert row == "peer 3 2.5-3.5 0.1 40 TFLOP/s 80.0% 50.0% 0.500 1.50 1.0e-03".split()
-    assert "| peer | 3 | 2.5-3.5 | 0.1 | 40 TFLOP/s | 80.0% | 50.0% |" in tables.markdown(records)
-
-
-def _result(provider, milliseconds, rate):
-    low, high = milliseconds - 0.5, milliseconds + 0.5
-    timing = Timing([high, low, milliseconds, low, high], 0.1, 0.5)
-    return Result("op", "case", provider, "ok", "", timing, rate, "TFLOP/s", error=1e-3, bound=2e-3)
