@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.entries import entries
-from bench.report import text
-from bench.results import read_records
+from bench.harness.results import read_records
+from bench.reports.tables import text
+from bench.runs.entries import entries
 
 RUN = pytest.StashKey[list[str]]()  # names of the entries that left a record
 
@@ -23,7 +23,7 @@ def pytest_addoption(parser):
         "--out",
         type=Path,
         default=Path(os.environ.get("OUT", "bench/out")),
-        help="folder of results, for python -m bench.report (default: $OUT, or bench/out)",
+        help="folder of results, for python -m bench.reports (default: $OUT, or bench/out)",
     )
 
 

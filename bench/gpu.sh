@@ -22,4 +22,4 @@ if [[ -n "$WHEELS" ]]; then
         rm -rf build/one-wheel
     done
 fi
-exec "$PYTHON" -m bench.gpu "$@"
+exec "$PYTHON" -m bench.runs.gpu "$@"

@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 
-from bench.entries import record
-from bench.results import Result, is_ours, write_record
+from bench.harness.results import Result, is_ours, write_record
+from bench.runs.entries import record
 
 
 class RecordedClock:
     """A timer for pytest-benchmark that goes on by recorded samples alone.
 
-    Candidates are timed in turn and after verification by `bench.timing`, which pytest-benchmark
-    cannot do; what it shows, compares and saves are those very samples.
+    Candidates are timed in turn and after verification by `bench.harness.timing`, which
+    pytest-benchmark cannot do; what it shows, compares and saves are those very samples.
     """
 
     def __init__(self):

@@ -1,9 +1,8 @@
 """Entries small enough for every test run."""
 
-import pytest
 import torch
 
-from bench import attention, cosine, decode, pooling, text_loss, timing
+from bench.ops import attention, cosine, decode, pooling, text_loss
 
 SMALL = {"query_heads": 4, "key_heads": 2, "head_dim": 16, "dtype": torch.float32}
 TINY_ATTENTION = attention.Case("spans", 160, quick=True, **SMALL)
@@ -12,10 +11,3 @@ TINY_COSINE = cosine.CosineCase(70, 24, torch.float32)
 TINY_LINEAR_COSINE = cosine.LinearCosineCase(70, 16, 24, torch.float32)
 TINY_TEXT_LOSS = text_loss.Case(90, 30, width=8, vocabulary=100, dtype=torch.float32)
 TINY_POOL = pooling.Case(3, side=9, grid=4, columns=24, dtype=torch.float32)
-
-
-@pytest.fixture
-def few_repeats(monkeypatch):
-    monkeypatch.setattr(timing, "WARM_UP_CALLS", 1)
-    monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
-    monkeypatch.setattr(timing, "MOST_ROUNDS", 2)

@@ -1,6 +1,6 @@
 """Made-up records, as a run on a GPU would leave them."""
 
-from bench.results import Result, Timing, failed, write_record
+from bench.harness.results import Result, Timing, failed, write_record
 
 LIMITS = {
     "copy_gigabytes_per_second": 100.0,
@@ -16,7 +16,7 @@ MACHINE = {
     "torch": "2.13",
     "triton": "3.5",
     "commit": "abcdef",
-    "command": "python3 -m bench.entries an-entry --device cuda",
+    "command": "python3 -m bench.runs.entries an-entry --device cuda",
     "date": "2001-02-03T04:05:06+00:00",
     "driver_version": "580.1",
     "clocks.sm": "1980 MHz",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 # Loaded as a plugin: replaces the entries before bench/conftest.py asks for them.
 PLUGIN = """
 import bench.conftest
-from bench.results import Result, Timing, failed
+from bench.harness.results import Result, Timing, failed
 
 class Entry:
     quick = True

@@ -1,0 +1,1 @@
+"""What times, verifies and records, whatever is measured. Imports no other room."""

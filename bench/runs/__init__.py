@@ -1,0 +1,1 @@
+"""Whole runs, the list of all entries, and the commands that measure."""
