@@ -18,9 +18,9 @@ from pathlib import Path
 from metamorph.config import DataConfig, PartConfig, SourceConfig
 from metamorph.config.reading import read_section
 from metamorph.config.strict_yaml import read_yaml
-from metamorph.data.families.pictures.boxes import boxes
-from metamorph.data.families.pictures.pictures import captions, conversations, edits
-from metamorph.data.families.pictures.videos import Sampling, video_frames, video_questions
+from metamorph.data.families.boxes import boxes
+from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.families.videos import Sampling, video_frames, video_questions
 from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.formats.web_dataset import WebDataset

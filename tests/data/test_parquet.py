@@ -6,9 +6,9 @@ import sys
 import pyarrow
 import pytest
 from data_files import image_bytes, turns
-from metamorph.data.families.pictures.pictures import captions, conversations, edits
 from pyarrow import parquet
 
+from metamorph.data.families.pictures import captions, conversations, edits
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.sources import RecordSource
 from metamorph.errors import SampleError, UserError

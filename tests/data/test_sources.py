@@ -6,11 +6,11 @@ import zlib
 from pathlib import Path
 
 import pytest
-from metamorph.data.families.pictures.pictures import conversations
 from PIL import Image
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ASSISTANT, USER, Turn
+from metamorph.data.families.pictures import conversations
 from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.images import opened
 from metamorph.data.opening import open_source

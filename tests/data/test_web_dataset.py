@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 from data_files import image_bytes, turns, write_tar
-from metamorph.data.families.pictures.pictures import captions, conversations, edits
 
+from metamorph.data.families.pictures import captions, conversations, edits
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.sources import RecordSource
 from metamorph.errors import SampleError, UserError

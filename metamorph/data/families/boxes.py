@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from metamorph.data.conversation import Sample
-from metamorph.data.families.pictures.pictures import ask, sample_of
+from metamorph.data.families.pictures import ask, sample_of
 from metamorph.data.formats.records import Record, checked_text
 from metamorph.data.images import Box, Crop, Marked, Picture, shorten
 

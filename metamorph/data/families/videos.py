@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from metamorph.data.conversation import USER, Sample
-from metamorph.data.families.pictures.pictures import ask, sample_of
+from metamorph.data.families.pictures import ask, sample_of
 from metamorph.data.formats.records import Record
 from metamorph.data.images import shorten
 from metamorph.data.video import Video, evenly
