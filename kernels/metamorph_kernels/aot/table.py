@@ -52,7 +52,7 @@ class Row:
         return self.number, self.architecture
 
     def words(self, used: Resources | str) -> str:
-        """The cells of the row, all but the names."""
+        """The cells of the row, all but the names, or why there are none."""
         if isinstance(used, str):
             return f"does not compile: {used}"
         remarks = faults(self.compilation, used, self.architecture)
@@ -100,20 +100,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"--kernel: no kernel has {options.kernel!r} in its name", file=sys.stderr)
         return 2
     name = max(len(row.compilation.kernel.__name__) for row in rows)
-    configuration = max(len(row.compilation.configuration) for row in rows)
+    configuration = max(len("configuration"), *(len(row.compilation.configuration) for row in rows))
     print(f"{'kernel':{name}}  {'configuration':{configuration}}  arch    {HEADER}")
     failures = 0
-    for row, used in zip(rows, _results(rows), strict=True):
+    for row, outcome in zip(rows, _results(rows), strict=True):
         case = row.compilation
         print(
             f"{case.kernel.__name__:{name}}  {case.configuration:{configuration}}  "
-            f"{row.architecture:6} {row.words(used)}".rstrip(),
+            f"{row.architecture:6} {row.words(outcome)}".rstrip(),
             flush=True,
         )
-        failures += isinstance(used, str) or bool(faults(case, used, row.architecture))
+        failures += isinstance(outcome, str) or bool(faults(case, outcome, row.architecture))
     verdict = "all fit" if not failures else f"{failures} do not fit"
-    architectures = ", ".join(dict.fromkeys(row.architecture for row in rows))
-    print(f"{len(rows)} configurations for {architectures}: {verdict} ({_compilers(rows)})")
+    used = {row.architecture for row in rows}
+    architectures = [name for name in MOST_SHARED_BYTES if name in used]
+    print(
+        f"{len(rows)} configurations for {', '.join(architectures)}: {verdict} "
+        f"({_compilers(architectures)})"
+    )
     return 1 if failures else 0
 
 
@@ -155,17 +159,13 @@ def _batch(keys: list[tuple[int, str]]) -> list[Resources | str]:
         for number, case in enumerate(itertools.islice(compilations(), max(wanted) + 1))
         if number in wanted
     }
-    built = {key: _built(cases[key[0]], key[1]) for key in keys}
-    results: dict[tuple[int, str], Resources | str] = {}
-    for architecture in {architecture for _, architecture in keys}:
-        binaries = {
-            key: binary
-            for key, binary in built.items()
-            if key[1] == architecture and isinstance(binary, Binary)
-        }
-        examined = examine(list(binaries.values()), capability(architecture))
-        results |= zip(binaries, examined, strict=True)
-    return [results.get(key, built[key]) for key in keys]
+    results = {key: _built(cases[key[0]], key[1]) for key in keys}
+    binaries = {key: binary for key, binary in results.items() if isinstance(binary, Binary)}
+    for architecture in {architecture for _, architecture in binaries}:
+        chosen = [key for key in binaries if key[1] == architecture]
+        examined = examine([binaries[key] for key in chosen], capability(architecture))
+        results |= zip(chosen, examined, strict=True)
+    return [results[key] for key in keys]
 
 
 def _built(case: Compilation, architecture: str) -> Binary | str:
@@ -175,12 +175,11 @@ def _built(case: Compilation, architecture: str) -> Binary | str:
         return str(error)
 
 
-def _compilers(rows: list[Row]) -> str:
+def _compilers(architectures: list[str]) -> str:
     """Triton and ptxas by version; Blackwell has a ptxas of its own."""
     import triton
     from triton.backends.nvidia.compiler import get_ptxas_version
 
-    capabilities = dict.fromkeys(capability(row.architecture) for row in rows)
-    texts = (get_ptxas_version(number) for number in capabilities)
+    texts = [get_ptxas_version(capability(architecture)) for architecture in architectures]
     versions = dict.fromkeys(re.search(r"V(\d[\d.]*)", text)[1] for text in texts)
     return f"Triton {triton.__version__}, ptxas {' and '.join(versions)}"
