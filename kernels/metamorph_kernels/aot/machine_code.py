@@ -7,6 +7,7 @@ from metamorph_kernels.aot.control_flow import Flow, Loop
 from metamorph_kernels.aot.disassembly import Instruction
 from metamorph_kernels.aot.flight import in_flight, is_wait
 from metamorph_kernels.aot.registers import PRODUCTS, product
+from metamorph_kernels.architectures import WARP_SIZE
 
 ROWS_OF_A_PRODUCT = 64
 _ARITHMETIC = frozenset({"FADD", "FFMA", "FMNMX", "FMUL", "MUFU"})  # on float32
@@ -23,7 +24,10 @@ class Stretch:
     execute is left out: masks at the edge, the epilogue of a persistent kernel, a second look at a
     barrier.
 
-    `flops` are those of the `products` of one warp group: 2 x 64 x N x K each. `exponentials` are
+    `outside` is how many instructions the rest of the kernel has. `flops` are those of the
+    `products` of one warp group: 2 x 64 x N x K each, of 8-bit numbers where `is_eight_bit`.
+    `moved_bytes` are those that loads and stores of one warp move to and from global memory,
+    without TMA. `exponentials` are
     all uses of the special function unit, `arithmetic` includes them: instructions on float32. Of
     these, `overlapped` are issued while a product of the loop is in flight. `tma_bytes` is what
     barriers are told to expect from TMA for the whole block, 0 where none loads, None where the
@@ -33,8 +37,11 @@ class Stretch:
 
     is_loop: bool
     instructions: int
+    outside: int
     products: int
     flops: int
+    is_eight_bit: bool
+    moved_bytes: int
     exponentials: int
     arithmetic: int
     overlapped: int
@@ -95,8 +102,15 @@ def stretch(code: Sequence[Instruction], flow: Flow) -> Stretch:
     return Stretch(
         is_loop=loop is not None,
         instructions=len(places),
+        outside=len(flow.block_at) - len(places),
         products=len(made),
         flops=sum(2 * ROWS_OF_A_PRODUCT * each.columns * each.depth for each in made),
+        is_eight_bit="QGMMA" in names,
+        moved_bytes=sum(
+            WARP_SIZE * _bits(code[place].modifiers) // 8
+            for place in places
+            if code[place].name in ("LDG", "STG")
+        ),
         exponentials=names.count("MUFU"),
         arithmetic=sum(name in _ARITHMETIC for name in names),
         overlapped=overlapped,
