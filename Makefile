@@ -26,7 +26,7 @@ test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton'
 aot: $(INSTALLED) ## compile every Triton kernel without a GPU; check and show its machine code
 	$(BIN)/python -m metamorph_kernels.aot
 
-# Each Triton brings a compiler of its own. OLDER_AOT: options of the second run, such as --matrix.
+# Each Triton brings a compiler of its own. OLDER_AOT: options of the second run.
 aot-all: aot $(OLDER_TRITON) ## the same, then again with Triton 3.6.0
 	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python -m metamorph_kernels.aot $(OLDER_AOT)
 

@@ -38,10 +38,10 @@ def test_what_does_not_compile_is_a_row_with_the_reason(capfd):
 
 
 def test_only_kernels_with_matrix_products(capsys):
-    assert main(["--matrix", "--kernel", "decode"]) == 0
+    assert main(["--matrix", "--kernel", "decode", "--configuration", "D=64"]) == 0
     _, *rows, verdict = capsys.readouterr().out.splitlines()
-    assert verdict.startswith("8 configurations")
-    assert all(re.match(r"decode_split +(bf16|fp16)", row) for row in rows)
+    assert verdict.startswith("2 configurations")
+    assert all(re.match(r"decode_split +(bf16|fp16) D=64", row) for row in rows)
 
 
 def test_without_triton_there_is_one_sentence(capsys, monkeypatch):
@@ -52,9 +52,11 @@ def test_without_triton_there_is_one_sentence(capsys, monkeypatch):
     )
 
 
-def test_refuses_a_kernel_that_does_not_exist(capsys):
-    assert main(["--kernel", "nothing"]) == 2
-    assert capsys.readouterr().err == "--kernel: no kernel has 'nothing' in its name\n"
+def test_refuses_to_choose_nothing(capsys):
+    assert main(["--kernel", "join", "--configuration", "int4", "--matrix"]) == 2
+    assert capsys.readouterr().err == (
+        "no kernel with 'join' in its name has a configuration with 'int4' and matrix products\n"
+    )
 
 
 def test_refuses_an_architecture_without_limits(capsys):
