@@ -139,11 +139,14 @@ def examine(binaries: list[Binary], capability: int) -> list[Resources]:
 def reason(output: str) -> str:
     """The first error in what a compiler printed, without where in its own files it found it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("PTXAS error:")]  # ptxas says more
     for line in lines:
         found = re.search(r"\b(?:error|fatal)\s*:\s*(.+)", line, re.IGNORECASE)
         if found is not None:
             return found[1]
-    return lines[-1] if lines else "the compiler gives no reason"
+    last = lines[-1] if lines else "the compiler gives no reason"
+    quoted = re.fullmatch(r"\w+\((['\"])(.*)\1\)", last)  # the exception that Triton wraps
+    return quoted[2] if quoted else last
 
 
 def _resources(binary: Binary, code: tuple[Instruction, ...], tools: Path) -> Resources:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from metamorph_kernels.aot.disassembly import Instruction
+from metamorph_kernels.aot.disassembly import BYTES, Instruction
 
 ENDS = frozenset({"EXIT", "RET"})
 BRANCHES = frozenset({"BRA"})
 _INDIRECT = frozenset({"BRX", "BRXU", "JMP", "JMX", "JMXU"})  # to an address in a register
-
-_BYTES = 16  # of an instruction
 
 
 class UnreadableFlow(ValueError):
@@ -173,7 +171,7 @@ def _following(code: Sequence[Instruction]) -> list[tuple[int, ...]]:
             found.append((place + 1,) if conditional else ())
         else:
             if instruction.name == "BSYNC":
-                behind = instruction.address + _BYTES
+                behind = instruction.address + BYTES
                 if behind not in meeting.get(instruction.operands[0], set()):
                     raise UnreadableFlow(f"{instruction} does not stand before where threads meet")
             found.append((place + 1,))

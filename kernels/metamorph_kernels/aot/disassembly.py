@@ -5,15 +5,18 @@ import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([\w.]+)\s*(.*?)\s*;")
+BYTES = 16  # of an instruction
+_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+_INSTRUCTION = re.compile(r"(?:@(!?U?P[0-9T]+)\s+)?([\w.]+)\s*(.*)")
+_LEADING = frozenset({"BRA", "BSSY"})  # to an address that they name
 _PREDICATE = re.compile(r"!?U?P(?:\d|T)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One instruction: `opcode` with its modifiers, as in LDG.E.128; `guard` such as !P0, or ""."""
 
@@ -21,43 +24,31 @@ class Instruction:
     guard: str
     opcode: str
     operands: tuple[str, ...]
-
-    @cached_property
-    def name(self) -> str:
-        """The opcode without modifiers."""
-        return self.opcode.partition(".")[0]
-
-    @cached_property
-    def modifiers(self) -> tuple[str, ...]:
-        return tuple(self.opcode.split(".")[1:])
-
-    @cached_property
-    def values(self) -> tuple[str, ...]:
-        """The operands that are not predicates: the result first, where there is one."""
-        return tuple(word for word in self.operands if not _PREDICATE.fullmatch(word))
+    name: str  # the opcode without modifiers
+    modifiers: tuple[str, ...]
+    values: tuple[str, ...]  # the operands but for predicates: the result first, if there is one
 
     def __str__(self) -> str:
         return f"{self.opcode} at {self.address:#06x}"
 
 
-def instructions(text: str) -> tuple[Instruction, ...]:
-    """The instructions of a listing of nvdisasm."""
+def instructions(text: str, start: int = 0) -> tuple[Instruction, ...]:
+    """The instructions of a listing of nvdisasm; `start` is to be address 0."""
+    matches = filter(None, map(_LINE.match, text.splitlines()))
     found = []
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match is not None:
-            address, guard, opcode, operands = match.groups()
-            words = operands.replace(".reuse", "").split(",")
-            found.append(
-                Instruction(int(address, 16), guard or "", opcode, tuple(map(str.strip, words)))
-            )
+    for match in matches:
+        guard, opcode, operands, name, modifiers, values = _words(match[2])
+        if start and name in _LEADING and operands[-1].startswith("0x"):
+            operands = (*operands[:-1], hex(int(operands[-1], 16) - start))
+        address = int(match[1], 16) - start
+        found.append(Instruction(address, guard, opcode, operands, name, modifiers, values))
     return tuple(found)
 
 
 def disassemble(
     binaries: list[bytes], capability: int, tools: Path
 ) -> list[tuple[Instruction, ...]]:
-    """The instructions of each cubin, addresses from 0.
+    """The instructions of each cubin.
 
     nvdisasm takes a third of a second to start, so it reads the code of all in one go, laid end to
     end: branches are relative, and are printed with the address where they lead.
@@ -68,26 +59,24 @@ def disassemble(
         file.flush()
         command = [tools / "nvdisasm", "--binary", f"SM{capability}", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    listed = instructions(done.stdout)
-    bounds = [0]
-    for code in codes:
-        bounds.append(bounds[-1] + len(code))
-    places = {instruction.address: place for place, instruction in enumerate(listed)}
-    places[bounds[-1]] = len(listed)
+    lines = [line for line in done.stdout.splitlines() if _LINE.match(line)]
+    bounds = [0, *accumulate(len(code) // BYTES for code in codes)]
+    if len(lines) != bounds[-1]:
+        raise RuntimeError(f"nvdisasm printed {len(lines)} instructions of {bounds[-1]}")
     return [
-        tuple(_moved(instruction, -first) for instruction in listed[places[first] : places[stop]])
+        instructions("\n".join(lines[first:stop]), start=first * BYTES)
         for first, stop in pairwise(bounds)
     ]
 
 
-def _moved(instruction: Instruction, distance: int) -> Instruction:
-    """The instruction elsewhere; where it leads moves along."""
-    operands = instruction.operands
-    if instruction.name in ("BRA", "BSSY", "CALL", "RET") and operands[-1].startswith("0x"):
-        operands = (*operands[:-1], hex(int(operands[-1], 16) + distance))
-    return Instruction(
-        instruction.address + distance, instruction.guard, instruction.opcode, operands
-    )
+@lru_cache(maxsize=100_000)  # kernels of a family share most of their lines
+def _words(line: str) -> tuple[str, str, tuple[str, ...], str, tuple[str, ...], tuple[str, ...]]:
+    """All fields of an instruction but its address."""
+    guard, opcode, rest = _INSTRUCTION.fullmatch(line).groups()
+    operands = tuple(word.strip() for word in rest.replace(".reuse", "").split(","))
+    name, *modifiers = opcode.split(".")
+    values = tuple(word for word in operands if not _PREDICATE.fullmatch(word))
+    return guard or "", opcode, operands, name, tuple(modifiers), values
 
 
 def _code(binary: bytes) -> bytes:

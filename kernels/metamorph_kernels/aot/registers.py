@@ -7,6 +7,7 @@ takes its operand from one.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from metamorph_kernels.aot.disassembly import Instruction
 
@@ -78,7 +79,9 @@ def effects(instruction: Instruction) -> Effects:
     if instruction.name in PRODUCTS:
         made = product(instruction)
         return Effects(made.accumulators, made.accumulators | made.operand)
-    _refuse_unknown(instruction)
+    ignorance = _ignorance(instruction.name, instruction.modifiers)
+    if ignorance:
+        raise UnknownMnemonic(f"{instruction} {ignorance}")
     values = instruction.values
     has_result = (
         instruction.name in RESULT
@@ -96,13 +99,16 @@ def effects(instruction: Instruction) -> Effects:
     return Effects(writes, frozenset(reads))
 
 
-def _refuse_unknown(instruction: Instruction) -> None:
-    name, modifiers = instruction.name, set(instruction.modifiers)
+@lru_cache
+def _ignorance(name: str, modifiers: tuple[str, ...]) -> str:
+    """Why the effects of an opcode are not known, or ""."""
     if name not in RESULT and name not in NO_RESULT:
-        raise UnknownMnemonic(f"{instruction} is not in the lists of registers.py")
-    widened = name in RESULT and name not in _MOVES and name != "SYNCS" and modifiers & {*_WIDTHS}
-    if widened or (name in _CONVERSIONS and modifiers & {"F64", "S64", "U64"}):
-        raise UnknownMnemonic(f"{instruction} takes registers of an unknown width")
+        return "is not in the lists of registers.py"
+    found = set(modifiers)
+    widened = name in RESULT and name not in _MOVES and name != "SYNCS" and found & {*_WIDTHS}
+    if widened or (name in _CONVERSIONS and found & {"F64", "S64", "U64"}):
+        return "takes registers of an unknown width"
+    return ""
 
 
 def _result_width(instruction: Instruction) -> int:

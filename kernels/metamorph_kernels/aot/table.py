@@ -94,10 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
         Row(number, case, architecture)
         for number, case in enumerate(compilations())
         for architecture in ([options.arch] if options.arch else case.architectures)
-        if options.kernel in case.kernel.__name__ and (case.tensor_cores or not options.matrix)
+        if options.kernel in case.kernel.__name__
+        and options.configuration in case.configuration
+        and (case.tensor_cores or not options.matrix)
     ]
     if not rows:
-        print(f"--kernel: no kernel has {options.kernel!r} in its name", file=sys.stderr)
+        print(
+            f"no kernel with {options.kernel!r} in its name has a configuration with "
+            f"{options.configuration!r}{' and matrix products' * options.matrix}",
+            file=sys.stderr,
+        )
         return 2
     name = max(len(row.compilation.kernel.__name__) for row in rows)
     configuration = max(len("configuration"), *(len(row.compilation.configuration) for row in rows))
@@ -134,6 +140,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--kernel", default="", metavar="TEXT", help="only kernels whose name contains TEXT"
+    )
+    parser.add_argument(
+        "--configuration",
+        default="",
+        metavar="TEXT",
+        help="only configurations whose name contains TEXT, such as bf16",
     )
     parser.add_argument(
         "--matrix",

@@ -1,4 +1,4 @@
-"""The interval attention that ptxas 12.8 to 13.0 miscompiles, as a fixture of the check that finds it.
+"""An interval attention that ptxas 12.8 to 13.0 miscompiles, for the check that must find it.
 
 Its queries are loaded before the loop over keys and are the register operand of q k^T, because TMA
 brings them packed as [heads, tokens, head dim] and the reshape goes through registers. The weights
