@@ -35,7 +35,7 @@ access to global memory in bits; then for one pass through the innermost loop (o
 the whole kernel) instructions and barriers, and how much of its float32 arithmetic is issued while
 a product is in flight ("at once": next to none, because the wait comes right after the product).
 """
-BATCH = 8  # kernels that one process compiles, and has disassembled, at a time
+BATCH = 16  # kernels that one process compiles, and has disassembled, at a time
 
 
 @dataclass(frozen=True)
