@@ -11,7 +11,7 @@ from bench.harness.providers import Provider, compiled, ours
 from bench.harness.results import Result
 from bench.harness.trials import INPUT_SETS, Inputs, Trial, forward
 from metamorph_kernels import pool_normalize, reference
-from metamorph_kernels.pooling import tokens_read
+from metamorph_kernels.rows.pooling import tokens_read
 
 OPERATION = "pool and normalise, forward"
 

@@ -11,7 +11,7 @@ from bench.harness.providers import Compute, Provider, compiled, gpu_package, ou
 from bench.harness.results import Result
 from bench.harness.trials import INPUT_SETS, Inputs, Results, Trial, forward_and_backward
 from metamorph_kernels import linear_cross_entropy
-from metamorph_kernels.cross_entropy import IGNORED
+from metamorph_kernels.losses.cross_entropy import IGNORED
 
 OPERATION = "text loss, forward and backward"
 ROWS_AT_ONCE = 512  # bounds the logits held in float64

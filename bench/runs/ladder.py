@@ -15,7 +15,7 @@ from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.runs.models import TOY, SharedWeights, Widths, masked_attention, missing_package, speeds
 from bench.runs.training_step import LARGEST_ERROR, planned, step_flops
-from metamorph_kernels.cross_entropy import IGNORED
+from metamorph_kernels.losses.cross_entropy import IGNORED
 
 OPERATION = "ladder of a training step"
 

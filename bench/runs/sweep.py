@@ -28,16 +28,9 @@ from bench.harness.timing import Candidate
 from bench.harness.verification import relative_error
 from bench.ops import attention, decode
 from bench.reports.tables import text
-from metamorph_kernels import (
-    aot,
-    attention_fp8_triton,
-    attention_triton,
-    decode_attention,
-    decode_triton,
-    interval_attention,
-    interval_attention_fp8,
-)
-from metamorph_kernels.attention_triton import Tiles
+from metamorph_kernels import aot, decode_attention, interval_attention, interval_attention_fp8
+from metamorph_kernels.attention import decode_triton, fp8_triton, interval_triton
+from metamorph_kernels.attention.interval_triton import Tiles
 
 KERNELS = ("forward", "query_gradient", "key_value_gradient", "fp8", "decode")
 SHIPPED = "ours, shipped"
@@ -51,7 +44,7 @@ Change = dict[str, Any]  # module attributes and what they are for one candidate
 
 def module_of(kernel: str) -> ModuleType:
     """Where the tiles of a kernel stand."""
-    return {"fp8": attention_fp8_triton, "decode": decode_triton}.get(kernel, attention_triton)
+    return {"fp8": fp8_triton, "decode": decode_triton}.get(kernel, interval_triton)
 
 
 def changes(kernel: str) -> dict[str, Change]:

@@ -6,19 +6,19 @@ around them need (`send`, `without_autocast`, `tokens_read`, the sizes of chunks
 
 from metamorph_kernels.absence import gpu_absence, triton_absence
 from metamorph_kernels.arguments import without_autocast
-from metamorph_kernels.attention import interval_attention
-from metamorph_kernels.attention_fp8 import interval_attention_fp8
+from metamorph_kernels.attention.decode import decode_attention
+from metamorph_kernels.attention.fp8 import interval_attention_fp8
+from metamorph_kernels.attention.interval import interval_attention
 from metamorph_kernels.backends import probe
-from metamorph_kernels.chunks import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
-from metamorph_kernels.cosine import cosine_loss
-from metamorph_kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from metamorph_kernels.cuda_library import cuda_absence
-from metamorph_kernels.decode import decode_attention
-from metamorph_kernels.float8_linear import linear_fp8, mlp_gelu_fp8
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
-from metamorph_kernels.linear_cosine import LinearCosineLoss, linear_cosine_loss
-from metamorph_kernels.mlp import MLPGelu, mlp_gelu
-from metamorph_kernels.pooling import pool_normalize, tokens_read
+from metamorph_kernels.linear.float8_linear import linear_fp8, mlp_gelu_fp8
+from metamorph_kernels.linear.mlp import MLPGelu, mlp_gelu
+from metamorph_kernels.losses.chunks import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
+from metamorph_kernels.losses.cosine import cosine_loss
+from metamorph_kernels.losses.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from metamorph_kernels.losses.linear_cosine import LinearCosineLoss, linear_cosine_loss
+from metamorph_kernels.rows.pooling import pool_normalize, tokens_read
 from metamorph_kernels.transfer import send
 from metamorph_kernels.transformers_attention import register_with_transformers
 

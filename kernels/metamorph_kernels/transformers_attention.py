@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metamorph_kernels.attention import interval_attention
+from metamorph_kernels.attention.interval import interval_attention
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 
 NAME = "metamorph_interval"

@@ -19,7 +19,7 @@ from row_truth import (
 from rows_on_cpu import run_cosine, run_pool, run_quantise, run_scale
 
 from metamorph_kernels import cosine_loss, pool_normalize
-from metamorph_kernels.attention_fp8 import quantise_heads
+from metamorph_kernels.attention.fp8 import quantise_heads
 
 COLUMNS = [1, 33, 96, 1000, 1152, 1153]
 

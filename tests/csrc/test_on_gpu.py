@@ -12,7 +12,7 @@ from row_truth import (
 )
 
 from metamorph_kernels import cosine_loss, cuda_library, pool_normalize
-from metamorph_kernels.attention_fp8 import quantise_heads
+from metamorph_kernels.attention.fp8 import quantise_heads
 from metamorph_kernels.cuda_library import (
     cosine_rows,
     pool_normalize_rows,

@@ -9,13 +9,8 @@ from comparisons import Record, assert_as_good_as_plain, value_and_gradients
 from hypothesis import given, settings
 from packed_rows import brute_force_mask, mask_of_rows, non_decreasing_rows, packed_rows
 
-from metamorph_kernels import (
-    attention,
-    interval_attention,
-    intervals_from_rows,
-    key_intervals,
-    reference,
-)
+from metamorph_kernels import interval_attention, intervals_from_rows, key_intervals, reference
+from metamorph_kernels.attention import interval
 
 
 def rows(tokens, query_heads=4, key_heads=2, head_dim=3, dtype=torch.float64, seed=0):
@@ -140,18 +135,18 @@ def test_neighbouring_documents_of_one_length_are_one_call(monkeypatch):
         calls.append(tuple(query.shape))
         return attend(query, *arguments, **keywords)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(interval.F, "scaled_dot_product_attention", counted)
     lengths, spans = [1] * 50 + [6] + [1] * 50 + [6, 6], [(108, 110)]
     intervals = key_intervals(lengths, spans)
     tensors = rows(sum(lengths))
     out = interval_attention(*tensors, intervals)
     assert calls == [(100, 4, 1, 3), (2, 4, 6, 3), (1, 4, 6, 3)]
-    assert attention._alike(intervals)[0] == [50, 6, 50, 6, 6]  # and cut in few places
+    assert interval._alike(intervals)[0] == [50, 6, 50, 6, 6]  # and cut in few places
     torch.testing.assert_close(out, plain(*tensors, brute_force_mask(lengths, spans)))
 
 
 def test_documents_longer_than_a_batch(monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST_BATCHED_DOCUMENT", 4)
+    monkeypatch.setattr(interval, "LONGEST_BATCHED_DOCUMENT", 4)
     lengths, spans = [4, 6, 4, 6, 6], [(5, 9), (14, 18)]
     intervals = key_intervals(lengths, spans)
     tensors = rows(26)
@@ -267,12 +262,12 @@ def test_what_triton_gets_and_what_keeps_a_call_from_it(monkeypatch):
         seen.append(scale)
         return q + 1, q.new_zeros(q.shape[1], q.shape[0])
 
-    module = types.ModuleType("metamorph_kernels.attention_triton")
+    module = types.ModuleType("metamorph_kernels.attention.interval_triton")
     module.interval_attention_triton = interval_attention_triton
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(attention, "resolve", resolve)
+    monkeypatch.setattr(interval, "resolve", resolve)
     intervals = key_intervals([3])
-    for head_dim in attention.TRITON_HEAD_DIMS:
+    for head_dim in interval.TRITON_HEAD_DIMS:
         q, k, v = rows(3, head_dim=head_dim, dtype=torch.float32)
         assert torch.equal(interval_attention(q, k, v, intervals), q + 1)
         assert seen[-2:] == [("interval_attention", "auto", None), 1 / math.sqrt(head_dim)]

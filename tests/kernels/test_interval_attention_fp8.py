@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from packed_rows import non_decreasing_rows
 
 from metamorph_kernels import (
-    attention_fp8,
     interval_attention,
     interval_attention_fp8,
     intervals_from_rows,
     key_intervals,
     reference,
 )
-from metamorph_kernels.attention_fp8 import quantise_heads
+from metamorph_kernels.attention import fp8
+from metamorph_kernels.attention.fp8 import quantise_heads
 
 
 def rows(tokens, query_heads=4, key_heads=2, head_dim=8, dtype=torch.float32, seed=0):
@@ -75,7 +75,7 @@ def test_long_documents_go_in_chunks_of_queries(monkeypatch):
     intervals = key_intervals([30, 30, 20], [(32, 50)])
     tensors = rows(80)
     whole = interval_attention_fp8(*tensors, intervals)
-    monkeypatch.setattr(attention_fp8, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(fp8, "QUERIES_AT_ONCE", 7)
     with Record() as record:
         chunked = interval_attention_fp8(*tensors, intervals)
     assert_equal_but_for_one_weight(whole, chunked, tensors[2])
@@ -233,10 +233,10 @@ def test_what_triton_gets_and_what_keeps_a_call_from_it(monkeypatch):
         seen.append(scale)
         return q + 1
 
-    module = types.ModuleType("metamorph_kernels.attention_fp8_triton")
+    module = types.ModuleType("metamorph_kernels.attention.fp8_triton")
     module.interval_attention_fp8_triton = interval_attention_fp8_triton
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(attention_fp8, "resolve", resolve)
+    monkeypatch.setattr(fp8, "resolve", resolve)
     q, k, v = rows(3, head_dim=96)
     assert torch.equal(interval_attention_fp8(q, k, v, key_intervals([3])), q + 1)
     assert seen == [("interval_attention_fp8", "auto", None), 1 / math.sqrt(96)]

@@ -7,7 +7,7 @@ from comparisons import assert_as_good_as_plain, value_and_gradients
 from safetensors.torch import load_file
 
 from metamorph_kernels import pool_normalize, reference
-from metamorph_kernels.pooling import tokens_read
+from metamorph_kernels.rows.pooling import tokens_read
 
 GOLDEN = Path(__file__).parent.parent / "data" / "pool.safetensors"
 

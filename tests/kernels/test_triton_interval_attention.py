@@ -8,13 +8,8 @@ from conftest import INTERPRETED
 from random_rows import random_heads, random_row
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from metamorph_kernels import (
-    attention_triton,
-    interval_attention,
-    intervals_from_rows,
-    key_intervals,
-    reference,
-)
+from metamorph_kernels import interval_attention, intervals_from_rows, key_intervals, reference
+from metamorph_kernels.attention import interval_triton
 
 # The interpreter takes milliseconds a step and no bfloat16: hundreds of tiny rows in tiny tiles.
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
@@ -28,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("poisoned", "tiles")
 @pytest.fixture
 def tiles(monkeypatch):
     if INTERPRETED:
-        small = attention_triton.Tiles(16, 16, num_warps=4, num_stages=1)
-        monkeypatch.setattr(attention_triton, "TILES", dict.fromkeys(attention_triton.TILES, small))
+        small = interval_triton.Tiles(16, 16, num_warps=4, num_stages=1)
+        monkeypatch.setattr(interval_triton, "TILES", dict.fromkeys(interval_triton.TILES, small))
 
 
 def ours(q, k, v, intervals, **options):
@@ -193,7 +188,7 @@ def test_views_of_a_fused_projection_are_read_in_place(device, monkeypatch):
     def from_fused(fused):
         return ours(*fused.split([4, 2, 2], 1), intervals)
 
-    monkeypatch.setattr(attention_triton, "describable", lambda tensor: tensor)  # no copies
+    monkeypatch.setattr(interval_triton, "describable", lambda tensor: tensor)  # no copies
     views = value_and_gradients(from_fused, fused)
     out, *gradients = value_and_gradients(lambda q, k, v: ours(q, k, v, intervals), *dense)
     assert torch.equal(views[0], out)

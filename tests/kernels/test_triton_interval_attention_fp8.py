@@ -3,13 +3,8 @@ import torch
 from conftest import INTERPRETED
 from random_rows import random_heads, random_row
 
-from metamorph_kernels import (
-    attention_fp8_triton,
-    attention_triton,
-    interval_attention_fp8,
-    key_intervals,
-    reference,
-)
+from metamorph_kernels import interval_attention_fp8, key_intervals, reference
+from metamorph_kernels.attention import fp8_triton, interval_triton
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 LONGEST, MOST = (14, 4) if INTERPRETED else (700, 6)
@@ -20,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("poisoned", "tiles", "exact_float8")
 @pytest.fixture
 def tiles(monkeypatch):
     if INTERPRETED:
-        small = attention_triton.Tiles(16, 16, num_warps=4, num_stages=1)
-        table = dict.fromkeys(attention_fp8_triton.TILES, small)
-        monkeypatch.setattr(attention_fp8_triton, "TILES", table)
+        small = interval_triton.Tiles(16, 16, num_warps=4, num_stages=1)
+        table = dict.fromkeys(fp8_triton.TILES, small)
+        monkeypatch.setattr(fp8_triton, "TILES", table)
 
 
 def ours(q, k, v, intervals, **options):

@@ -5,15 +5,9 @@ import torch
 from conftest import INTERPRETED
 from random_rows import random_heads
 
-from metamorph_kernels import (
-    attention_fp8,
-    attention_fp8_triton,
-    attention_triton,
-    interval_attention,
-    interval_attention_fp8,
-    key_intervals,
-)
-from metamorph_kernels.float8_heads_triton import quantise_heads
+from metamorph_kernels import interval_attention, interval_attention_fp8, key_intervals
+from metamorph_kernels.attention import fp8, fp8_triton, interval_triton
+from metamorph_kernels.attention.fp8_heads_triton import quantise_heads
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned", "tiles"),
@@ -26,8 +20,8 @@ LONGEST, MOST = (14, 4) if INTERPRETED else (150, 4)
 @pytest.fixture
 def tiles(monkeypatch):
     if INTERPRETED:
-        small = attention_triton.Tiles(16, 16, num_warps=4, num_stages=1)
-        for module in (attention_triton, attention_fp8_triton):
+        small = interval_triton.Tiles(16, 16, num_warps=4, num_stages=1)
+        for module in (interval_triton, fp8_triton):
             monkeypatch.setattr(module, "TILES", dict.fromkeys(module.TILES, small))
 
 
@@ -98,7 +92,7 @@ def test_in_float8_too(device, exact_float8, where, value):
     intervals = key_intervals(lengths, spans, device=device)
     kept = [
         rounded.float() * scale[:, None]
-        for rounded, scale in map(attention_fp8.quantise_heads, (q, k, v))
+        for rounded, scale in map(fp8.quantise_heads, (q, k, v))
     ]
     truth = row_by_row(*(tensor.double() for tensor in kept), intervals)
     out = interval_attention_fp8(q, k, v, intervals, impl="triton")
@@ -117,7 +111,7 @@ def test_heads_are_rounded_by_what_is_finite_in_them(device, exact_float8, head_
     q8, k8, v8, *scales = quantise_heads(q, k, v)
     ours = q8.transpose(0, 1), k8.transpose(0, 1), v8.permute(2, 0, 1)
     for mine, my_scales, tensor in zip(ours, scales, (q, k, v), strict=True):
-        expected, expected_scales = attention_fp8.quantise_heads(tensor)
+        expected, expected_scales = fp8.quantise_heads(tensor)
         torch.testing.assert_close(my_scales, expected_scales)
         torch.testing.assert_close(
             mine.float(), expected.float(), rtol=0.125, atol=0, equal_nan=True

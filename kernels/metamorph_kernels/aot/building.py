@@ -53,29 +53,26 @@ class CompileError(ValueError):
 
 def compilations() -> Iterator[Compilation]:
     """Every kernel of the package in every shipped configuration."""
-    from metamorph_kernels import (
-        attention_fp8_triton,
-        attention_triton,
-        cosine_triton,
-        cross_entropy_triton,
+    from metamorph_kernels.attention import (
         decode_triton,
-        float8_heads_triton,
-        float8_triton,
-        mlp_triton,
-        pooling_triton,
-        quantise_triton,
+        fp8_heads_triton,
+        fp8_triton,
+        interval_triton,
     )
+    from metamorph_kernels.linear import float8_triton, mlp_triton
+    from metamorph_kernels.losses import cosine_triton, cross_entropy_triton
+    from metamorph_kernels.rows import pooling_triton, quantise_triton
 
     for module in (
-        attention_triton,
-        attention_fp8_triton,
+        interval_triton,
+        fp8_triton,
         decode_triton,
         cosine_triton,
         cross_entropy_triton,
         mlp_triton,
         pooling_triton,
         quantise_triton,
-        float8_heads_triton,
+        fp8_heads_triton,
         float8_triton,
     ):
         yield from module.compilations()

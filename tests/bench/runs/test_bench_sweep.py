@@ -4,19 +4,20 @@ import torch
 pytest.importorskip("triton")
 
 from bench.runs import sweep  # noqa: E402
-from metamorph_kernels import aot, attention_triton, decode_triton  # noqa: E402
+from metamorph_kernels import aot
+from metamorph_kernels.attention import decode_triton, interval_triton
 
 CPU = torch.device("cpu")
 
 
 def test_a_change_lasts_as_long_as_its_block():
-    shipped = attention_triton.TILES
+    shipped = interval_triton.TILES
     change = next(iter(sweep.changes("forward").values()))
-    with pytest.raises(RuntimeError), sweep.changed(attention_triton, change):
-        assert attention_triton.TILES["forward", 128] != shipped["forward", 128]
-        assert attention_triton.TILES["forward", 64] == shipped["forward", 64]
+    with pytest.raises(RuntimeError), sweep.changed(interval_triton, change):
+        assert interval_triton.TILES["forward", 128] != shipped["forward", 128]
+        assert interval_triton.TILES["forward", 64] == shipped["forward", 64]
         raise RuntimeError
-    assert attention_triton.TILES is shipped
+    assert interval_triton.TILES is shipped
 
 
 @pytest.mark.parametrize("kernel", sweep.KERNELS)

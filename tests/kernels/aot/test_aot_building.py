@@ -8,17 +8,14 @@ import pytest
 import triton
 
 import metamorph_kernels
-from metamorph_kernels import (
-    aot,
-    attention_triton,
-    cross_entropy_triton,
-    decode_triton,
-    mlp_triton,
-)
+from metamorph_kernels import aot
 from metamorph_kernels.aot.building import build, examine, reason
 from metamorph_kernels.aot.disassembly import disassemble
 from metamorph_kernels.architectures import MOST_SHARED_BYTES
+from metamorph_kernels.attention import decode_triton, interval_triton
 from metamorph_kernels.backends import ROW_OPERATIONS
+from metamorph_kernels.linear import mlp_triton
+from metamorph_kernels.losses import cross_entropy_triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Called by kernels, never launched.
@@ -55,21 +52,21 @@ HELPERS = {
 
 
 def a_forward_configuration():
-    return next(attention_triton.compilations())
+    return next(interval_triton.compilations())
 
 
 def test_every_kernel_of_the_package_is_compiled_in_every_tile_of_the_table():
-    # The CUDA library beside these files is no module of Python.
-    names = [path.stem for path in Path(metamorph_kernels.__file__).parent.glob("[!_]*.py")]
+    folder = Path(metamorph_kernels.__file__).parent
+    names = [path.relative_to(folder).with_suffix("").parts for path in folder.rglob("[!_]*.py")]
     written = {
         value.__name__
         for name in names
-        for value in vars(importlib.import_module(f"metamorph_kernels.{name}")).values()
+        for value in vars(importlib.import_module(".".join(["metamorph_kernels", *name]))).values()
         if isinstance(value, triton.JITFunction)
     }
     cases = list(aot.compilations())
     assert {case.kernel.__name__ for case in cases} == written - HELPERS
-    for tiles in (*attention_triton.TILES.values(), attention_triton.FLOAT32_TILES):
+    for tiles in (*interval_triton.TILES.values(), interval_triton.FLOAT32_TILES):
         assert any(
             case.arguments.get("BLOCK_M") == tiles.block_m
             and case.arguments.get("BLOCK_N") == tiles.block_n
@@ -154,7 +151,7 @@ def test_gelu_takes_few_instructions(kernel, configuration, exponentials, most):
 def test_half_the_warps_spill_and_are_refused():
     widest = next(
         case
-        for case in attention_triton.compilations()
+        for case in interval_triton.compilations()
         if case.kernel.__name__ == "attention_key_value_gradient"
         and case.arguments["BLOCK_D"] == 128
     )

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from metamorph_kernels.attention_forward import LOG2_E
+from metamorph_kernels.attention.forward import LOG2_E
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import is_describable
 

@@ -56,7 +56,7 @@ def interval_attention(
     scale = softmax_scale(scale, q.shape[-1])
     backend = resolve("interval_attention", impl, q, _triton_limit(q))
     if backend == "triton":
-        from metamorph_kernels.attention_triton import interval_attention_triton
+        from metamorph_kernels.attention.interval_triton import interval_attention_triton
 
         out, lse = interval_attention_triton(q, k, v, intervals, scale)
     else:

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metamorph_kernels.chunks import logit_chunks
 from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
+from metamorph_kernels.losses.chunks import logit_chunks
 from metamorph_kernels.products import wide_product
 
 BLOCK, NUM_WARPS = 4096, 16

@@ -94,7 +94,7 @@ def _kernels(backend: str) -> tuple[Callable, Callable, Callable]:
     if backend == "cuda":
         from metamorph_kernels.cuda_library import cosine_rows, scale_in_place, scale_rows
     else:
-        from metamorph_kernels.cosine_triton import cosine_rows, scale_in_place, scale_rows
+        from metamorph_kernels.losses.cosine_triton import cosine_rows, scale_in_place, scale_rows
     return cosine_rows, scale_rows, scale_in_place
 
 

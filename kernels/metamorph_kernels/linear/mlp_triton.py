@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
-from metamorph_kernels.linear_gelu import linear_gelu, linear_gelu_gradient
+from metamorph_kernels.linear.linear_gelu import linear_gelu, linear_gelu_gradient
 
 HOPPER_PROCESSORS = 132
 WIDTH = 64  # columns of a step of an epilogue

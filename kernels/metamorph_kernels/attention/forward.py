@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from metamorph_kernels.attention_isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
+from metamorph_kernels.attention.isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 
 
 @triton.jit

@@ -44,7 +44,7 @@ def mlp_gelu(
     if resolve("mlp_gelu", impl, x, _triton_limit(x, w2)) == "torch":
         return F.linear(F.gelu(F.linear(x, w1, b1), approximate="none"), w2, b2)
 
-    from metamorph_kernels.mlp_triton import mlp_gelu_triton
+    from metamorph_kernels.linear.mlp_triton import mlp_gelu_triton
 
     out = mlp_gelu_triton(x.reshape(-1, in_features), w1, b1, w2, b2, keep_activation)
     return out.reshape(*x.shape[:-1], len(w2))

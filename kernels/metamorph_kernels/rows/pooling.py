@@ -47,7 +47,7 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
         return pool_normalize_rows(features, grid)
     if differentiated:
         return _TritonPool.apply(features, grid)
-    from metamorph_kernels.pooling_triton import pool_normalize_forward
+    from metamorph_kernels.rows.pooling_triton import pool_normalize_forward
 
     return pool_normalize_forward(features, grid)
 
@@ -77,7 +77,7 @@ def _pool_normalize_torch(features: Tensor, side: int, grid: int) -> Tensor:
 class _TritonPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, grid: int) -> Tensor:
-        from metamorph_kernels.pooling_triton import pool_normalize_forward
+        from metamorph_kernels.rows.pooling_triton import pool_normalize_forward
 
         ctx.save_for_backward(features)
         ctx.grid = grid
@@ -86,7 +86,7 @@ class _TritonPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        from metamorph_kernels.pooling_triton import pool_normalize_backward
+        from metamorph_kernels.rows.pooling_triton import pool_normalize_backward
 
         (features,) = ctx.saved_tensors
         return pool_normalize_backward(gradient, features, ctx.grid), None

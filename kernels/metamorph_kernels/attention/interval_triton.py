@@ -9,11 +9,11 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from metamorph_kernels.attention_backward import (
+from metamorph_kernels.attention.backward import (
     attention_key_value_gradient,
     attention_query_gradient,
 )
-from metamorph_kernels.attention_forward import attention_forward
+from metamorph_kernels.attention.forward import attention_forward
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.intervals import Intervals

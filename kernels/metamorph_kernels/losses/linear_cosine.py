@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from metamorph_kernels.arguments import check_floating, check_reduction, check_shape, same_dtype
 from metamorph_kernels.backends import resolve, row_limits
-from metamorph_kernels.cosine import cosine_loss
+from metamorph_kernels.losses.cosine import cosine_loss
 
 
 def linear_cosine_loss(

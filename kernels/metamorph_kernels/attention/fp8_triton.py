@@ -10,19 +10,19 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from metamorph_kernels.attention_forward import query_tile, row_pointers
-from metamorph_kernels.attention_isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
-from metamorph_kernels.attention_triton import (
+from metamorph_kernels.attention.forward import query_tile, row_pointers
+from metamorph_kernels.attention.fp8_heads_triton import quantise_heads
+from metamorph_kernels.attention.interval_triton import (
     Tiles,
     describe,
     packed_heads,
     programs,
     work_lists,
 )
+from metamorph_kernels.attention.isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.float8 import WEIGHT_SCALE
-from metamorph_kernels.float8_heads_triton import quantise_heads
 from metamorph_kernels.intervals import Intervals
 
 LOG2_WEIGHT_SCALE = tl.constexpr(math.log2(WEIGHT_SCALE))

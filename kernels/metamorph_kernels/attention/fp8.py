@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metamorph_kernels.arguments import check_floating, check_shape, softmax_scale, without_autocast
-from metamorph_kernels.attention import checked_inputs, head_dim_limit, map_documents
+from metamorph_kernels.attention.interval import checked_inputs, head_dim_limit, map_documents
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.float8 import E4M3, WEIGHT_SCALE, quantise
 from metamorph_kernels.intervals import Intervals
@@ -52,7 +52,7 @@ def interval_attention_fp8(
     scale = softmax_scale(scale, q.shape[-1])
     backend = resolve("interval_attention_fp8", impl, q, head_dim_limit(q.shape[-1]))
     if backend == "triton":
-        from metamorph_kernels.attention_fp8_triton import interval_attention_fp8_triton
+        from metamorph_kernels.attention.fp8_triton import interval_attention_fp8_triton
 
         return interval_attention_fp8_triton(q, k, v, intervals, scale)
     return _interval_attention_fp8_torch(q, k, v, intervals, scale)

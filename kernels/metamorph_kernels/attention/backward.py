@@ -7,8 +7,8 @@ no atomics, the same bits every time.
 import triton
 import triton.language as tl
 
-from metamorph_kernels.attention_forward import query_tile, row_pointers
-from metamorph_kernels.attention_isolated import (
+from metamorph_kernels.attention.forward import query_tile, row_pointers
+from metamorph_kernels.attention.isolated import (
     LOG2_E,
     is_poisoned,
     key_or_value_gradient_by_queries,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metamorph_kernels.compilation import Compilation
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, padded
-from metamorph_kernels.quantise_triton import CHUNK, magnitude, scale_of, to_float8
+from metamorph_kernels.rows.quantise_triton import CHUNK, magnitude, scale_of, to_float8
 
 MAXIMA_ROWS, MAXIMA_STEPS = 64, 8  # tokens that a program reads at once, and how often
 ROWS = 64  # tokens that are rounded, and of values turned, at once

@@ -13,7 +13,7 @@ from metamorph_kernels.arguments import (
     same_dtype,
 )
 from metamorph_kernels.backends import resolve
-from metamorph_kernels.chunks import gradient_chunks, logit_chunks
+from metamorph_kernels.losses.chunks import gradient_chunks, logit_chunks
 from metamorph_kernels.products import add_product, wide_product
 
 IGNORED = -100
@@ -141,7 +141,7 @@ class _Rows:
                 return losses, None
             return losses, self._gradient(logits, log_sums, labels, cotangents)
 
-        from metamorph_kernels.cross_entropy_triton import linear_cross_entropy_rows
+        from metamorph_kernels.losses.cross_entropy_triton import linear_cross_entropy_rows
 
         losses, gradient = linear_cross_entropy_rows(
             x, weight, labels, cotangents, self.smoothing, self.z_loss

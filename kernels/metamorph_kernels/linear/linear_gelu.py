@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from metamorph_kernels.gelu import gelu, gelu_and_slope
+from metamorph_kernels.linear.gelu import gelu, gelu_and_slope
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from metamorph_kernels.arguments import (
     same_dtype,
     softmax_scale,
 )
-from metamorph_kernels.attention import head_dim_limit
+from metamorph_kernels.attention.interval import head_dim_limit
 from metamorph_kernels.backends import resolve
 
 
@@ -54,7 +54,7 @@ def decode_attention(
 
     scale = softmax_scale(scale, head_dim)
     if resolve("decode_attention", impl, q, _triton_limit(q, k_cache, v_cache)) == "triton":
-        from metamorph_kernels.decode_triton import decode_attention_triton
+        from metamorph_kernels.attention.decode_triton import decode_attention_triton
 
         return decode_attention_triton(q, k_cache, v_cache, lengths, scale)
 

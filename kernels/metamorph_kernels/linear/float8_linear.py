@@ -122,7 +122,7 @@ def _as_rows(x: Tensor) -> Tensor:
 def _functions(backend: str) -> ModuleType:
     if backend == "torch":
         return float8
-    import metamorph_kernels.float8_triton as float8_triton
+    import metamorph_kernels.linear.float8_triton as float8_triton
 
     return float8_triton
 

@@ -1,0 +1,1 @@
+"""Linear layers: the exact-GELU MLP, and products in float8."""

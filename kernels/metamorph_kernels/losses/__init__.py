@@ -1,0 +1,1 @@
+"""Losses: cosine, the last layer with it, and a cross-entropy in chunks of logits."""

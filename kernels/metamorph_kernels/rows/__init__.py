@@ -1,0 +1,1 @@
+"""Kernels of whole rows: pooling with normalisation, and rounding to float8."""
