@@ -8,7 +8,7 @@ import time
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
-from metamorph.data.documents import Documents, DocumentsAhead
+from metamorph.data.documents import Documents, DocumentsAhead, DocumentSource
 from metamorph.data.features import open_features
 from metamorph.data.opening import open_source
 from metamorph.data.own_lanes import OwnLanes
@@ -18,7 +18,7 @@ from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
 
 
-class Lanes(OwnLanes):
+class Lanes(OwnLanes[RowStream]):
     """The lanes of one process of `world_size`.
 
     `rows_per_step`: rows of an optimizer step over all processes, which is the number of lanes.
@@ -42,9 +42,10 @@ class Lanes(OwnLanes):
         own = range(rank, rows_per_step, world_size)
         self.source = documents.source
         self.ahead = None
+        ready: DocumentSource = documents
         if workers:
-            self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
-        super().__init__({lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own})
+            ready = self.ahead = DocumentsAhead(documents, workers, rows_per_step, len(own))
+        super().__init__({lane: RowStream(ready, pad_id, lane, rows_per_step) for lane in own})
         self.wait_seconds = 0.0  # that `next_rows` has taken so far
 
     def next_rows(self) -> list[PackedRow]:

@@ -1,6 +1,6 @@
 """What the lanes of a process have in common, whatever they give."""
 
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from metamorph.data.skips import Skips, sum_skips
 from metamorph.errors import UserError
@@ -16,10 +16,13 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-class OwnLanes:
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class OwnLanes(Generic[StreamT]):
     """The streams of one process, by the number of their lane."""
 
-    def __init__(self, streams: dict[int, Stream]):
+    def __init__(self, streams: dict[int, StreamT]):
         self.streams = streams
 
     def skips(self) -> Skips:

@@ -65,7 +65,7 @@ class StepWork:
     """
 
     def __init__(self, model: MetaMorph):
-        self.config, self.vision = model.config, model.vision
+        self.config, self.vision = model.config, model.encoder
         self.trained = trained_parts(model)
 
     def of(self, rows: list[PackedRow]) -> dict[str, float]:
