@@ -36,8 +36,9 @@ $(OLDER_TRITON): | $(INSTALLED)
 bench: $(INSTALLED) ## verify and time every entry that this machine can run
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,rounds
 
-lint: $(INSTALLED) ## check the code with ruff
+lint: $(INSTALLED) ## check the code with ruff and pyrefly
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder and decoder base that are shipped
 	$(BIN)/python -m metamorph.quickstart.make_assets

@@ -16,7 +16,7 @@ _HOMES = {
     "VisualDecoder": "metamorph.decoder.pipeline",
     "FeatureAdapter": "metamorph.decoder.adapter",  # diffusers looks for its components here
 }
-__all__ = list(_HOMES)
+__all__ = list(_HOMES)  # pyrefly: ignore[unresolvable-dunder-all]  it lists what is lazy
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@ waits for a GPU to learn them.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=30)  # a slow file system may keep one process that 
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Generator[None]:
     """The group of all processes that `torchrun` started, for as long as the body runs."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield

@@ -61,7 +61,9 @@ def gpu_absence(
         return f"compute capability {_dotted(capability)}; the kernels need {wanted}"
     if shared_bytes:
         device = torch.cuda.current_device()
-        found = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties = torch.cuda.get_device_properties(device)
+        # pyrefly: ignore[missing-attribute]  its stub lacks this one
+        found = properties.shared_memory_per_block_optin
         if found < shared_bytes:
             return f"{found} bytes of shared memory for a block; the kernels need {shared_bytes}"
     return None

@@ -59,15 +59,18 @@ def neighbouring_columns(tensor: Tensor) -> Tensor:
 
 
 def check_integers(
-    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], device: torch.device
+    name: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None = None,
 ) -> None:
-    """Raise ValueError unless `tensor` has one of `dtypes` and is on `device`."""
+    """Raise ValueError unless `tensor` has one of `dtypes` and is on `device`, if one is given."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{name}: expected {expected}, got {tensor.dtype}")
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
 
 

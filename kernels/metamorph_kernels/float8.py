@@ -35,6 +35,7 @@ def quantise(x: Tensor, dtype: torch.dtype, dims: int | tuple[int, ...]) -> tupl
 
 def padded(size: int) -> int:
     """The multiple of ALIGNMENT, and not 0, that holds `size` numbers."""
+    # pyrefly: ignore[bad-return]  of two ints sym_max is an int
     return torch.sym_max(-(-size // ALIGNMENT), 1) * ALIGNMENT
 
 

@@ -96,8 +96,8 @@ def intervals_from_rows(row_start: Tensor, row_end: Tensor) -> Intervals:
     Raises ValueError for tensors that do not fit, and, naming the first such row, for an interval
     that is empty or leaves [0, T), and for a bound below that of the row before.
     """
-    device = getattr(row_start, "device", None)
-    check_integers("row_start", row_start, (torch.int32, torch.int64), device)
+    check_integers("row_start", row_start, (torch.int32, torch.int64))
+    device = row_start.device
     check_integers("row_end", row_end, (torch.int32, torch.int64), device)
     check_shape("row_start", row_start, "T", None)
     check_shape("row_end", row_end, "T", len(row_start))

@@ -162,8 +162,9 @@ def mlp_gelu_fp8_gradients(
     hidden = linear_fp8(x, w1, b1).to(x.dtype).double().requires_grad_()
     activation = F.gelu(hidden)
     of_activation, of_w2, of_b2 = linear_fp8_gradients(gradient, activation.detach(), w2)
-    activation.backward(of_activation.to(x.dtype).double())
-    return *linear_fp8_gradients(hidden.grad.to(x.dtype), x, w1), of_w2, of_b2
+    of_activation = of_activation.to(x.dtype).double()
+    [of_hidden] = torch.autograd.grad(activation, hidden, of_activation)
+    return *linear_fp8_gradients(of_hidden.to(x.dtype), x, w1), of_w2, of_b2
 
 
 _E5M2 = (2, -14, 57344.0)

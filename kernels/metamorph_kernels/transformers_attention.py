@@ -106,7 +106,7 @@ def batch_attention(
 def batch_mask(
     batch_size: int,
     q_length: int | None = None,
-    kv_length: int | None = None,
+    kv_length: int = 0,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Callable | None = None,
@@ -118,9 +118,10 @@ def batch_mask(
 ) -> BatchMask:
     """The mask function: what the queries of a batch [B, T] see, as one interval each.
 
-    `mask_function` is the model's rule, `attention_mask` bool [B, T] says which keys are padding.
-    The rule is evaluated for a few queries at a time, never T x T at once. Padding queries, and
-    those that see nothing, are given themselves alone: nobody reads what they return.
+    `mask_function` is the model's rule, causal unless given; `attention_mask` bool [B, T] says
+    which keys are padding. The rule is evaluated for a few queries at a time, never T x T at once.
+    Padding queries, and those that see nothing, are given themselves alone: nobody reads what they
+    return.
 
     Raises ValueError for cached decoding, and, naming batch row and query, for a mask that is not
     one run of keys for each query with bounds that never decrease.
@@ -129,6 +130,7 @@ def batch_mask(
 
     if isinstance(attention_mask, BatchMask):  # another model made it, PaliGemma for its Gemma
         return attention_mask
+    rule = mask_function or causal_mask_function
     if cache_position is not None:  # transformers 5.0 says with it where the queries are
         q_length, q_offset, device = len(cache_position), cache_position[0], cache_position.device
     _check_no_cache(q_length, kv_length)
@@ -144,7 +146,7 @@ def batch_mask(
         real = attention_mask.to(device, torch.bool)
         if real.all():
             real = None
-    if mask_function is causal_mask_function and real is None:
+    if rule is causal_mask_function and real is None:
         return _whole_rows(batch_size, kv_length, True, device)
 
     chunk = max(1, ELEMENTS_AT_ONCE // (batch_size * kv_length))
@@ -152,7 +154,7 @@ def batch_mask(
     evaluate = _evaluate_vmap if use_vmap else _evaluate
     parts = []
     for queries in token.split(chunk):
-        visible = evaluate(mask_function, batch_size, queries, token)
+        visible = evaluate(rule, batch_size, queries, token)
         if real is not None:
             visible = visible & real[:, None]
         parts.append(_bounds(visible, queries, real))
@@ -163,7 +165,7 @@ def batch_mask(
     return BatchMask(intervals, (batch_size, 1, kv_length, kv_length))
 
 
-def _check_no_cache(queries: int, keys: int) -> None:
+def _check_no_cache(queries: int | None, keys: int) -> None:
     if queries != keys:
         raise ValueError(
             f"{NAME} has no cached decoding and no cross-attention: got {queries} queries and "

@@ -74,6 +74,7 @@ class SourceConfig:
 class PartConfig(SourceConfig):
     """One part of a mixture file; its paths start from the folder of that file."""
 
+    # pyrefly: ignore[bad-override-mutable-attribute]  fewer kinds: nobody sets another one later
     source: Literal["toy_scenes", FileFormat] = option("kind of source", "jsonl")
     weight: float = option("relative share, 0 for the number of samples", 0.0, minimum=0)
 

@@ -31,7 +31,7 @@ from metamorph.config.keys import NAMES, NUMBERS, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.errors import UserError
 
-KINDS = {  # type: its name in --help, and in words
+KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
     int: ("INT", "a whole number"),
     float: ("FLOAT", "a number"),
@@ -143,7 +143,7 @@ def nearest(key: str) -> str:
     return difflib.get_close_matches(key, candidates, n=1, cutoff=0)[0]
 
 
-def _leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+def _leaves(config_class: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
     for entry in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(entry.type):
             yield from _leaves(entry.type, f"{prefix}{entry.name}.")
@@ -241,7 +241,7 @@ def _needs(entry: dataclasses.Field) -> str:
     return ", ".join([KINDS[entry.type][1], *filled, *bounds])
 
 
-def _build(config_class: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _build(config_class: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     arguments = {}
     for entry in dataclasses.fields(config_class):
         key = prefix + entry.name

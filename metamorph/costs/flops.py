@@ -98,7 +98,7 @@ def block_weights(language: LanguageConfig) -> int:
 def trained_parts(model: MetaMorph) -> frozenset[str]:
     """Parts whose weights get gradients, by the names that `language_flops` gives them."""
     weights = {
-        PROJECTIONS: model.language.model.layers[0].mlp.down_proj.weight,
+        PROJECTIONS: model.language.model.layers[0].get_parameter("mlp.down_proj.weight"),
         TEXT_HEAD: model.language.output_weight,
         PROJECTOR: model.projector.linear_1.weight,
         VISION_HEAD: model.vision_head.linear_1.weight,

@@ -4,7 +4,7 @@ The model stands on the meta device, and torch's fake process group plays the ot
 one process would hold is read off the sharded parameters themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class Traffic:
 
 
 @contextmanager
-def fake_processes(world_size: int) -> Iterator[None]:
+def fake_processes(world_size: int) -> Generator[None]:
     """A process group of `world_size` that this process is the first of; nothing is sent."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
@@ -82,7 +82,7 @@ def units(model: nn.Module) -> list[Unit]:
 
 def _unit(name: str, members: list[nn.Parameter], sharded: bool, is_root: bool) -> Unit:
     def local(parameter: nn.Parameter) -> int:
-        return (parameter.to_local() if sharded else parameter).numel()
+        return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
 
     trained = [p for p in members if p.requires_grad]
     return Unit(

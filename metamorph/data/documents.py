@@ -138,8 +138,9 @@ def _start(documents: Documents) -> None:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()  # a pool's processes would outlive one that was killed
-    os._exit(1)
+    if parent := parent_process():  # a pool's processes would outlive one that was killed
+        parent.join()
+        os._exit(1)
 
 
 def _prepare(index: int) -> tuple[Document, np.ndarray | None]:

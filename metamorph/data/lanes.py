@@ -5,11 +5,11 @@ r, r + n, ...: what a step trains on, and in which order samples come, does not 
 """
 
 import time
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
-from metamorph.data.documents import Documents, DocumentsAhead
+from metamorph.data.documents import Documents, DocumentsAhead, DocumentSource
 from metamorph.data.features import open_features
 from metamorph.data.opening import open_source
 from metamorph.data.packing import PackedRow, RowStream
@@ -29,10 +29,13 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-class OwnLanes:
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class OwnLanes(Generic[StreamT]):
     """The streams of one process, by the number of their lane."""
 
-    def __init__(self, streams: dict[int, Stream]):
+    def __init__(self, streams: dict[int, StreamT]):
         self.streams = streams
 
     def skips(self) -> Skips:
@@ -54,7 +57,7 @@ class OwnLanes:
             stream.load_state_dict(states[str(lane)])
 
 
-class Lanes(OwnLanes):
+class Lanes(OwnLanes[RowStream]):
     """The lanes of one process of `world_size`.
 
     `rows_per_step`: rows of an optimizer step over all processes, which is the number of lanes.
@@ -78,9 +81,10 @@ class Lanes(OwnLanes):
         own = range(rank, rows_per_step, world_size)
         self.source = documents.source
         self.ahead = None
+        ready: DocumentSource = documents
         if workers:
-            self.ahead = documents = DocumentsAhead(documents, workers, rows_per_step, len(own))
-        super().__init__({lane: RowStream(documents, pad_id, lane, rows_per_step) for lane in own})
+            ready = self.ahead = DocumentsAhead(documents, workers, rows_per_step, len(own))
+        super().__init__({lane: RowStream(ready, pad_id, lane, rows_per_step) for lane in own})
         self.wait_seconds = 0.0  # that `next_rows` has taken so far
 
     def next_rows(self) -> list[PackedRow]:

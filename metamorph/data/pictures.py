@@ -48,7 +48,7 @@ class PictureStream:
         self.skips.load_state_dict(state)
 
 
-class PictureLanes(OwnLanes):
+class PictureLanes(OwnLanes[PictureStream]):
     """The lanes of one process: each gives one picture of every batch, whoever computes it.
 
     `batch_size`: pictures of a step over all processes, which is the number of lanes, and which

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -159,7 +160,7 @@ def _read_index(path: Path) -> dict:
         if index.get(name) != expected:
             raise UserError(f"{path}: {name} is {index.get(name)!r}, expected {expected}")
     for name, kinds, least in (("guidance_scale", (int, float), 0), ("sampling_steps", (int,), 1)):
-        value = index.get(name)
+        value: Any = index.get(name)
         if type(value) not in kinds or not least <= value < math.inf:
             raise UserError(f"{path}: {name} is {value!r}, expected a number of at least {least}")
     return index

@@ -22,6 +22,8 @@ MUTED = "#657083"
 RIGHT = "#157f4b"
 WRONG = "#c4342b"
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 @dataclass(frozen=True)
 class SheetEntry:
@@ -77,9 +79,7 @@ def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
     return sheet
 
 
-def _lay_out(
-    entry: SheetEntry, caption_font: ImageFont.FreeTypeFont, label_font: ImageFont.FreeTypeFont
-) -> _Cell:
+def _lay_out(entry: SheetEntry, caption_font: Font, label_font: Font) -> _Cell:
     width = CELL_WIDTH - 2 * PADDING
     mark_lines: list[list[tuple[str, int]]] = [[]]
     x = 0
@@ -93,7 +93,7 @@ def _lay_out(
     return _Cell(entry, _wrap(entry.caption, caption_font, width), mark_lines)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     """Lines of whole words; a word wider than the line is broken."""
     lines = [""]
     for word in text.split():
@@ -115,8 +115,8 @@ def _draw_cell(
     x: int,
     y: int,
     height: int,
-    caption_font: ImageFont.FreeTypeFont,
-    label_font: ImageFont.FreeTypeFont,
+    caption_font: Font,
+    label_font: Font,
 ) -> None:
     _paste_card(sheet, (x, y, x + CELL_WIDTH, y + height))
     draw = ImageDraw.Draw(sheet)
@@ -157,7 +157,7 @@ def _paste_picture(
     picture: Image.Image | None,
     x: int,
     y: int,
-    label_font: ImageFont.FreeTypeFont,
+    label_font: Font,
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     if picture is None:

@@ -90,10 +90,9 @@ class Assistant:
         positions = [p for first, end in document.spans for p in range(first, end)]
         features = None
         if images:
-            if self.model.vision is None:
-                raise UserError("this model folder has no encoder/, it cannot read images")
+            encoder = self.model.encoder
             device = self.model.projector.linear_1.weight.device
-            features = self.model.vision(self.model.vision.preprocess(list(images)).to(device))
+            features = encoder(encoder.preprocess(list(images)).to(device))
         return Prompt(document.token_ids, positions, features)
 
     def reply(

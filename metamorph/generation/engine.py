@@ -185,12 +185,12 @@ def _check_prompt(model: MetaMorph, number: int, prompt: Prompt) -> None:
     length = len(prompt.token_ids)
     if length == 0:
         raise ValueError(f"prompts[{number}].token_ids: expected at least one token, got none")
-    images = 0 if prompt.features is None else prompt.features.shape[0]
+    images, *shape = [0] if prompt.features is None else prompt.features.shape
     tokens, width = model.config.tokens_per_image, model.config.visual_width
-    if images and tuple(prompt.features.shape[1:]) != (tokens, width):
+    if images and shape != [tokens, width]:
         raise ValueError(
             f"prompts[{number}].features: expected [images, {tokens}, {width}], "
-            f"got {list(prompt.features.shape)}"
+            f"got {[images, *shape]}"
         )
     if len(prompt.visual_positions) != images * tokens:
         raise ValueError(

@@ -126,9 +126,11 @@ class Sequence:
 
     def _emit(self, token_id: int) -> None:
         self.steps += 1
-        if not self.segments or isinstance(self.segments[-1], ImageSegment):
-            self.segments.append(TextSegment([]))
-        self.segments[-1].token_ids.append(token_id)
+        last = self.segments[-1] if self.segments else None
+        if not isinstance(last, TextSegment):
+            last = TextSegment([])
+            self.segments.append(last)
+        last.token_ids.append(token_id)
 
     def _finish(self, reason: str) -> None:
         self.mode = Mode.FINISHED

@@ -71,6 +71,7 @@ class RMSNorm(nn.RMSNorm):
     """The norm of a row [T, H], computed by `compute`."""
 
     compute = staticmethod(rms_norm)
+    eps: float  # pyrefly: ignore[bad-override-mutable-attribute]  always given
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x, self.weight, self.eps)
@@ -201,7 +202,7 @@ class Llama(nn.Module):
         new_size = max(old_size, max(token_ids) + 1)
         others = torch.ones(old_size, dtype=torch.bool)
         others[[token_id for token_id in token_ids if token_id < old_size]] = False
-        tables = [self.model.embed_tokens]
+        tables: list[nn.Embedding | nn.Linear] = [self.model.embed_tokens]
         if not self.config.tie_word_embeddings:
             tables.append(self.lm_head)
         for table in tables:

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from metamorph.errors import UserError
 
+COMPUTED: Any = None  # the default of a field that `__post_init__` computes from the others
 LLAMA3_SCALING_KEYS = (
     "factor",
     "low_freq_factor",
@@ -28,8 +29,8 @@ class LanguageConfig:
     num_hidden_layers: int
     num_attention_heads: int
     vocab_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: int = COMPUTED
+    head_dim: int = COMPUTED
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None
     rms_norm_eps: float = 1e-6
@@ -38,9 +39,9 @@ class LanguageConfig:
 
     def __post_init__(self):
         check_types(self, "language.")
-        if self.num_key_value_heads is None:
+        if self.num_key_value_heads is COMPUTED:
             self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None:
+        if self.head_dim is COMPUTED:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -124,11 +125,18 @@ def _llama3_scaling(scaling: dict) -> dict:
 
 
 def check_types(config: Any, prefix: str = "") -> None:
-    """Raise UserError for a field of a dataclass, read from JSON, that is not of its type."""
-    for name, kind in get_type_hints(type(config)).items():
-        if not _fits(getattr(config, name), kind):
+    """Raise UserError for a field of a dataclass, read from JSON, that is not of its type.
+
+    Where None is the default, as `COMPUTED` is, null in the file says the same.
+    """
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        value, kind = getattr(config, field.name), kinds[field.name]
+        if field.default is None:
+            kind |= None
+        if not _fits(value, kind):
             needed = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise UserError(f"{prefix}{name}: expected {needed}, got {getattr(config, name)!r}")
+            raise UserError(f"{prefix}{field.name}: expected {needed}, got {value!r}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

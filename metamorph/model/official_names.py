@@ -11,6 +11,7 @@ The Llama has the same names everywhere. Around it:
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
@@ -105,16 +106,24 @@ def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 
     if language.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     vision = VisionEncoder.from_pretrained(encoder_folder, grid)
-    widths = {}
-    for part in ("projector", "vision_head"):
-        weight = tensors.get(f"{part}.linear_1.weight")
-        if weight is None or weight.ndim != 2:
-            raise UserError(f"{folder}: it holds no {part}, under its official name or ours")
-        widths[f"{part}_hidden_size"] = len(weight)
-    config = MetaMorphConfig(language, vision.width, grid, **ids, **widths)
+    config = MetaMorphConfig(
+        language,
+        vision.width,
+        grid,
+        **ids,
+        projector_hidden_size=_hidden_size(tensors, "projector", folder),
+        vision_head_hidden_size=_hidden_size(tensors, "vision_head", folder),
+    )
     with torch.device("meta"):
         model = MetaMorph(config)
     check_tensors({file_name(n): t for n, t in model.state_dict().items()}, tensors, folder)
     model.load_state_dict({parameter_name(n): t for n, t in tensors.items()}, assign=True)
     model.vision = vision.to(model.language.output_weight.dtype)
     return model, tokenizer
+
+
+def _hidden_size(tensors: dict[str, Tensor], part: str, folder: Path) -> int:
+    weight = tensors.get(f"{part}.linear_1.weight")
+    if weight is None or weight.ndim != 2:
+        raise UserError(f"{folder}: it holds no {part}, under its official name or ours")
+    return len(weight)

@@ -2,6 +2,7 @@
 Llama, a SigLIP encoder and a tokenizer."""
 
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from tokenizers import AddedToken
@@ -20,11 +21,19 @@ CPU = torch.device("cpu")
 END_TOKENS = (END_OF_TEXT, END_OF_TURN)  # an instruct Llama may end a turn with either
 
 
-def add_image_tokens(tokenizer) -> dict:
+class TokenIds(TypedDict):
+    """The fields of MetaMorphConfig that a tokenizer says."""
+
+    image_start_id: int
+    image_end_id: int
+    pad_id: int
+    eos_ids: list[int]
+
+
+def add_image_tokens(tokenizer) -> TokenIds:
     """Add the two image tokens to the tokenizer and look up all ids the model must know.
 
-    Returns `image_start_id`, `image_end_id`, `eos_ids` and `pad_id`: the fields of
-    MetaMorphConfig. A tokenizer without a padding token is given its end of text.
+    A tokenizer without a padding token is given its end of text.
     """
     vocabulary = tokenizer.get_vocab()
     added = [

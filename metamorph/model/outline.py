@@ -12,7 +12,7 @@ from transformers import SiglipVisionConfig
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
-from metamorph.model.opening import add_image_tokens
+from metamorph.model.opening import TokenIds, add_image_tokens
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer
@@ -85,9 +85,9 @@ def _unified(folder: Path, language: dict, vision: dict, grid: int) -> MetaMorph
     sizes = LanguageConfig.from_dict(language)
     if folder.is_dir():
         ids = add_image_tokens(read_tokenizer(folder))
-    else:
-        ids = {"image_start_id": sizes.vocab_size, "image_end_id": sizes.vocab_size + 1}
-        ids |= {"pad_id": 0, "eos_ids": [0]}  # they change no size
+    else:  # padding and end of text change no size
+        first = sizes.vocab_size
+        ids = TokenIds(image_start_id=first, image_end_id=first + 1, pad_id=0, eos_ids=[0])
     sizes.vocab_size = max(sizes.vocab_size, ids["image_start_id"] + 1, ids["image_end_id"] + 1)
     width = _vision_config(vision).hidden_size
     return MetaMorphConfig(language=sizes, visual_width=width, grid=grid, **ids)

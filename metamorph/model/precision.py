@@ -97,7 +97,7 @@ def _choose(model: nn.Module, backend: str) -> tuple[list[str], dict[str, str]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS):
             widths = [module.in_features, module.out_features]
-        elif name == "projector" and backend == "native":
+        elif isinstance(module, MLPGelu) and name == "projector" and backend == "native":
             first, second = module.linear_1, module.linear_2
             widths = [first.in_features, first.out_features, second.out_features]
         else:
@@ -167,8 +167,8 @@ def _convert_transformer_engine(model: nn.Module, names: Collection[str]) -> Non
 class Float8Linear(nn.Linear):
     """nn.Linear through `metamorph_kernels.linear_fp8`: [..., in] -> [..., out]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_fp8(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_fp8(input, self.weight, self.bias)
 
 
 class Float8MLPGelu(MLPGelu):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metamorph.errors import UserError
 from metamorph.model.language import Attention, Llama
-from metamorph.model.language_config import LanguageConfig, check_types
+from metamorph.model.language_config import COMPUTED, LanguageConfig, check_types
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
     check_tensors,
@@ -42,13 +42,13 @@ class MetaMorphConfig:
     image_end_id: int
     eos_ids: list[int]
     pad_id: int
-    projector_hidden_size: int | None = None
-    vision_head_hidden_size: int | None = None
+    projector_hidden_size: int = COMPUTED
+    vision_head_hidden_size: int = COMPUTED
 
     def __post_init__(self):
-        if self.projector_hidden_size is None:
+        if self.projector_hidden_size is COMPUTED:
             self.projector_hidden_size = self.language.hidden_size
-        if self.vision_head_hidden_size is None:
+        if self.vision_head_hidden_size is COMPUTED:
             self.vision_head_hidden_size = self.language.hidden_size
         check_types(self)
         for name in ("visual_width", "grid", "projector_hidden_size", "vision_head_hidden_size"):
@@ -127,6 +127,13 @@ class MetaMorph(nn.Module):
         self.projector = MLPGelu(width, config.projector_hidden_size, hidden)
         self.vision_head = MLPGelu(hidden, config.vision_head_hidden_size, width)
         self.vision = vision
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        """`vision`, for who has to have it. Raises UserError if the model came without."""
+        if self.vision is None:
+            raise UserError("this model folder has no encoder/, it cannot read images")
+        return self.vision
 
     def embed(self, token_ids: Tensor, features: Tensor, visual_positions: Tensor) -> Tensor:
         """Input vectors [T, H]: token rows, with projected features at the visual positions.

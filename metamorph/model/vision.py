@@ -1,6 +1,8 @@
 """The frozen SigLIP encoder: pictures in, a small grid of unit vectors out."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +35,8 @@ class VisionEncoder(nn.Module):
         self,
         config: SiglipVisionConfig,
         grid: int,
-        mean: tuple[float, ...] = DEFAULT_MEAN,
-        std: tuple[float, ...] = DEFAULT_STD,
+        mean: Sequence[float] = DEFAULT_MEAN,
+        std: Sequence[float] = DEFAULT_STD,
     ):
         super().__init__()
         side = config.image_size // config.patch_size
@@ -160,7 +162,7 @@ class VisionEncoder(nn.Module):
         write_json(folder / "config.json", config)
 
 
-def _check_layer(layer: nn.Module) -> None:
+def _check_layer(layer: Any) -> None:
     """Raise UserError unless a layer is made of the parts that `_last_layer` computes with."""
     attention = getattr(layer, "self_attn", nn.Module())
     parts, attention_parts = (
@@ -175,7 +177,7 @@ def _check_layer(layer: nn.Module) -> None:
         )
 
 
-def _last_layer(layer: nn.Module, hidden: Tensor, read: Tensor) -> Tensor:
+def _last_layer(layer: Any, hidden: Tensor, read: Tensor) -> Tensor:
     """A SigLIP layer over hidden [B, patches, C], computed for the tokens `read`; others stay."""
     attention = layer.self_attn
     normed = layer.layer_norm1(hidden)  # whole: every token is a key and a value

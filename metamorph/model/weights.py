@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")  # a bare name: a shard lies be
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the body succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -178,7 +178,7 @@ def write_tokenizer(folder: Path, tokenizer) -> None:
             os.replace(path, folder / path.name)
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():

@@ -38,12 +38,13 @@ class BadSteps:
             if is_bad:
                 everywhere = [name for names in gather(samples) for name in names]
                 self.found.append({"step": step, "samples": everywhere[:SHOWN]})
-            if self.in_a_row >= self.most:
-                raise UserError(
-                    f"step {step}: a loss or gradient is not finite, for the {self.most}. time in "
-                    f"a row (training.max_bad_steps); its samples were {everywhere[:8]}. Look at "
-                    f"them or lower the learning rate; none of these steps changed the weights"
-                )
+                if self.in_a_row >= self.most:
+                    raise UserError(
+                        f"step {step}: a loss or gradient is not finite, for the {self.most}. time "
+                        f"in a row (training.max_bad_steps); its samples were {everywhere[:8]}. "
+                        f"Look at them or lower the learning rate; none of these steps changed the "
+                        f"weights"
+                    )
         self.unread = []
 
     def take(self) -> list[dict]:

@@ -1,6 +1,6 @@
 """A trace of some steps, for chrome://tracing, Perfetto or TensorBoard's profiler."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ STEPS = 3  # that are traced, after one to warm up
 
 
 @contextmanager
-def profiled(folder: Path, first_step: int, at: int) -> Iterator[profile | None]:
+def profiled(folder: Path, first_step: int, at: int) -> Generator[profile | None]:
     """A profiler whose `step()` ends each training step, or None where `at` is 0.
 
     Steps `at` to `at + 2` are written to `folder/trace-N.json.gz`, with shapes and memory.

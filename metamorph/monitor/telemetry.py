@@ -66,7 +66,7 @@ class StepWork:
     """
 
     def __init__(self, model: MetaMorph):
-        self.model, self.config, self.vision = model, model.config, model.vision
+        self.model, self.config, self.vision = model, model.config, model.encoder
 
     @cached_property
     def trained(self) -> frozenset[str]:

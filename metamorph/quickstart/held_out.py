@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from metamorph.data.images import opened
 from metamorph.data.packing import TargetCounts, pack_row
 from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
 from metamorph.data.toy.tasks import QUESTIONS, Task, make_task
@@ -65,7 +66,8 @@ def _prompts(tasks: list[Task]) -> list[tuple[str, tuple[Image.Image, ...]]]:
     prompts = []
     for task in tasks:
         text = task.sample.turns[0].text
-        prompts.append((text, task.sample.images[: text.count(IMAGE_PLACEHOLDER)]))
+        images = task.sample.images[: text.count(IMAGE_PLACEHOLDER)]
+        prompts.append((text, tuple(map(opened, images))))
     return prompts
 
 
@@ -114,8 +116,13 @@ def drawing_accuracy(drawings: list[Drawing]) -> tuple[float, dict[str, float]]:
 
 def checker_accuracy(tasks: list[Task]) -> float:
     """Share of real pictures whose every attribute the pixel checker reads right."""
-    right = [all(score(task.sample.images[-1], task.scene).values()) for task in tasks]
+    right = [all(score(_drawn(task), task.scene).values()) for task in tasks]
     return sum(right) / len(right)
+
+
+def _drawn(task: Task) -> Image.Image:
+    """The real picture of what a task asks to draw."""
+    return opened(task.sample.images[-1])
 
 
 @torch.no_grad()
@@ -129,9 +136,10 @@ def visual_cosines(
     device = chat.model.projector.linear_1.weight.device
     documents = [chat.encoder.encode(task.sample) for task in tasks]
     row = pack_row(documents, sum(map(len, documents)), chat.model.config.pad_id)
-    batch = Batch.of(row, chat.model.vision, device)
+    encoder = chat.model.encoder
+    batch = Batch.of(row, encoder, device)
     losses, targets = batch_losses(chat.model, batch, TargetCounts.of([row]))
-    pictures = [task.sample.images[-1] for task in training_tasks]
-    known = chat.model.vision(chat.model.vision.preprocess(pictures).to(device))
+    pictures = [_drawn(task) for task in training_tasks]
+    known = encoder(encoder.preprocess(pictures).to(device))
     mean = F.normalize(known.mean(0), dim=-1)  # [tokens, C]
     return 1 - losses.visual.item(), (targets * mean).sum(-1).mean().item()

@@ -29,9 +29,13 @@ class Batch:
     @classmethod
     def of(cls, row: PackedRow, vision: VisionEncoder, device: torch.device) -> "Batch":
         """Plans, preprocesses and sends a row; on a GPU the copies run while the host goes on."""
-        cached = row.features is not None
+        pixels = features = None
+        if row.features is None:
+            pixels = send(vision.preprocess(list(row.images)), device)
+        else:
+            features = send(row.features, device)
         return cls(
-            pixels=None if cached else send(vision.preprocess(list(row.images)), device),
+            pixels=pixels,
             token_ids=send(row.token_ids, device),
             positions=send(row.positions, device),
             intervals=key_intervals(row.document_lengths, device=device),
@@ -40,7 +44,7 @@ class Batch:
             text_labels=send(row.text_labels, device),
             visual_rows=send(row.visual_rows, device),
             visual_targets=send(row.visual_targets, device),
-            features=send(row.features, device) if cached else None,
+            features=features,
         )
 
     def visual_features(self, vision: VisionEncoder) -> Tensor:

@@ -77,10 +77,11 @@ class Checkpoints:
         temporary = self.parent / f".step-{step:06d}.incomplete"
         tensors = trained_tensors(module, optimizer) | random_states()
         text = json.dumps({"step": step, **_optimizer_numbers(optimizer), **state}, indent=1)
-        written = dcp.async_save(
+        # pyrefly: ignore[bad-assignment]  anything else than a Future has to be asked for
+        written: Future = dcp.async_save(
             tensors,
             storage_writer=dcp.FileSystemWriter(temporary),
-            process_group=self.group,
+            process_group=self.group,  # pyrefly: ignore[bad-argument-type]  all are in it: no int
             no_dist=self.group is None,
         )
         published: Future = Future()

@@ -39,7 +39,7 @@ class SafeReader(FileSystemReader):
     """A reader whose metadata is read by `MetadataUnpickler`; tensors it reads weights-only."""
 
     def read_metadata(self, *arguments, **keywords) -> Metadata:
-        with self.fs.create_stream(self.path / ".metadata", "rb") as file:
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as file:
             return MetadataUnpickler(file).load()
 
 

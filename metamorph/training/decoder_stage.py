@@ -180,7 +180,9 @@ class DecoderStage:
 
 def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:
     """Writes a `VisualDecoder` that draws as `config` says by default."""
-    parts = trained.to(memory_format=torch.contiguous_format)  # as safetensors wants it
+    # As safetensors wants it.
+    # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
+    parts = trained.to(memory_format=torch.contiguous_format)
     pipeline = VisualDecoder(
         parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,
         config.guidance_scale, config.sampling_steps,

@@ -41,7 +41,7 @@ SHOWN = ("first row", "second row")  # of a plan
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, and its target features
     [images, tokens, C]."""
-    features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
+    features = batch.visual_features(model.encoder)  # [images, tokens, C], without gradient
     states = model(
         batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
     )
@@ -86,7 +86,7 @@ class LanguageStage:
             config.seed,
             ChatEncoder(self.tokenizer, model.config.tokens_per_image),
             model.config.pad_id,
-            model.vision,
+            model.encoder,
             training.rows_per_step,
             rank(),
             world_size(),
@@ -106,7 +106,7 @@ class LanguageStage:
         counts = TargetCounts.of(self.rows)
         losses = torch.zeros(2, device=self.device)  # text, visual
         for number, row in enumerate(self.rows, start=1):
-            batch = Batch.of(row, self.module.vision, self.device)
+            batch = Batch.of(row, self.module.encoder, self.device)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
             with autocast(training.precision, self.device):
                 text, visual, targets = self.step_losses(batch, counts)
@@ -125,7 +125,7 @@ class LanguageStage:
         if torch.distributed.is_initialized():
             precision = self.config.training.precision
             model = whole_copy(model, torch.float32 if precision == "fp32" else torch.bfloat16)
-        return None if model is None else self.sheet.draw(model)
+        return None if model is None or self.sheet is None else self.sheet.draw(model)
 
     def last_samples(self) -> list[str]:
         return [sample for row in self.rows for sample in row.sample_ids]

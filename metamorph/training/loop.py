@@ -4,6 +4,7 @@
 besides weights (means, log lines, checkpoints, drawings, signals) is in `Run`.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +35,7 @@ from metamorph.training.run_folder import claim_run_folder, find_checkpoint
 class Telemetry(Protocol):
     """What a stage reports of its steps beside losses and gradient norms."""
 
-    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
+    def values(self, losses: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
         """What to log of the step that had these losses, on the device."""
 
     def read_meters(self) -> dict[str, float]:
@@ -50,9 +51,14 @@ class Stage(Protocol):
     All processes of a run call all methods alike; the first one writes.
     """
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    telemetry: Telemetry
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def telemetry(self) -> Telemetry: ...
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Adds the gradients of optimizer step `step`, counted from 0; returns its losses, on the
@@ -146,6 +152,7 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.AdamW):
         moved = next(p for group in optimizer.param_groups for p in group["params"])
         # To a CPU (offload) this waits, as it must: torch's own copy of the flag would not.
+        # pyrefly: ignore[missing-attribute]  it reads both, and declares neither
         optimizer.grad_scale, optimizer.found_inf = None, bad.float().to(local_part(moved).device)
         optimizer.step()
     elif not bad:

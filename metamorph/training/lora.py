@@ -6,6 +6,7 @@ adapters in peft's format and, as any other, a model: with the adapters merged i
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -44,7 +45,8 @@ def add_adapters(model: MetaMorph, config: RunConfig) -> None:
     inject_adapter_in_model(_settings(config), model.language)
 
 
-def _adapted(language: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _adapted(language: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each peft.LoraLayer and its name."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(language.named_modules()):

@@ -5,6 +5,8 @@ FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a u
 for its forward and backward alone; everything else stays gathered through a step.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -57,7 +59,7 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
     if not torch.distributed.is_initialized():
         model.to(device, dtype)
         return
-    model.vision.to(device, dtype)  # frozen and small: every process has all of it
+    model.encoder.to(device, dtype)  # frozen and small: every process has all of it
     sources = {name: parameter.detach() for name, parameter in _sharded(model)}
     for part in (model.language, model.projector, model.vision_head):
         part.to(device="meta", dtype=dtype)
@@ -119,7 +121,10 @@ def recompute(block: nn.Module, mode: str) -> None:
     if mode == "none":
         return
     inner = block.forward
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout
+    options: dict[str, Any] = {
+        "use_reentrant": False,
+        "preserve_rng_state": False,  # there is no dropout
+    }
     if mode == "selective":
         options["context_fn"] = _selective_contexts
     block.forward = lambda *arguments: checkpoint(inner, *arguments, **options)
@@ -162,20 +167,19 @@ def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
     Returns their norm before, a scalar, as `gradient_norm`, and as `gradient_norm_CHILD` that of
     each child of `module` that has any.
     """
-    parts = {
-        name: [p for p in part.parameters() if p.grad is not None]
+    gradients = {
+        name: [p.grad for p in part.parameters() if p.grad is not None]
         for name, part in module.named_children()
     }
-    norms = {name: _norm(parameters) for name, parameters in parts.items() if parameters}
+    norms = {name: _norm(part) for name, part in gradients.items() if part}
     norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-    every = [parameter for parameters in parts.values() for parameter in parameters]
-    nn.utils.clip_grads_with_norm_(every, limit, norm)
+    nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     children = {f"gradient_norm_{name}": part for name, part in norms.items()}
     return {"gradient_norm": norm, **children}
 
 
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -11,6 +11,7 @@ model/          the result (`decoder/` for the decoder stage)
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from metamorph.config import RunConfig
 from metamorph.config.reading import load_config, save_config
@@ -55,7 +56,8 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 
 def _check_same_run(config: RunConfig, saved: RunConfig) -> None:
-    now, before = dataclasses.asdict(config), dataclasses.asdict(saved)
+    now: dict[str, Any] = dataclasses.asdict(config)
+    before: dict[str, Any] = dataclasses.asdict(saved)
     for section in ("parallel", "monitor"):  # it may go on with other processes, seen by others
         del now[section], before[section]
     for section in ("model", "data", "training", "decoder"):

@@ -20,7 +20,7 @@ def choose_trainable(model: MetaMorph, stage: str) -> None:
         model.language.requires_grad_(True)
     elif stage == "instruct":
         model.requires_grad_(True)
-        model.vision.requires_grad_(False)
+        model.encoder.requires_grad_(False)
     elif stage == "align":
         model.projector.requires_grad_(True)
         for table in token_tables(model):
@@ -49,5 +49,6 @@ def other_rows(model: MetaMorph) -> list[Tensor]:
 
 def image_rows_only(model: MetaMorph, others: list[Tensor]) -> None:
     """Zeroes the gradients of all other rows of the token tables, as align asks for."""
-    for table, rows in zip(token_tables(model), others, strict=True):
-        local_part(table.grad).masked_fill_(rows, 0.0)
+    gradients = [table.grad for table in token_tables(model) if table.grad is not None]
+    for gradient, rows in zip(gradients, others, strict=True):
+        local_part(gradient).masked_fill_(rows, 0.0)

@@ -28,7 +28,8 @@ def finished(tmp_path_factory):
     def short(stage, folder):
         config = stage_config(stage, folder)
         config.training.steps = 3
-        config.decoder.batch_size = 4
+        if stage == "decoder":  # no other stage takes the key
+            config.decoder.batch_size = 4
         return config
 
     with pytest.MonkeyPatch.context() as patch:

@@ -156,7 +156,7 @@ def _following(code: Sequence[Instruction]) -> list[tuple[int, ...]]:
         if instruction.name == "BSSY":
             barrier, target = instruction.operands[0], int(instruction.operands[-1], 16)
             meeting.setdefault(barrier, set()).add(target)
-    found = []
+    found: list[tuple[int, ...]] = []
     for place, instruction in enumerate(code):
         conditional = bool(instruction.guard)
         if instruction.name in _INDIRECT or "COLLECTIVE" in instruction.modifiers:

@@ -72,7 +72,10 @@ def disassemble(
 @lru_cache(maxsize=100_000)  # kernels of a family share most of their lines
 def _words(line: str) -> tuple[str, str, tuple[str, ...], str, tuple[str, ...], tuple[str, ...]]:
     """All fields of an instruction but its address."""
-    guard, opcode, rest = _INSTRUCTION.fullmatch(line).groups()
+    found = _INSTRUCTION.fullmatch(line)
+    if found is None:
+        raise ValueError(f"no instruction: {line!r}")
+    guard, opcode, rest = found.groups()
     operands = tuple(word.strip() for word in rest.replace(".reuse", "").split(","))
     name, *modifiers = opcode.split(".")
     values = tuple(word for word in operands if not _PREDICATE.fullmatch(word))

@@ -170,12 +170,14 @@ def _tma_bytes(code: Sequence[Instruction], places: list[int]) -> int | None:
     """What the barriers of a loop are told to expect from TMA."""
     if not any(code[place].name == "UTMALDG" for place in places):
         return 0
-    expected = [
-        _constant(code, place)
-        for place in places
-        if code[place].opcode == "SYNCS.ARRIVE.TRANS64" and code[place].operands[-1] != "RZ"
-    ]
-    return None if None in expected else sum(expected)
+    total = 0
+    for place in places:
+        if code[place].opcode == "SYNCS.ARRIVE.TRANS64" and code[place].operands[-1] != "RZ":
+            expected = _constant(code, place)
+            if expected is None:
+                return None
+            total += expected
+    return total
 
 
 def _constant(code: Sequence[Instruction], place: int) -> int | None:

@@ -171,13 +171,15 @@ def _batch(keys: list[tuple[int, str]]) -> list[Resources | str]:
         for number, case in enumerate(itertools.islice(compilations(), max(wanted) + 1))
         if number in wanted
     }
-    results = {key: _built(cases[key[0]], key[1]) for key in keys}
-    binaries = {key: binary for key, binary in results.items() if isinstance(binary, Binary)}
+    built = {key: _built(cases[key[0]], key[1]) for key in keys}
+    binaries = {key: binary for key, binary in built.items() if isinstance(binary, Binary)}
+    results = {key: refusal for key, refusal in built.items() if isinstance(refusal, str)}
+    examined: dict[tuple[int, str], Resources] = {}
     for architecture in {architecture for _, architecture in binaries}:
         chosen = [key for key in binaries if key[1] == architecture]
-        examined = examine([binaries[key] for key in chosen], capability(architecture))
-        results |= zip(chosen, examined, strict=True)
-    return [results[key] for key in keys]
+        found = examine([binaries[key] for key in chosen], capability(architecture))
+        examined.update(zip(chosen, found, strict=True))
+    return [results[key] if key in results else examined[key] for key in keys]
 
 
 def _built(case: Compilation, architecture: str) -> Binary | str:
@@ -193,5 +195,5 @@ def _compilers(architectures: list[str]) -> str:
     from triton.backends.nvidia.compiler import get_ptxas_version
 
     texts = [get_ptxas_version(capability(architecture)) for architecture in architectures]
-    versions = dict.fromkeys(re.search(r"V(\d[\d.]*)", text)[1] for text in texts)
+    versions = dict.fromkeys(re.findall(r"\bV(\d[\d.]*)", "\n".join(texts)))
     return f"Triton {triton.__version__}, ptxas {' and '.join(versions)}"

@@ -94,10 +94,11 @@ def _interval_attention_fp8_torch(
             outputs.append((product / weights.sum(-1, keepdim=True)).flatten(1, 2))
         return (torch.cat(outputs, 2),)
 
+    dtype = q.dtype
     with without_autocast(q):
-        rounded = (_through_fp8(tensor) for tensor in (q, k, v))
-        [out] = map_documents(attend, *rounded, intervals)
-    return out.to(q.dtype)
+        q, k, v = (_through_fp8(tensor) for tensor in (q, k, v))
+        [out] = map_documents(attend, q, k, v, intervals)
+    return out.to(dtype)
 
 
 def _through_fp8(x: Tensor) -> Tensor:

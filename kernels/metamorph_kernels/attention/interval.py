@@ -1,7 +1,8 @@
 """Attention of a packed row of documents, with one interval of keys per query."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,32 @@ TRITON_HEAD_DIMS = (64, 80, 96, 128)
 # Short documents of equal length share one call; above this a call of its own costs nothing more,
 # and the masks of documents with spans stay small.
 LONGEST_BATCHED_DOCUMENT = 512
+
+
+@overload
+def interval_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Intervals,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    impl: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def interval_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    intervals: Intervals,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
 
 
 def interval_attention(
@@ -59,9 +86,8 @@ def interval_attention(
         from metamorph_kernels.attention.interval_triton import interval_attention_triton
 
         out, lse = interval_attention_triton(q, k, v, intervals, scale)
-    else:
-        out, lse = _interval_attention_torch(q, k, v, intervals, scale, return_lse)
-    return (out, lse) if return_lse else out
+        return (out, lse) if return_lse else out
+    return _interval_attention_torch(q, k, v, intervals, scale, return_lse)
 
 
 def checked_inputs(
@@ -119,7 +145,7 @@ def map_documents(
     return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
-def _documents(runs: list[Tensor], members: list[int], length: int) -> Tensor:
+def _documents(runs: Sequence[Tensor], members: list[int], length: int) -> Tensor:
     """[documents, length, ...] of a group from the runs [tokens, ...] of a row."""
     return torch.cat([runs[run] for run in members]).unflatten(0, (-1, length))
 
@@ -150,7 +176,7 @@ def _triton_limit(q: Tensor) -> str | None:
 
 def _interval_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float, return_lse: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor | tuple[Tensor, Tensor]:
     def attend(query, key, value, visible):
         out = F.scaled_dot_product_attention(
             query, key, value, visible, is_causal=visible is None, scale=scale, enable_gqa=True
@@ -158,7 +184,7 @@ def _interval_attention_torch(
         return (out, _log_sum_exp(query, key, visible, scale)) if return_lse else (out,)
 
     out, *lse = map_documents(attend, q, k, v, intervals)
-    return out, lse[0].t().contiguous() if return_lse else None
+    return (out, lse[0].t().contiguous()) if return_lse else out
 
 
 def _log_sum_exp(query: Tensor, key: Tensor, visible: Tensor | None, scale: float) -> Tensor:

@@ -190,7 +190,7 @@ class _SummedLoss(torch.autograd.Function):
             cotangents = counted[part].to(wide) if wants_x or wants_weight else None
             losses, of_logits = rows.losses(x[part], weight, labels[part], cotangents)
             total += losses.where(counted[part], 0).sum()
-            if wants_x:
+            if x_gradient is not None:
                 x_gradient[part] = wide_product(of_logits, weight)
             if wants_weight:
                 weight_gradient = add_product(weight_gradient, of_logits.t(), x[part])
@@ -234,11 +234,11 @@ class _RowLosses(torch.autograd.Function):
         weight_gradient = _no_sum(weight, gradient.dtype, x) if wants_weight else None
         for part in ctx.rows.chunks(x, weight):
             _, of_logits = ctx.rows.losses(x[part], weight, labels[part], cotangents[part])
-            if wants_x:
+            if x_gradient is not None:
                 x_gradient[part] = wide_product(of_logits, weight)
             if wants_weight:
                 weight_gradient = add_product(weight_gradient, of_logits.t(), x[part])
             del of_logits
-        if wants_weight:
+        if weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
         return x_gradient, weight_gradient, None, None, None

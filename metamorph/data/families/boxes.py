@@ -67,7 +67,8 @@ def _numbers(value: Any) -> Box:
     is_box = isinstance(value, list) and len(value) == 4
     if not is_box or not all(type(side) in (int, float) and math.isfinite(side) for side in value):
         raise ValueError(f"box: expected four numbers, got {shorten(repr(value))}")
-    return tuple(float(side) for side in value)
+    left, top, right, bottom = map(float, value)
+    return left, top, right, bottom
 
 
 def _corners(value: Any) -> Box:

@@ -81,7 +81,9 @@ def checked_text(name: str, value: Any) -> str:
 class Records(Protocol):
     """Records of one or several files, by position. No state: it may be used in any order."""
 
-    blocks: list[int] | None  # sizes of the runs that are best read together, if there are any
+    @property
+    def blocks(self) -> list[int] | None:
+        """Sizes of the runs that are best read together, if there are any."""
 
     def __len__(self) -> int: ...
 

@@ -139,7 +139,8 @@ def _members(path: Path):
             for member in tar:
                 if not member.isdir():
                     yield member
-                tar.members.clear()  # else every header stays in memory
+                # Else every header stays in memory.
+                tar.members.clear()  # pyrefly: ignore[missing-attribute]  not in its stub
             file.seek(tar.offset)
             if file.read(TAR_BLOCK).strip(b"\0"):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
