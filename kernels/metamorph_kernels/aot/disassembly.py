@@ -10,7 +10,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 BYTES = 16  # of an instruction
-_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+# For sm_120 some versions add what the scheduler is told: "&wr=0x0 ?trans8".
+_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)(?:\s+[&?]\w.*?)?\s*;")
 _INSTRUCTION = re.compile(r"(?:@(!?U?P[0-9T]+)\s+)?([\w.]+)\s*(.*)")
 _LEADING = frozenset({"BRA", "BSSY"})  # to an address that they name
 _PREDICATE = re.compile(r"!?U?P(?:\d|T)")
