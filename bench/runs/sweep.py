@@ -55,7 +55,7 @@ def changes(kernel: str) -> dict[str, Change]:
                 "BLOCK_N": {**decode_triton.BLOCK_N, 2: keys},
                 "NUM_WARPS": warps,
                 "NUM_STAGES": stages,
-                "PROGRAMS_PER_MULTIPROCESSOR": programs,
+                "PROGRAMS_PER_SM": programs,
             }
             for keys, warps, stages, programs in product((32, 64, 128), WARPS, STAGES, (2, 4, 8))
         }

@@ -228,7 +228,7 @@ def test_which_tiles():
     wide, narrow = float8_triton.WIDE, float8_triton.NARROW
 
     def chosen(*arguments):
-        return float8_triton.choose(*arguments, processors=4, with_gelu=False)
+        return float8_triton.choose(*arguments, sms=4, with_gelu=False)
 
     high, broad = 2 * wide.block_m, wide.block_n
     assert chosen(high * 4, broad * 2) == (wide, 8)

@@ -23,7 +23,7 @@ def tiles(monkeypatch):
     if INTERPRETED:
         small = [mlp_triton.Tiles(16, width, 16, num_warps=4, num_stages=1) for width in (128, 32)]
         monkeypatch.setattr(mlp_triton, "TILES", small)
-        monkeypatch.setattr(mlp_triton, "HOPPER_PROCESSORS", 4)
+        monkeypatch.setattr(mlp_triton, "HOPPER_SMS", 4)
 
 
 def inputs(rows, into, hidden, out, dtype, device, seed=0):

@@ -1,7 +1,8 @@
 """Triton kernels of interval attention, backward: one pass for queries, one for keys and values.
 
-Two passes compute the scores twice, but every gradient is summed by one program in a fixed order:
-no atomics, the same bits every time.
+FlashAttention's recomputing backward in two passes, the one for queries a persistent kernel. They
+compute the scores twice, but every gradient is summed by one program in a fixed order: no atomics,
+the same bits every time.
 """
 
 import triton

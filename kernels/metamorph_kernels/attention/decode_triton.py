@@ -1,4 +1,8 @@
-"""Decoding attention in Triton: the keys of a sequence split over programs, then joined."""
+"""Decoding attention over a KV cache in Triton: FlashDecoding, or split-K attention.
+
+The keys of a sequence are split over programs, each with an online softmax; a second kernel joins
+them by their log-sum-exp.
+"""
 
 from collections.abc import Iterator
 from itertools import product
@@ -17,7 +21,7 @@ BLOCK_N = {2: 64, 4: 16}  # keys a step, by bytes of an element; float32 is for 
 NUM_WARPS = 4
 NUM_STAGES = 3
 SMALLEST_ROWS = 16  # queries of a group in one tile: no fewer fill a matrix product
-PROGRAMS_PER_MULTIPROCESSOR = 4  # enough loads in flight that memory is the limit
+PROGRAMS_PER_SM = 4  # enough loads in flight that memory is the limit
 MOST_SPLITS = 64
 
 
@@ -180,10 +184,10 @@ def _(q, k_cache, v_cache, lengths, scale):
 
 def _splits(rows: int, slots: int, block_n: int, device: torch.device) -> int:
     """Into how many parts the keys of a sequence are cut: a power of two, whatever the lengths."""
-    processors = 1  # the interpreter
+    sms = 1  # the interpreter
     if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * processors, max(rows, 1))
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    wanted = triton.cdiv(PROGRAMS_PER_SM * sms, max(rows, 1))
     most = min(triton.cdiv(slots, block_n), MOST_SPLITS)
     return triton.next_power_of_2(max(1, min(wanted, most)))
 

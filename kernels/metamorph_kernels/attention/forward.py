@@ -1,4 +1,8 @@
-"""Triton kernel of interval attention, forward: FlashAttention's online softmax, persistent."""
+"""Triton kernel of interval attention, forward.
+
+FlashAttention with online softmax, as a persistent kernel: TMA brings keys and values, queries stay
+in shared memory, a block is two warp groups.
+"""
 
 import triton
 import triton.language as tl

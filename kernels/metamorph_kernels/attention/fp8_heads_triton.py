@@ -1,4 +1,7 @@
-"""Queries, keys and values in float8 for attention, in Triton: two passes over all three."""
+"""Queries, keys and values in float8 for attention, in Triton: two passes over all three.
+
+Per-head absmax quantisation, the transpose of the values fused with it.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,7 @@
-"""Triton kernel of interval attention with float8 matrix products, forward only."""
+"""Triton kernel of interval attention with float8 matrix products, forward only: for prefill.
+
+FlashAttention with online softmax, as a persistent kernel, with a scale for each head.
+"""
 
 import math
 from collections.abc import Iterator

@@ -276,12 +276,12 @@ def work_lists(q: Tensor, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
-    """One program a multiprocessor, or one a tile of `heads` x `tokens` if there are fewer."""
+    """One program an SM, or one a tile of `heads` x `tokens` if there are fewer."""
     tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
-    processors = 2  # the interpreter
+    sms = 2  # the interpreter
     if q.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return (min(tiles, processors),)
+        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    return (min(tiles, sms),)
 
 
 def compilations() -> Iterator[Compilation]:

@@ -1,4 +1,7 @@
-"""Float8 in Triton: the functions of `float8` as kernels; here the product of two matrices."""
+"""Float8 in Triton: the functions of `float8` as kernels; here the product of two matrices.
+
+A persistent GEMM with a scale for each row and column, applied in its epilogue.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ BAND = 8  # tiles one above the other that are computed before those to their ri
 
 @dataclass(frozen=True)
 class Tiles:
-    """Half the rows, columns and inner steps of one tile; programs that share a processor."""
+    """Half the rows, columns and inner steps of one tile; programs that share an SM."""
 
     block_m: int
     block_n: int
@@ -34,7 +37,7 @@ class Tiles:
     residents: int
 
 
-# Wide tiles read least. Of narrow ones two share a processor: one adds up or stores what it has
+# Wide tiles read least. Of narrow ones two share an SM: one adds up or stores what it has
 # while the tensor cores work for the other.
 WIDE = Tiles(128, 128, 128, num_warps=8, num_stages=4, residents=1)
 NARROW = Tiles(64, 128, 128, num_warps=4, num_stages=3, residents=2)
@@ -80,7 +83,7 @@ def float8_product(
 ):
     """out = a b^T with both scales and the bias, then times gelu' of what was before the GELU.
 
-    Programs stay on their processor and take every so many tiles: all cost the same.
+    Programs stay on their SM and take every so many tiles: all cost the same.
 
     Hopper's tensor cores keep about 14 bits of a sum of float8 products, so the sums of BLOCK_K are
     added up outside, in float32. A tile is two halves, one above the other, because sums so far and
@@ -138,15 +141,15 @@ def scaled_product(
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if rows == 0:
         return out
-    processors = 2  # the interpreter
+    sms = 2  # the interpreter
     if a.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(a.device).multi_processor_count
-    tiles, count = choose(rows, columns, processors, before_gelu is not None)
+        sms = torch.cuda.get_device_properties(a.device).multi_processor_count
+    tiles, count = choose(rows, columns, sms, before_gelu is not None)
     strip = [tiles.block_m, WIDTH.value]
     if before_gelu is not None:
         before_gelu = TensorDescriptor.from_tensor(describable(before_gelu), strip)
     with torch.cuda.device_of(a):
-        float8_product[(min(count, processors * tiles.residents),)](
+        float8_product[(min(count, sms * tiles.residents),)](
             TensorDescriptor.from_tensor(a, [tiles.block_m, tiles.block_k]),
             TensorDescriptor.from_tensor(b, [tiles.block_n, tiles.block_k]),
             a_scales,
@@ -172,14 +175,14 @@ def _(a, a_scales, b, b_scales, dtype, bias=None, before_gelu=None):
     return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
 
 
-def choose(rows: int, columns: int, processors: int, with_gelu: bool) -> tuple[Tiles, int]:
-    """Wide tiles where there are two for each processor, else narrow ones; and how many.
+def choose(rows: int, columns: int, sms: int, with_gelu: bool) -> tuple[Tiles, int]:
+    """Wide tiles where there are two for each SM, else narrow ones; and how many.
 
     Narrow ones with a GELU, which takes long: tensor cores should not wait for it.
     """
     for tiles in (NARROW,) if with_gelu else (WIDE, NARROW):
         count = triton.cdiv(rows, 2 * tiles.block_m) * triton.cdiv(columns, tiles.block_n)
-        if count >= 2 * processors:
+        if count >= 2 * sms:
             break
     return tiles, count
 

@@ -1,4 +1,8 @@
-"""Triton kernels of a linear layer and its exact GELU: in the epilogue of a product, both ways."""
+"""Triton kernels of a linear layer and its exact GELU, both ways.
+
+Persistent GEMMs with a fused epilogue: TMA brings the operands of warp-group products, bias and
+GELU are applied to the accumulator before it is stored.
+"""
 
 import triton
 import triton.language as tl
@@ -44,7 +48,7 @@ def linear_gelu(
 ):
     """state = x weight^T + bias and out = gelu(state), of the state as it is stored.
 
-    Programs stay on their processor and take every so many tiles: all cost the same.
+    Programs stay on their SM and take every so many tiles: all cost the same.
     """
     tl.assume(inner > 0)  # else there is a copy of all of it for sums of nothing
     features = features // 4 * 4  # as they are: neighbours pass or fail a mask together

@@ -13,14 +13,14 @@ from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.linear.linear_gelu import linear_gelu, linear_gelu_gradient
 
-HOPPER_PROCESSORS = 132
+HOPPER_SMS = 132
 WIDTH = 64  # columns of a step of an epilogue
 STATE_WIDTH = 128  # columns of the state that the gradient loads at a time
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows, features and inner steps of one tile of a product; programs that share a processor."""
+    """Rows, features and inner steps of one tile of a product; programs that share an SM."""
 
     block_m: int
     block_n: int
@@ -31,7 +31,7 @@ class Tiles:
 
 
 # Of two bytes an element, largest first. The first is as large as registers allow: 128 sums a
-# thread. Of the small ones two share a processor: the tensor cores work for one while the other
+# thread. Of the small ones two share an SM: the tensor cores work for one while the other
 # computes its GELU.
 TILES = [
     Tiles(128, 256, 64, num_warps=8, num_stages=3),
@@ -44,14 +44,14 @@ FLOAT32_TILES = Tiles(16, 32, 32, num_warps=4, num_stages=1)  # for tests of exa
 
 
 def choose(rows: int, features: int, element_size: int) -> Tiles:
-    """The tiles with which the busiest processor reads least, so that few rows fill a GPU.
+    """The tiles with which the busiest SM reads least, so that few rows fill a GPU.
 
-    A model: at about 40 bytes a clock and processor from the L2 cache, a step of any of them is
+    A model: at about 40 bytes a clock and SM from the L2 cache, a step of any of them is
     bound by what it reads, which is proportional to block_m + block_n: 1,229 clocks of 128 x 256,
     for which the tensor cores need 1,024, and 819 of half of it, for which they need 512. So one
-    wide tile on a processor beats two of half its width, which lose 7,400 clocks in the 18 steps of
+    wide tile on an SM beats two of half its width, which lose 7,400 clocks in the 18 steps of
     1,152 features and 26,000 in the 64 of 4,096, although nothing then hides its epilogue: by count
-    of instructions 5,400 clocks forward and 7,800 backward. Without a tile for most processors, or
+    of instructions 5,400 clocks forward and 7,800 backward. Without a tile for most SMs, or
     with little for a last wave, smaller ones win.
 
     Smaller tiles stand in for a split of the inner dimension: that would leave the GELU, which
@@ -62,7 +62,7 @@ def choose(rows: int, features: int, element_size: int) -> Tiles:
 
     def reads(tiles: Tiles) -> int:
         count = triton.cdiv(rows, tiles.block_m) * triton.cdiv(features, tiles.block_n)
-        waves = max(triton.cdiv(count, HOPPER_PROCESSORS), 1)
+        waves = max(triton.cdiv(count, HOPPER_SMS), 1)
         return waves * (tiles.block_m + tiles.block_n)
 
     return min(TILES, key=reads)
@@ -204,11 +204,11 @@ def _backward_results(
 
 def _programs(rows: Tensor, features: int, tiles: Tiles) -> tuple[int]:
     """How many programs share the tiles."""
-    processors = 2  # the interpreter
+    sms = 2  # the interpreter
     if rows.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(rows.device).multi_processor_count
+        sms = torch.cuda.get_device_properties(rows.device).multi_processor_count
     count = triton.cdiv(rows.shape[0], tiles.block_m) * triton.cdiv(features, tiles.block_n)
-    return (min(count, processors * tiles.residents),)
+    return (min(count, sms * tiles.residents),)
 
 
 def _layout(tiles: Tiles) -> dict[str, int]:

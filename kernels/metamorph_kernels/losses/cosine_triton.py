@@ -1,4 +1,7 @@
-"""The cosine loss in Triton: losses and gradients of whole rows, each number read once."""
+"""The cosine loss in Triton: losses and gradients of whole rows, each number read once.
+
+Row reductions, one program a row, forward and backward fused.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Rows of logits to losses and the gradient of the logits in Triton: two reads, one write."""
+"""Rows of logits to losses and the gradient of the logits in Triton: two reads, one write.
+
+A fused cross-entropy: online softmax over the vocabulary, then the gradient in place.
+"""
 
 import math
 from collections.abc import Iterator

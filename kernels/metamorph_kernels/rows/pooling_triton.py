@@ -1,4 +1,7 @@
-"""Pooled visual tokens in Triton: four tokens read, weighted and normalised in one pass."""
+"""Pooled visual tokens in Triton: four tokens read, weighted and normalised in one pass.
+
+A gather of bilinear taps fused with L2 normalisation.
+"""
 
 import math
 from collections.abc import Iterator

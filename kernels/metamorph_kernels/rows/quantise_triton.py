@@ -1,4 +1,7 @@
-"""Rounding to float8 in Triton: by rows, and by columns, which comes out transposed."""
+"""Rounding to float8 in Triton: by rows, and by columns, which comes out transposed.
+
+Absmax quantisation with a scale for each row or column, a GELU fused with it where asked.
+"""
 
 from collections.abc import Iterator
 from itertools import product

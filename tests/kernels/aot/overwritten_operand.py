@@ -67,7 +67,7 @@ def attention_forward(
 
     PACK heads of a group stand in one tile, so that it spans few tokens: less of it is hidden at
     the diagonal and at the ends of documents, and keys and values are read once for all of them.
-    Programs stay on their processor and take the next tile when they are done with one: tiles are
+    Programs stay on their SM and take the next tile when they are done with one: tiles are
     of very different length. Which program computes a tile does not change a bit of it.
     """
     head_blocks = key_heads * (GROUP // PACK)
