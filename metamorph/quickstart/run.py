@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import metamorph
 from metamorph.config.reading import load_config
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.errors import UserError
@@ -23,7 +22,7 @@ from metamorph.quickstart.checker import CHANCE
 from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
-ROOT = Path(metamorph.__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 ASSETS = Path(__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
 QUESTIONS, DRAWINGS, SHOWN = 300, 150, 12
