@@ -39,12 +39,13 @@ clean: ## remove build output and caches; .venv and runs/ stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # torch comes first and without build isolation, because building csrc/ needs this very torch.
-$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard CMakeLists.txt csrc/*)
+PROJECTS := pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py
+$(INSTALLED): $(PROJECTS) constraints.txt $(wildcard CMakeLists.txt csrc/*)
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) was not found; MetaMorph needs Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "MetaMorph needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
 			"name another with make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools torch
-	$(PIP_INSTALL) --no-build-isolation -e '.[test]'
+	$(PIP_INSTALL) --no-build-isolation -e ./kernels -e '.[test]'
 	@touch $@

@@ -3,6 +3,8 @@
 import logging
 from importlib import import_module
 
+__version__ = "0.1.0"
+
 # Where torchao is installed diffusers imports it, and both then report what they miss of each other
 # and of this machine: five lines that concern nobody who asked for neither.
 for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):

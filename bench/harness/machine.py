@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 CODE = ("kernels", "metamorph", "bench", "csrc", "tests/kernels", "tests/csrc")
-BUILD = ("setup.py", "CMakeLists.txt")
+BUILD = ("CMakeLists.txt",)
 PEERS = (  # distributions; a result beside another version of one is another result
     "cut-cross-entropy",
     "flash-attn",

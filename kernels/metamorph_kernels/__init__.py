@@ -22,6 +22,7 @@ from metamorph_kernels.pooling import pool_normalize, tokens_read
 from metamorph_kernels.transfer import send
 from metamorph_kernels.transformers_attention import register_with_transformers
 
+__version__ = "0.1.0"
 __all__ = [
     "GRADIENT_BYTES_AT_ONCE",
     "LOGITS_AT_ONCE",

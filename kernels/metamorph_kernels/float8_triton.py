@@ -12,11 +12,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
-from metamorph_kernels.linear_gelu import INVERSE_ROOT_TWO_PI, WIDTH, normal_distribution, strips
+from metamorph_kernels.gelu import gelu_and_slope
+from metamorph_kernels.linear_gelu import strips
 from metamorph_kernels.quantise_triton import quantise_columns, quantise_rows
 
 __all__ = ["quantise_columns", "quantise_rows", "scaled_product"]
 
+WIDTH = tl.constexpr(32)  # columns of a step of an epilogue
 BAND = 8  # tiles one above the other that are computed before those to their right
 
 
@@ -48,13 +50,13 @@ def store_scaled(
     total = total * a_scales[:, None] * b_scales[None, :]
     if bias is not None:
         total += bias[None, :]
-    blocks = strips(total)
+    blocks = strips(total, WIDTH)
     for strip in tl.static_range(total.shape[1] // WIDTH):
         first = column + strip * WIDTH
         out = blocks[strip].to(out_desc.dtype)
         if before_gelu_desc is not None:
             z = before_gelu_desc.load([row, first]).to(tl.float32)
-            slope = normal_distribution(z) + z * INVERSE_ROOT_TWO_PI * tl.exp(-0.5 * z * z)
+            _, slope = gelu_and_slope(z, before_gelu_desc.dtype)
             out = (out.to(tl.float32) * slope).to(out_desc.dtype)
         out_desc.store([row, first], out)
 

@@ -3,15 +3,7 @@
 import triton
 import triton.language as tl
 
-WIDTH = tl.constexpr(32)  # columns of a step of an epilogue
-ROOT_HALF = tl.constexpr(0.5**0.5)
-INVERSE_ROOT_TWO_PI = tl.constexpr((2 * 3.141592653589793) ** -0.5)
-
-
-@triton.jit
-def normal_distribution(z):
-    """The probability of less than z, float32, under the standard normal distribution."""
-    return 0.5 + 0.5 * tl.erf(z * ROOT_HALF)
+from metamorph_kernels.gelu import gelu, gelu_and_slope
 
 
 @triton.jit
@@ -23,19 +15,16 @@ def halves(block):
 
 
 @triton.jit
-def strips(block):
-    """A block [M, N], N = 32, 64 or 128, in strips of WIDTH columns, from left to right.
+def strips(block, WIDTH: tl.constexpr):
+    """A block [M, N] in strips of WIDTH columns, from left to right; N a power of two times WIDTH.
 
     So an epilogue needs few registers, and little of the memory that holds the next loads.
     """
-    N: tl.constexpr = block.shape[1]
-    if N == WIDTH:
+    if block.shape[1] == WIDTH:
         blocks = (block,)
-    elif N == 2 * WIDTH:
-        blocks = halves(block)
     else:
         left, right = halves(block)
-        blocks = halves(left) + halves(right)
+        blocks = strips(left, WIDTH) + strips(right, WIDTH)
     return blocks
 
 
@@ -57,6 +46,8 @@ def linear_gelu(
 
     Programs stay on their processor and take every so many tiles: all cost the same.
     """
+    tl.assume(inner > 0)  # else there is a copy of all of it for sums of nothing
+    features = features // 4 * 4  # as they are: neighbours pass or fail a mask together
     feature_tiles = tl.cdiv(features, BLOCK_N)
     tiles = tl.cdiv(rows, BLOCK_M) * feature_tiles
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
@@ -67,7 +58,8 @@ def linear_gelu(
             x = x_desc.load([row, step * BLOCK_K])
             weight = weight_desc.load([feature, step * BLOCK_K])
             total = tl.dot(x, weight.T, total, input_precision="ieee")
-        blocks = strips(total)
+        WIDTH: tl.constexpr = out_desc.block_shape[1]
+        blocks = strips(total, WIDTH)
         for strip in tl.static_range(BLOCK_N // WIDTH):
             first = feature + strip * WIDTH
             column = first + tl.arange(0, WIDTH)
@@ -75,17 +67,17 @@ def linear_gelu(
             state = (blocks[strip] + bias.to(tl.float32)[None, :]).to(out_desc.dtype)
             if state_desc is not None:
                 state_desc.store([row, first], state)
-            state = state.to(tl.float32)
-            out_desc.store([row, first], (state * normal_distribution(state)).to(out_desc.dtype))
+            out = gelu(state.to(tl.float32), out_desc.dtype)
+            out_desc.store([row, first], out.to(out_desc.dtype))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def linear_gelu_gradient(
     gradient_desc,  # of the output, [N, O] in blocks [BLOCK_M, BLOCK_K]
     weight_desc,  # [O, F] in blocks [BLOCK_K, BLOCK_N]
-    state_desc,  # [N, F] in blocks [BLOCK_M, WIDTH]
-    state_gradient_desc,  # as state_desc
-    activation_desc,  # as state_desc, or None
+    state_desc,  # [N, F] in blocks [BLOCK_M, PART], PART a multiple of WIDTH
+    state_gradient_desc,  # [N, F] in blocks [BLOCK_M, WIDTH]
+    activation_desc,  # as state_gradient_desc, or None
     sums_ptr,  # float32 [ceil(N / BLOCK_M), F], or None
     rows,
     features,
@@ -98,6 +90,7 @@ def linear_gelu_gradient(
 
     With them gelu(state) once more, so that nobody need keep it from the forward.
     """
+    tl.assume(inner > 0)  # as above
     feature_tiles = tl.cdiv(features, BLOCK_N)
     tiles = tl.cdiv(rows, BLOCK_M) * feature_tiles
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
@@ -108,17 +101,22 @@ def linear_gelu_gradient(
             gradient = gradient_desc.load([row, step * BLOCK_K])
             weight = weight_desc.load([step * BLOCK_K, feature])
             total = tl.dot(gradient, weight, total, input_precision="ieee")
-        blocks = strips(total)
+        WIDTH: tl.constexpr = state_gradient_desc.block_shape[1]
+        blocks = strips(total, WIDTH)
+        PART: tl.constexpr = state_desc.block_shape[1]  # in one piece it would spill registers
         for strip in tl.static_range(BLOCK_N // WIDTH):
             first = feature + strip * WIDTH
-            state = state_desc.load([row, first]).to(tl.float32)
-            below = normal_distribution(state)
-            density = INVERSE_ROOT_TWO_PI * tl.exp(-0.5 * state * state)
-            # Rows past the last have a gradient of zeros.
-            state_gradient = blocks[strip] * (below + state * density)
+            if strip * WIDTH % PART == 0:
+                states = strips(state_desc.load([row, first]), WIDTH)
+            activation, slope = gelu_and_slope(
+                states[strip % (PART // WIDTH)].to(tl.float32), state_desc.dtype
+            )
+            state_gradient = blocks[strip] * slope  # of rows past the last: zeros
+            # Apart they would get a layout each, and the GELU be computed in both.
+            state_gradient, activation = tl.join(state_gradient, activation).split()
             state_gradient_desc.store([row, first], state_gradient.to(state_gradient_desc.dtype))
             if activation_desc is not None:
-                activation_desc.store([row, first], (state * below).to(activation_desc.dtype))
+                activation_desc.store([row, first], activation.to(activation_desc.dtype))
             if sums_ptr is not None:
                 column = first + tl.arange(0, WIDTH)
                 sums = sums_ptr + (row // BLOCK_M).to(tl.int64) * features + column

@@ -27,7 +27,8 @@ def mlp_gelu(
     the epilogue of a product; what is frozen takes no product. It keeps the N x F numbers before
     the GELU and writes those after it once more in the backward; `keep_activation=True` keeps these
     too: twice the memory, one write less. PyTorch always keeps both. Triton takes I, F and O whose
-    rows are whole 16 bytes, and not float64.
+    rows are whole 16 bytes, and not float64. In bfloat16 and float16 its GELU and derivative, once
+    rounded, are within 0.6 units in the last place of the exact ones for every number of the dtype.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for an `impl` that cannot
     run this call.

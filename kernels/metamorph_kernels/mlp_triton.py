@@ -11,9 +11,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
-from metamorph_kernels.linear_gelu import WIDTH, linear_gelu, linear_gelu_gradient
+from metamorph_kernels.linear_gelu import linear_gelu, linear_gelu_gradient
 
 HOPPER_PROCESSORS = 132
+WIDTH = 64  # columns of a step of an epilogue
+STATE_WIDTH = 128  # columns of the state that the gradient loads at a time
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Tiles:
     residents: int = 1
 
 
-# Of two bytes an element, largest first; `choose` takes the first of which there are enough.
-# Two programs on a processor: the tensor cores work for one while the other computes its GELU.
+# Of two bytes an element, largest first. The first is as large as registers allow: 128 sums a
+# thread. Of the small ones two share a processor: the tensor cores work for one while the other
+# computes its GELU.
 TILES = [
-    Tiles(128, 128, 64, num_warps=8, num_stages=3, residents=2),
-    Tiles(64, 128, 64, num_warps=4, num_stages=4, residents=2),
+    Tiles(128, 256, 64, num_warps=8, num_stages=3),
+    Tiles(128, 128, 64, num_warps=8, num_stages=3),
+    Tiles(64, 128, 64, num_warps=4, num_stages=3, residents=2),
     Tiles(64, 64, 64, num_warps=4, num_stages=5, residents=2),
     Tiles(64, 32, 64, num_warps=4, num_stages=6, residents=2),
 ]
@@ -40,18 +44,28 @@ FLOAT32_TILES = Tiles(16, 32, 32, num_warps=4, num_stages=1)  # for tests of exa
 
 
 def choose(rows: int, features: int, element_size: int) -> Tiles:
-    """The largest tiles of which there is one for most processors, so that few rows fill a GPU.
+    """The tiles with which the busiest processor reads least, so that few rows fill a GPU.
+
+    A model: at about 40 bytes a clock and processor from the L2 cache, a step of any of them is
+    bound by what it reads, which is proportional to block_m + block_n: 1,229 clocks of 128 x 256,
+    for which the tensor cores need 1,024, and 819 of half of it, for which they need 512. So one
+    wide tile on a processor beats two of half its width, which lose 7,400 clocks in the 18 steps of
+    1,152 features and 26,000 in the 64 of 4,096, although nothing then hides its epilogue: by count
+    of instructions 5,400 clocks forward and 7,800 backward. Without a tile for most processors, or
+    with little for a last wave, smaller ones win.
 
     Smaller tiles stand in for a split of the inner dimension: that would leave the GELU, which
     needs whole sums, to a pass of its own.
     """
     if element_size == 4:
         return FLOAT32_TILES
-    for tiles in TILES:
+
+    def reads(tiles: Tiles) -> int:
         count = triton.cdiv(rows, tiles.block_m) * triton.cdiv(features, tiles.block_n)
-        if count >= 0.75 * HOPPER_PROCESSORS:
-            return tiles
-    return TILES[-1]
+        waves = max(triton.cdiv(count, HOPPER_PROCESSORS), 1)
+        return waves * (tiles.block_m + tiles.block_n)
+
+    return min(TILES, key=reads)
 
 
 def mlp_gelu_triton(
@@ -113,7 +127,7 @@ def linear_gelu_rows(
         return state, out
     tiles = choose(rows, features, x.element_size())
     x, weight = map(describable, (x, weight))
-    strip = [tiles.block_m, WIDTH.value]
+    strip = [tiles.block_m, min(tiles.block_n, WIDTH)]
     with torch.cuda.device_of(x):
         linear_gelu[_programs(x, features, tiles)](
             TensorDescriptor.from_tensor(x, [tiles.block_m, tiles.block_k]),
@@ -154,12 +168,13 @@ def linear_gelu_backward(
     parts = triton.cdiv(rows, tiles.block_m) if wants_bias else 0
     sums = state.new_empty((parts, features), dtype=torch.float32)
     gradient, weight = map(describable, (gradient, weight))
-    strip = [tiles.block_m, WIDTH.value]
+    strip = [tiles.block_m, min(tiles.block_n, WIDTH)]
+    part = [tiles.block_m, min(tiles.block_n, STATE_WIDTH)]
     with torch.cuda.device_of(state):
         linear_gelu_gradient[_programs(state, features, tiles)](
             TensorDescriptor.from_tensor(gradient, [tiles.block_m, tiles.block_k]),
             TensorDescriptor.from_tensor(weight, [tiles.block_k, tiles.block_n]),
-            TensorDescriptor.from_tensor(state, strip),
+            TensorDescriptor.from_tensor(state, part),
             TensorDescriptor.from_tensor(state_gradient, strip),
             TensorDescriptor.from_tensor(activation, strip) if wants_activation else None,
             sums if wants_bias else None,
@@ -215,7 +230,8 @@ def compilations() -> Iterator[Compilation]:
         name = f"{element} {tiles.block_m}x{tiles.block_n}x{tiles.block_k}"
         launch |= {"residents": tiles.residents, "tensor_cores": element != "fp32"}
         rows = descriptor_type(element, tiles.block_m, tiles.block_k)
-        strip = descriptor_type(element, tiles.block_m, WIDTH.value)
+        strip = descriptor_type(element, tiles.block_m, min(tiles.block_n, WIDTH))
+        part = descriptor_type(element, tiles.block_m, min(tiles.block_n, STATE_WIDTH))
         sizes = dict.fromkeys(("rows", "features", "inner"), "i32")
         for kept in (True, False):
             yield Compilation(
@@ -238,7 +254,7 @@ def compilations() -> Iterator[Compilation]:
                 arguments={
                     "gradient_desc": rows,
                     "weight_desc": descriptor_type(element, tiles.block_k, tiles.block_n),
-                    "state_desc": strip,
+                    "state_desc": part,
                     "state_gradient_desc": strip,
                     "activation_desc": strip if kept else None,
                     "sums_ptr": "*fp32",

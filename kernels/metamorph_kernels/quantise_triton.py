@@ -11,7 +11,7 @@ from torch import Tensor
 from metamorph_kernels.arguments import neighbouring_columns
 from metamorph_kernels.compilation import Compilation
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, E5M2, padded
-from metamorph_kernels.linear_gelu import normal_distribution
+from metamorph_kernels.gelu import gelu
 
 ROW_BLOCKS = (1024, 2048, 4096, 8192, 16_384)  # widths of rows, padded
 NUMBERS_PER_WARP = 2048  # 64 a thread
@@ -57,7 +57,7 @@ def float8_rows(
     mask = (row < rows)[:, None] & (column < columns)
     x = tl.load(x_ptr + row[:, None] * x_stride + column, mask=mask, other=0.0).to(tl.float32)
     if GELU:
-        x *= normal_distribution(x)
+        x = gelu(x, x_ptr.dtype.element_ty)
     scale = scale_of(tl.max(magnitude(x), 1), LARGEST)
     tl.store(scales_ptr + row, scale, mask=row < rows)
     values = to_float8(x, scale[:, None], values_ptr.dtype.element_ty, LARGEST)
@@ -85,7 +85,7 @@ def float8_column_maxima(
         mask = (row < rows) & (column < columns)
         x = tl.load(x_ptr + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         if GELU:
-            x *= normal_distribution(x)
+            x = gelu(x, x_ptr.dtype.element_ty)
         largest = tl.maximum(largest, magnitude(x))
     tl.atomic_max(largest_ptr + column, tl.max(largest, 0), mask=column < columns, sem="relaxed")
 
@@ -115,7 +115,7 @@ def float8_columns(
         other=0.0,
     ).to(tl.float32)
     if GELU:
-        x *= normal_distribution(x)
+        x = gelu(x, x_ptr.dtype.element_ty)
     scale = scale_of(tl.load(largest_ptr + column, mask=real, other=0), LARGEST)
     tl.store(scales_ptr + column, scale, mask=real & (tl.program_id(0) == 0))
     values = to_float8(x, scale[None, :], values_ptr.dtype.element_ty, LARGEST)
@@ -219,10 +219,10 @@ def row_block(columns: int) -> tuple[int, int, int]:
 def compilations() -> Iterator[Compilation]:
     """The three kernels in every shipped configuration."""
     kinds = ((E4M3, False), (E4M3, True), (E5M2, False))
-    for element, (dtype, gelu) in product(("bf16", "fp16", "fp32"), kinds):
-        name = f"{element}{' gelu' if gelu else ''}"
+    for element, (dtype, of_gelu) in product(("bf16", "fp16", "fp32"), kinds):
+        name = f"{element}{' gelu' if of_gelu else ''}"
         x = {"x_ptr": f"*{element}"}
-        sizes = {"rows": "i32", "columns": "i32:16", "x_stride": "i32:16", "GELU": gelu}
+        sizes = {"rows": "i32", "columns": "i32:16", "x_stride": "i32:16", "GELU": of_gelu}
         values = "fp8e4nv" if dtype == E4M3 else "fp8e5"
         results = {"values_ptr": f"*{values}", "scales_ptr": "*fp32"}
         largest = torch.finfo(dtype).max

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from metamorph.config import DataConfig, RunConfig
 from metamorph.config.reading import load_config
+from metamorph.config.shipped import find_config
 from metamorph.config.strict_yaml import read_yaml
 from metamorph.data.conversation import ChatEncoder
 from metamorph.errors import UserError
@@ -17,6 +18,7 @@ def read_data_file(path: Path) -> RunConfig:
 
     They are told apart by the key `stage`. Raises `UserError` for anything else.
     """
+    path = find_config(path)
     written = read_yaml(path)
     if isinstance(written, dict) and "stage" in written:
         return load_config(path)

@@ -4,6 +4,7 @@ import argparse
 
 from metamorph.cli.arguments import whole
 from metamorph.config.reading import add_config_arguments, load_config, overrides_from_namespace
+from metamorph.config.shipped import find_config
 from metamorph.errors import UserError
 
 GPU_TYPES = ("h100", "h200", "a100")  # those of metamorph.costs.hardware
@@ -26,7 +27,7 @@ at once. Several GPUs: torchrun --nproc-per-node 8 -m metamorph train CONFIG"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; configs/... are shipped")
     parser.add_argument(
         "--dry-run", action="store_true",
         help="load everything, show the plan and the first row of data, and train nothing",
@@ -43,9 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    config = load_config(
-        arguments.config, overrides_from_namespace(arguments, arguments.unknown_arguments)
-    )
+    overrides = overrides_from_namespace(arguments, arguments.unknown_arguments)
+    config = load_config(find_config(arguments.config), overrides)
     if arguments.world_size is not None:
         if not arguments.dry_run:
             raise UserError("--world-size: it plans, so it needs --dry-run beside it")

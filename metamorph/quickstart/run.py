@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import metamorph
 from metamorph.config.reading import load_config
+from metamorph.config.shipped import configs_folder
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.errors import UserError
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
@@ -22,7 +24,6 @@ from metamorph.quickstart.checker import CHANCE
 from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
-ROOT = Path(__file__).parent.parent.parent
 ASSETS = Path(__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
 QUESTIONS, DRAWINGS, SHOWN = 300, 150, 12
@@ -68,9 +69,6 @@ def claim_folder(folder: Path) -> None:
 
 def stage_config(stage: str, folder: Path):
     """The stage's YAML with its folders below `folder`."""
-    path = ROOT / "configs" / "toy" / f"{stage}.yaml"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run the quickstart from a clone of the project")
     overrides = {"output": str(folder / "stages" / stage), "device": "cpu"}
     if stage == "language":
         overrides["model.language"] = str(folder / "start")
@@ -81,14 +79,14 @@ def stage_config(stage: str, folder: Path):
     if stage in ("align", "instruct"):
         before = {"align": "language", "instruct": "align"}[stage]
         overrides["model.folder"] = str(folder / "stages" / before / "model")
-    return load_config(path, overrides)
+    return load_config(configs_folder() / "toy" / f"{stage}.yaml", overrides)
 
 
 def versions() -> dict[str, str]:
     packages = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
     return {
         "python": platform.python_version(),
-        "metamorph": version("metamorph"),
+        "metamorph": metamorph.__version__,
         **{name: version(name) for name in packages},
     }
 

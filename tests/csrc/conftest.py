@@ -29,8 +29,8 @@ class BuiltLibrary:
 
 @pytest.fixture(scope="session")
 def setup_script() -> ModuleType:
-    """setup.py as a module: its functions, without a build."""
-    spec = importlib.util.spec_from_file_location("metamorph_setup", ROOT / "setup.py")
+    """kernels/setup.py as a module: its functions, without a build."""
+    spec = importlib.util.spec_from_file_location("metamorph_setup", ROOT / "kernels/setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -76,8 +76,8 @@ def test_where_nvcc_is_looked_for(setup_script, monkeypatch, tmp_path):
 
 def test_sources_of_the_extension(setup_script):
     extension = setup_script.library()
-    assert {"csrc/ops.cpp", "csrc/cosine_rows.cu"} <= set(extension.sources)
-    assert {"CMakeLists.txt", "csrc/row.cuh", "csrc/kernels.h"} <= set(extension.depends)
+    assert {"../csrc/ops.cpp", "../csrc/cosine_rows.cu"} <= set(extension.sources)
+    assert {"../CMakeLists.txt", "../csrc/row.cuh", "../csrc/kernels.h"} <= set(extension.depends)
 
 
 def test_a_failed_build_says_how_to_go_without(machine, setup_script, monkeypatch, tmp_path):

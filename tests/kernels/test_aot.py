@@ -8,15 +8,18 @@ import pytest
 import triton
 
 import metamorph_kernels
-from metamorph_kernels import aot, attention_triton, cross_entropy_triton
+from metamorph_kernels import aot, attention_triton, cross_entropy_triton, mlp_triton
 from metamorph_kernels.aot import Resources
 
 FITS = Resources(registers=200, stack=0, shared=232_448, wgmma=True, tma=True)
 # Called by kernels, never launched.
 HELPERS = {
     "attend_by_keys",
+    "distance_and_tail",
     "exponential",
     "finite_shift",
+    "gelu",
+    "gelu_and_slope",
     "halves",
     "head_of",
     "inverse_length",
@@ -27,7 +30,6 @@ HELPERS = {
     "load_block",
     "load_rows",
     "magnitude",
-    "normal_distribution",
     "pooled",
     "query_gradient_by_keys",
     "query_tile",
@@ -92,8 +94,8 @@ def test_compiles_for_hopper_without_a_gpu():
     assert 100 < used.registers <= 255 and 65_536 < used.shared <= aot.MOST_SHARED_BYTES
 
 
-def widest_accesses(case, folder):
-    """Bits of the widest load and store of global memory in the machine code."""
+def compiled(case):
+    """What Triton makes of a configuration."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -112,12 +114,20 @@ def widest_accesses(case, folder):
         },
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def machine_code(case, folder):
+    (folder / "kernel.cubin").write_bytes(compiled(case).asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    text = subprocess.run(
+    return subprocess.run(
         [tool, "-c", folder / "kernel.cubin"], capture_output=True, text=True, check=True
     ).stdout
+
+
+def widest_accesses(case, folder):
+    """Bits of the widest load and store of global memory in the machine code."""
+    text = machine_code(case, folder)
     return [
         max(int(bits or 32) for bits in re.findall(rf"{opcode}\.E(?:\.(64|128))?\b", text))
         for opcode in ("LDG", "STG")
@@ -131,6 +141,27 @@ def test_logits_are_read_and_their_gradient_written_16_bytes_at_a_time(configura
         case for case in cross_entropy_triton.compilations() if case.configuration == configuration
     ]
     assert widest_accesses(case, tmp_path) == [128, 128]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "configuration", "exponentials", "most"),
+    [
+        ("linear_gelu", "bf16 64x64x64 state", 1, 45),
+        ("linear_gelu_gradient", "bf16 64x64x64 activation", 2, 55),
+    ],
+)
+def test_gelu_takes_few_instructions(kernel, configuration, exponentials, most, tmp_path):
+    """The slow unit once for the tail and once for the slope, and no element twice."""
+    [case] = [
+        case
+        for case in mlp_triton.compilations()
+        if (case.kernel.__name__, case.configuration) == (kernel, configuration)
+    ]
+    text = machine_code(case, tmp_path)
+    elements = 64 * 64 // (32 * case.num_warps)  # of a thread
+    assert text.count("MUFU.EX2") == exponentials * elements
+    assert len(re.findall(r"/\*[0-9a-f]{4,}\*/ ", text)) < most * elements
+    assert "LDG.E.U16" not in text  # of the bias
 
 
 def test_half_the_warps_spill_and_are_refused():
