@@ -97,12 +97,25 @@ def order_of_imports() -> list[list[str]]:
 STATIONS = re.findall(r"^\| `([\w/]+\.py)` \| ([^|]+) \|", PAGE, re.MULTILINE)
 
 
+def paths_of(page: str) -> list[str]:
+    """Files and folders that a page names, but for those that its reader will write."""
+    paths = re.findall(r"`([\w./-]+(?:\.(?:py|yaml|json|h|cpp|md)|/))`", page)
+    return [path for path in paths if "NAME" not in path]
+
+
 def test_every_path_of_the_page_exists():
-    paths = re.findall(r"`([\w./-]+(?:\.py|/))`", PAGE)
+    paths = paths_of(PAGE)
     assert len(paths) > 40
     for path in paths:
         places = (ROOT, ROOT / "metamorph", ROOT / "metamorph/data/families", ROOT / "bench")
         assert any((place / path).exists() for place in places), path
+
+
+def test_every_path_that_a_contributor_is_sent_to_exists():
+    paths = paths_of((ROOT / "CONTRIBUTING.md").read_text())
+    assert len(paths) > 15
+    for path in paths:
+        assert path == "utils.py" or (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(("path", "names"), STATIONS, ids=[path for path, _ in STATIONS])

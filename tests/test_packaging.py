@@ -21,10 +21,11 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
-    """What `make setup` installs: the other extras fit themselves to a machine with a GPU."""
+    """What make installs: the other extras fit themselves to a machine with a GPU."""
     project = PROJECT["project"]
     build = PROJECT["build-system"]["requires"]
-    names = [*project["dependencies"], *project["optional-dependencies"]["test"], *build]
+    extras = project["optional-dependencies"]
+    names = [*project["dependencies"], *extras["test"], *extras["docs"], *build]
     return [Requirement(name) for name in names]
 
 
