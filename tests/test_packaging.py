@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+KERNELS = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())
 README = ROOT / "README.md"
 
 
@@ -22,11 +23,12 @@ def pins() -> dict[str, str]:
 
 def declared() -> list[Requirement]:
     """What make installs: the other extras fit themselves to a machine with a GPU."""
-    project = PROJECT["project"]
-    build = PROJECT["build-system"]["requires"]
-    extras = project["optional-dependencies"]
-    names = [*project["dependencies"], *extras["test"], *extras["docs"], *build]
-    return [Requirement(name) for name in names]
+    extras = PROJECT["project"]["optional-dependencies"]
+    names = [*extras["test"], *extras["docs"]]
+    for project in (PROJECT, KERNELS):
+        names += [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    requirements = {Requirement(name) for name in names}
+    return sorted((each for each in requirements if each.name != "metamorph-kernels"), key=str)
 
 
 def make_targets() -> set[str]:
@@ -71,8 +73,12 @@ def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.10.4\nexit 1\n')
     old.chmod(0o755)
-    for makefile in ("Makefile", "pyproject.toml", "constraints.txt", "setup.py"):
-        (tmp_path / makefile).write_bytes((ROOT / makefile).read_bytes())
+    (tmp_path / "kernels").mkdir()
+    for name in (
+        *("Makefile", "constraints.txt", "pyproject.toml", "setup.py"),
+        *("kernels/pyproject.toml", "kernels/setup.py"),
+    ):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
 
     def setup(python: str) -> str:
         command = ["make", "setup", f"PYTHON={python}"]
@@ -100,17 +106,21 @@ def test_readme_commands_are_make_targets():
     assert {"quickstart", "test"} <= named <= make_targets()
 
 
-def test_both_packages_are_found_and_assets_shipped():
-    find = PROJECT["tool"]["setuptools"]["packages"]["find"]
-    assert find["where"] == [".", "kernels"]
-    assert not (ROOT / "kernels/__init__.py").exists()
-    assert (ROOT / "kernels/metamorph_kernels/__init__.py").exists()
+def test_no_package_is_called_kernels_and_assets_are_small():
+    assert not (ROOT / "kernels/__init__.py").exists()  # it would hide Hugging Face's
     for path in (ROOT / "metamorph/quickstart/assets").glob("**/*"):
         assert path.is_dir() or path.stat().st_size <= 10 * 2**20
+
+
+def test_the_ops_need_torch_alone():
+    assert [Requirement(each).name for each in KERNELS["project"]["dependencies"]] == ["torch"]
+    assert "metamorph-kernels>=0.1" in PROJECT["project"]["dependencies"]
 
 
 def test_license_is_apache_in_full():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License\n                           Version 2.0" in text
     assert "END OF TERMS AND CONDITIONS" in text and "The MetaMorph authors" in text
-    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert (ROOT / "kernels/LICENSE").read_text() == text
+    for project in (PROJECT, KERNELS):
+        assert project["project"]["license"] == "Apache-2.0"

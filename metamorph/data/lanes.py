@@ -5,17 +5,53 @@ r, r + n, ...: what a step trains on, and in which order samples come, does not 
 """
 
 import time
+from typing import Protocol
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents, DocumentsAhead
 from metamorph.data.features import open_features
 from metamorph.data.opening import open_source
-from metamorph.data.own_lanes import OwnLanes
 from metamorph.data.packing import PackedRow, RowStream
+from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
+
+
+class Stream(Protocol):
+    """One lane."""
+
+    skips: Skips
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class OwnLanes:
+    """The streams of one process, by the number of their lane."""
+
+    def __init__(self, streams: dict[int, Stream]):
+        self.streams = streams
+
+    def skips(self) -> Skips:
+        """The unusable samples of these lanes together."""
+        return sum_skips(stream.skips for stream in self.streams.values())
+
+    def state_dict(self) -> dict[str, dict]:
+        """The state of each lane of this process, by its number. JSON-able."""
+        return {str(lane): stream.state_dict() for lane, stream in self.streams.items()}
+
+    def load_state_dict(self, states: dict[str, dict]) -> None:
+        """Takes its own from the states of all lanes, whichever processes they were saved by.
+
+        Raises `SampleError` if the data changed since, `UserError` for other lanes.
+        """
+        for lane, stream in self.streams.items():
+            if str(lane) not in states:
+                raise UserError(f"resume: the checkpoint has no state of data lane {lane}")
+            stream.load_state_dict(states[str(lane)])
 
 
 class Lanes(OwnLanes):

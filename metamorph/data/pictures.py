@@ -3,7 +3,7 @@
 from PIL import Image
 
 from metamorph.data.images import opened
-from metamorph.data.own_lanes import OwnLanes
+from metamorph.data.lanes import OwnLanes
 from metamorph.data.packing import MOST_IN_A_ROW
 from metamorph.data.skips import Skips
 from metamorph.data.sources import Source

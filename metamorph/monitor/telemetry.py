@@ -3,6 +3,7 @@
 import resource
 import time
 from collections import Counter
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +66,12 @@ class StepWork:
     """
 
     def __init__(self, model: MetaMorph):
-        self.config, self.vision = model.config, model.vision
-        self.trained = trained_parts(model)
+        self.model, self.config, self.vision = model, model.config, model.vision
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """The parts that a backward computes gradients for: they stay the same through a run."""
+        return trained_parts(self.model)
 
     def of(self, rows: list[PackedRow]) -> dict[str, float]:
         works = [Workload.of(row, self.config.tokens_per_image) for row in rows]
