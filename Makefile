@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
+OLDER_TRITON := build/triton-3.6.0
 # Files of tests side by side, each in a process with one thread: they are too small for more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test aot bench lint docs toy-assets clean
+.PHONY: help setup quickstart test aot aot-all bench lint docs toy-assets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -23,8 +24,15 @@ test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton'
 	$(PYTEST) --durations=15
 	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/test_triton_*.py
 
-aot: $(INSTALLED) ## compile every Triton kernel for Hopper, without a GPU, and show what it uses
+aot: $(INSTALLED) ## compile every Triton kernel without a GPU; check and show its machine code
 	$(BIN)/python -m metamorph_kernels.aot
+
+# Each Triton brings a compiler of its own. OLDER_AOT: options of the second run.
+aot-all: aot $(OLDER_TRITON) ## the same, then again with Triton 3.6.0
+	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python -m metamorph_kernels.aot $(OLDER_AOT)
+
+$(OLDER_TRITON): | $(INSTALLED)
+	$(BIN)/python -m pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
 
 bench: $(INSTALLED) ## verify and time every entry that this machine can run
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,rounds

@@ -47,6 +47,7 @@ docs/architecture
 docs/attention
 docs/losses
 docs/float8
+docs/kernels
 docs/cuda
 docs/transformers
 ```

@@ -7,6 +7,8 @@ from functools import cache
 
 import torch
 
+from metamorph_kernels.architectures import MOST_SHARED_BYTES
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -19,7 +21,7 @@ class Needs:
 
 # Matrix products are compiled for warp groups and TMA, in tiles that fill the shared memory of a
 # Hopper SM: an RTX 5090 (12.0) has not half of it, and a B200 (10.0) multiplies in other ways.
-HOPPER = Needs((9, 0), (10, 0), shared_bytes=232_448)
+HOPPER = Needs((9, 0), (10, 0), shared_bytes=MOST_SHARED_BYTES["sm_90"])
 ROWS = Needs((8, 0))  # plain loads and sums, in bfloat16 too
 
 

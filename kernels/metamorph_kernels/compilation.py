@@ -1,7 +1,12 @@
-"""One kernel in one configuration, as the ahead-of-time checker (`aot.py`) compiles it."""
+"""One kernel in one configuration, as the ahead-of-time checker (`aot/`) compiles it."""
 
 from dataclasses import dataclass
 from typing import Any
+
+from metamorph_kernels.architectures import MOST_SHARED_BYTES
+
+HOPPER = ("sm_90",)
+EVERY_ARCHITECTURE = tuple(MOST_SHARED_BYTES)  # what kernels of rows are for
 
 
 @dataclass(frozen=True)
@@ -10,8 +15,9 @@ class Compilation:
 
     `arguments` maps each parameter of `kernel`, a `triton.JITFunction`, to its Triton type as a
     string ("*fp32", "i32", "tensordesc<bf16[64, 128]>") or, for a constexpr, to its value. Where
-    `tensor_cores` is True the matrix products must use wgmma. `residents` blocks are to share a
-    processor. `stack_bytes` may be spilled, for the reason given.
+    `tensor_cores` is True the matrix products must use wgmma. `residents` blocks are to share an
+    SM. `stack_bytes` may be spilled, for the reason given. `architectures` are those that it is
+    compiled for: kernels with matrix products claim Hopper alone.
     """
 
     kernel: Any
@@ -23,6 +29,7 @@ class Compilation:
     residents: int = 1
     stack_bytes: int = 0
     reason: str = ""
+    architectures: tuple[str, ...] = HOPPER
 
 
 def descriptor_type(element: str, *block: int) -> str:

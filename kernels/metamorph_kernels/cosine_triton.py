@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.arguments import neighbouring_columns
-from metamorph_kernels.compilation import Compilation
+from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
 
 SCALED = 8192  # numbers of a program of `scale`: few programs, since most have nothing to do
 SCALE_WARPS = 8
@@ -241,14 +241,20 @@ def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """The kernels at widths of every class."""
+    """The kernels at widths of every class; for each architecture the widest row in bfloat16."""
     widths = (1, 96, 256, 512, 1024, 1152, 2048, 4096, 8192)
     for element, columns in product(("bf16", "fp16", "fp32"), widths):
         tiles, layout = _layout(columns)
         del layout["num_warps"]
         kept = "*fp32" if element == "fp16" else f"*{element}"
         stride = "i32:16" if columns % 16 == 0 else "i32"
-        launch = {"num_warps": tiles.num_warps, "num_stages": 1, "tensor_cores": False}
+        everywhere = element == "bf16" and columns == max(widths)
+        launch = {
+            "num_warps": tiles.num_warps,
+            "num_stages": 1,
+            "tensor_cores": False,
+            "architectures": EVERY_ARCHITECTURE if everywhere else HOPPER,
+        }
         # With an index there is a count exactly where the gradient is that of the mean.
         for index, gradient, mean in (
             (None, None, False),
@@ -304,4 +310,5 @@ def compilations() -> Iterator[Compilation]:
             num_warps=SCALE_WARPS,
             num_stages=1,
             tensor_cores=False,
+            architectures=EVERY_ARCHITECTURE if element == "bf16" else HOPPER,
         )

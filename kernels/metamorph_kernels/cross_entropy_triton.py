@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.chunks import logit_chunks
-from metamorph_kernels.compilation import Compilation
+from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
 from metamorph_kernels.products import wide_product
 
 BLOCK, NUM_WARPS = 4096, 16
@@ -157,9 +157,13 @@ def aligned(columns: int) -> int:
 
 
 def compilations() -> Iterator[Compilation]:
-    """With and without gradient, for any V and for one that Triton finds a multiple of 16."""
+    """With and without gradient, for any V and for one that Triton finds a multiple of 16.
+
+    Those of any V in bfloat16 and without gradient are compiled for each architecture.
+    """
     for element, classes in product(("bf16", "fp16", "fp32", None), ("i32", "i32:16")):
         name = "no gradient" if element is None else f"{element} gradient"
+        everywhere = element in ("bf16", None) and classes == "i32"
         yield Compilation(
             kernel=cross_entropy,
             configuration=f"{name} {'any V' if classes == 'i32' else 'V in 16s'}",
@@ -179,4 +183,5 @@ def compilations() -> Iterator[Compilation]:
             num_warps=NUM_WARPS,
             num_stages=3,
             tensor_cores=False,
+            architectures=EVERY_ARCHITECTURE if everywhere else HOPPER,
         )

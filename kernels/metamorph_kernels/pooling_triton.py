@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.arguments import neighbouring_columns
-from metamorph_kernels.compilation import Compilation
+from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
 
 SHORTEST = tl.constexpr(math.sqrt(torch.finfo(torch.float32).tiny))
 # By the width of a token, padded to a power of two: 16 numbers a thread of each token.
@@ -206,8 +206,13 @@ def _layout(features: Tensor, grid: int) -> dict[str, int]:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Both kernels at widths of every class, for the 27 x 27 tokens of SigLIP pooled to 8 x 8."""
-    for element, columns in product(("bf16", "fp16", "fp32"), (1, 96, 768, 1152, 4096, 8192)):
+    """Both kernels at widths of every class, for the 27 x 27 tokens of SigLIP pooled to 8 x 8.
+
+    The widest in bfloat16 are compiled for each architecture.
+    """
+    widths = (1, 96, 768, 1152, 4096, 8192)
+    for element, columns in product(("bf16", "fp16", "fp32"), widths):
+        everywhere = element == "bf16" and columns == max(widths)
         features = torch.empty(0, 27 * 27, columns, device="meta")
         layout = _layout(features, grid=8)
         num_warps = layout.pop("num_warps")
@@ -229,4 +234,5 @@ def compilations() -> Iterator[Compilation]:
                 num_warps=num_warps,
                 num_stages=1,
                 tensor_cores=False,
+                architectures=EVERY_ARCHITECTURE if everywhere else HOPPER,
             )
