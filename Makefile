@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 OLDER_TRITON := build/triton-3.6.0
 # Files of tests side by side, each in a process with one thread: they are too small for more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test aot aot-all bench lint toy-assets clean
+.PHONY: help setup quickstart test aot aot-all bench lint docs toy-assets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,10 @@ lint: $(INSTALLED) ## check the code with ruff and pyrefly
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
+docs: $(INSTALLED_DOCS) ## build the site of the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning -c docs/site -d build/doctrees . build/docs
+	@echo build/docs/index.html
+
 toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder and decoder base that are shipped
 	$(BIN)/python -m metamorph.quickstart.make_assets
 
@@ -57,4 +62,8 @@ $(INSTALLED): $(PROJECTS) constraints.txt $(wildcard CMakeLists.txt csrc/*)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) setuptools torch
 	$(PIP_INSTALL) --no-build-isolation -e ./kernels -e '.[test]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP_INSTALL) --no-build-isolation -e '.[docs]'
 	@touch $@

@@ -22,8 +22,9 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
-    """What `make setup` installs: the other extras fit themselves to a machine with a GPU."""
-    names = [*PROJECT["project"]["optional-dependencies"]["test"]]
+    """What make installs: the other extras fit themselves to a machine with a GPU."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    names = [*extras["test"], *extras["docs"]]
     for project in (PROJECT, KERNELS):
         names += [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     requirements = {Requirement(name) for name in names}
