@@ -1,6 +1,6 @@
 """Rows of logits to losses and the gradient of the logits in Triton: two reads, one write.
 
-A fused cross-entropy: online softmax over the vocabulary, then the gradient in place.
+A fused cross-entropy: online softmax over the vocabulary, then the gradient.
 """
 
 import math
