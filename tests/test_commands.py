@@ -1,0 +1,176 @@
+"""The commands of the pages run as they stand, or are listed here with the reason why not.
+
+Each block runs from its first line to its last in a copy of one prepared folder (`page_folder`),
+where models are tiny, with the options of `REDUCED` behind those of the page.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch.distributed.run import parse_args as parse_torchrun
+
+from metamorph.cli.command import main
+from metamorph.config.reading import load_config
+from metamorph.config.shipped import find_config
+from metamorph.quickstart import run as quickstart
+from tests.page_folder import write_page_folder
+from tests.pages import PAGES, ROOT, blocks, commands, title
+
+ONE_STEP = "--training.steps 1 --device cpu --overwrite"  # blocks give alternatives in turn
+ONE_ROW = "--training.rows_per_step 1 --training.compile false --parallel.shard 0"
+REDUCED = {  # verb or stage: what is put behind its options
+    "instruct": f"{ONE_STEP} {ONE_ROW}",
+    "align": f"{ONE_STEP} {ONE_ROW}",
+    "decoder": f"{ONE_STEP} --decoder.batch_size 2",
+    "encode": "--device cpu",
+    "validate-data": "--workers 0",
+    "generate": "--max-new-tokens 4 --drawing-steps 1 --device cpu",
+}
+NETWORK, SUITE = "it downloads", "it runs for minutes, and continuous integration runs it"
+COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
+NOT_RUN_HERE = {
+    "make quickstart": SUITE,
+    "make test": SUITE,
+    "make bench": SUITE,
+    "source .venv/bin/activate": "it changes the shell that it runs in",
+    "pip install ./kernels": NETWORK,
+    "hf download google/siglip-so400m-patch14-384 --local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "git clone https://github.com/NVIDIA/apex": NETWORK,
+    "cd apex": NETWORK,
+    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": COMPILER,
+    "pip install --no-build-isolation ./kernels": COMPILER,
+    "cd kernels && METAMORPH_CUDA=1 python setup.py build_ext --inplace": COMPILER,
+    "cmake -B build && cmake --build build": COMPILER,
+    "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
+    "python -m pytest tests/csrc": "it is part of this suite",
+    "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": "it is part of this suite",
+    "bash bench/gpu.sh": GPU,
+    "bash bench/gpu.sh --quick": GPU,
+    "bash bench/gpu.sh --quick --device cpu": SUITE,
+    "python -m bench.runs.entries attention-spans-8192-128": GPU,
+    "python -m bench.runs.entries data-toy --device cpu": SUITE,
+    "python -m bench.runs.sweep forward": GPU,
+    "metamorph train my.yaml --training.precision bf16 --model.attention flash_attn "
+    "--model.rms_norm liger": GPU,
+}
+BLOCKS = [
+    pytest.param(block, id=f"{title(page)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "sh"))
+]
+SHOWN = [command for block in BLOCKS for command in commands(block.values[0])]
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    write_page_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def here(prepared, tmp_path, monkeypatch):
+    """The working directory of one block."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "QUESTIONS", 20)
+    monkeypatch.setattr(quickstart, "DRAWINGS", 4)
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its optimizer for a minute
+        yield
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_commands_run(block, here, monkeypatch):
+    for command in commands(block):
+        if command not in NOT_RUN_HERE:
+            run(command, monkeypatch)
+
+
+def run(command: str, monkeypatch) -> None:
+    """Runs a command in this process; fails unless its exit code is 0."""
+    match shlex.split(command):
+        case ["metamorph", *arguments]:
+            assert main(reduced(arguments)) == 0
+        case ["torchrun", *arguments]:
+            assert main(reduced(launched(arguments))) == 0
+        case ["python", "-c", code]:
+            exec(compile(code, command, "exec"), {})
+        case ["python", "-m", module, *arguments]:
+            monkeypatch.setattr(sys, "argv", [module, *arguments])
+            with suppress_success():
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case _:
+            pytest.fail(f"{command}: neither run here nor listed in NOT_RUN_HERE")
+
+
+@contextmanager
+def suppress_success():
+    """Lets a program end by `sys.exit(0)`; any other exit code fails."""
+    try:
+        yield
+    except SystemExit as stop:
+        assert not stop.code
+
+
+def reduced(arguments: list[str]) -> list[str]:
+    """The same for one process on a CPU, in a second; help and plans are as they are."""
+    verb = arguments[0]
+    if verb != "train":
+        return [*arguments, *REDUCED.get(verb, "").split()]
+    if "--help" in arguments or "--world-size" in arguments:
+        return arguments
+    return [*arguments, *REDUCED[load_config(find_config(arguments[1])).stage].split()]
+
+
+def launched(arguments: list[str]) -> list[str]:
+    """What torchrun starts, once its own parser has read the options.
+
+    Fails where several nodes would not find each other, or cannot share the rows of a step.
+    """
+    options = parse_torchrun(arguments)
+    assert options.module and options.training_script == "metamorph"
+    nodes = int(options.nnodes.split(":")[-1])
+    if nodes > 1:
+        assert options.rdzv_backend == "c10d" and options.rdzv_endpoint
+    config = load_config(find_config(options.training_script_args[1]))
+    shared = (
+        config.decoder.batch_size if config.stage == "decoder" else config.training.rows_per_step
+    )
+    assert shared % (nodes * int(options.nproc_per_node)) == 0
+    return options.training_script_args
+
+
+@pytest.mark.parametrize("command", NOT_RUN_HERE)
+def test_what_is_not_run_is_still_on_a_page(command):
+    assert command in SHOWN
+    for path in re.findall(r"(?:^| )((?:tests|bench)/\S+)", command):
+        assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_commands_stand_in_marked_blocks(page):
+    programs = r"metamorph|torchrun|make|python|pip|pytest|bash|bench/gpu\.sh|hf|git|cmake|\.venv"
+    for block in blocks(page, ""):
+        assert not re.match(rf"\s*(\$ )?({programs})\b", block), f"mark it as ```sh:\n{block}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_what_commands_name_exists(page):
+    code = " \n".join(CODE.findall(page.read_text()))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", code, re.MULTILINE)) <= targets
+    assert set(re.findall(r"\.\[([a-z0-9-]+)\]", code)) <= set(project["optional-dependencies"])
+    for module in re.findall(r"python -m ([\w.]+)", code):
+        assert find_spec(module), module
+    for script in re.findall(r"bash (\S+\.sh)", code):
+        assert (ROOT / script).exists(), script
