@@ -22,8 +22,8 @@ RECIPE_MIXTURES = "align", "instruct", "pictures"
 
 
 def write_page_folder(folder: Path) -> None:
-    """Weights where the recipes look for them, what `make quickstart` leaves, `my.yaml` of
-    docs/training.md, the data of README.md and of docs/data.md, and benchmark results."""
+    """Weights where the recipes look for them, what `make quickstart` leaves, `my.yaml` and its
+    data of docs/training.md, the examples of docs/data.md, and benchmark results."""
     write_weights(folder / "models")
     parts = folder / "models/Llama-3.1-8B-Instruct", folder / "models/siglip-so400m-patch14-384"
     torch.manual_seed(0)
@@ -51,9 +51,9 @@ def write_weights(folder: Path) -> None:
 
 def write_data(folder: Path) -> None:
     """`my.yaml` and its data, a mixture of all families, and pictures for prompts."""
-    [my_run] = [text for text in blocks(ROOT / "docs/training.md", "yaml") if "stage:" in text]
+    page = ROOT / "docs/training.md"
+    [my_run], [records] = blocks(page, "yaml"), blocks(page, "json")
     (folder / "my.yaml").write_text(my_run)
-    [records] = blocks(ROOT / "README.md", "json")
     (folder / "data.jsonl").write_text(records)
     (folder / "images").mkdir()
     for record in map(json.loads, records.splitlines()):

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch.distributed.run import parse_args as parse_torchrun
 
-from metamorph.cli.command import main
-from metamorph.config.reading import load_config
+from bench.runs.entries import entries
+from metamorph.cli.command import build_parser, main
+from metamorph.config.reading import load_config, overrides_from_namespace
 from metamorph.config.shipped import find_config
 from metamorph.quickstart import run as quickstart
-from tests.page_folder import write_page_folder
 from tests.pages import PAGES, ROOT, blocks, commands, title
 
 ONE_STEP = "--training.steps 1 --device cpu --overwrite"  # blocks give alternatives in turn
@@ -34,7 +34,11 @@ REDUCED = {  # verb or stage: what is put behind its options
     "validate-data": "--workers 0",
     "generate": "--max-new-tokens 4 --drawing-steps 1 --device cpu",
 }
-NETWORK, SUITE = "it downloads", "it runs for minutes, and continuous integration runs it"
+NETWORK, SUITE, HERE = (
+    "it downloads",
+    "it runs for minutes, and continuous integration runs it",
+    "a part of this suite",
+)
 COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
@@ -42,7 +46,8 @@ NOT_RUN_HERE = {
     "make bench": SUITE,
     "source .venv/bin/activate": "it changes the shell that it runs in",
     "pip install ./kernels": NETWORK,
-    "hf download google/siglip-so400m-patch14-384 --local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "hf download google/siglip-so400m-patch14-384 "
+    "--local-dir models/siglip-so400m-patch14-384": NETWORK,
     "git clone https://github.com/NVIDIA/apex": NETWORK,
     "cd apex": NETWORK,
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": COMPILER,
@@ -50,8 +55,8 @@ NOT_RUN_HERE = {
     "cd kernels && METAMORPH_CUDA=1 python setup.py build_ext --inplace": COMPILER,
     "cmake -B build && cmake --build build": COMPILER,
     "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
-    "python -m pytest tests/csrc": "it is part of this suite",
-    "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": "it is part of this suite",
+    "python -m pytest tests/csrc": HERE,
+    "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": HERE,
     "bash bench/gpu.sh": GPU,
     "bash bench/gpu.sh --quick": GPU,
     "bash bench/gpu.sh --quick --device cpu": SUITE,
@@ -70,17 +75,10 @@ SHOWN = [command for block in BLOCKS for command in commands(block.values[0])]
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pages")
-    write_page_folder(folder)
-    return folder
-
-
 @pytest.fixture
-def here(prepared, tmp_path, monkeypatch):
+def here(page_folder, tmp_path, monkeypatch):
     """The working directory of one block."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(page_folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "QUESTIONS", 20)
     monkeypatch.setattr(quickstart, "DRAWINGS", 4)
@@ -150,10 +148,17 @@ def launched(arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", NOT_RUN_HERE)
-def test_what_is_not_run_is_still_on_a_page(command):
+def test_what_is_not_run_is_still_on_a_page(command, here):
     assert command in SHOWN
-    for path in re.findall(r"(?:^| )((?:tests|bench)/\S+)", command):
-        assert (ROOT / path).exists()
+    match shlex.split(command):
+        case ["metamorph", *arguments]:
+            options = build_parser().parse_args(arguments)
+            load_config(options.config, overrides_from_namespace(options))
+        case ["bash", script, *_]:
+            assert (ROOT / script).exists()
+        case ["python", "-m", "pytest", path, *options]:
+            words = options[1:2] if "-k" in options else []
+            assert (ROOT / path).exists() and all(w in (ROOT / path).read_text() for w in words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -172,5 +177,7 @@ def test_what_commands_name_exists(page):
     assert set(re.findall(r"\.\[([a-z0-9-]+)\]", code)) <= set(project["optional-dependencies"])
     for module in re.findall(r"python -m ([\w.]+)", code):
         assert find_spec(module), module
+    for name in re.findall(r"bench\.runs\.entries ([a-z0-9-]+)", code):
+        assert name in entries("cuda") | entries("cpu"), name
     for script in re.findall(r"bash (\S+\.sh)", code):
         assert (ROOT / script).exists(), script
