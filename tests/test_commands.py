@@ -10,7 +10,6 @@ import shlex
 import shutil
 import sys
 import tomllib
-from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -104,19 +103,12 @@ def run(command: str, monkeypatch) -> None:
             exec(compile(code, command, "exec"), {})
         case ["python", "-m", module, *arguments]:
             monkeypatch.setattr(sys, "argv", [module, *arguments])
-            with suppress_success():
+            try:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
+            except SystemExit as stop:
+                assert not stop.code
         case _:
             pytest.fail(f"{command}: neither run here nor listed in NOT_RUN_HERE")
-
-
-@contextmanager
-def suppress_success():
-    """Lets a program end by `sys.exit(0)`; any other exit code fails."""
-    try:
-        yield
-    except SystemExit as stop:
-        assert not stop.code
 
 
 def reduced(arguments: list[str]) -> list[str]:
@@ -145,6 +137,11 @@ def launched(arguments: list[str]) -> list[str]:
     )
     assert shared % (nodes * int(options.nproc_per_node)) == 0
     return options.training_script_args
+
+
+def test_a_block_is_read_as_a_shell_reads_it():
+    block = 'make a  # why\n# a line\n\nrun --one \\\n    --two "a b"\npython -c "\nprint(1)\n"\n'
+    assert commands(block) == ["make a", 'run --one --two "a b"', 'python -c "\nprint(1)\n"']
 
 
 @pytest.mark.parametrize("command", NOT_RUN_HERE)
