@@ -39,6 +39,7 @@ bench: $(INSTALLED) ## verify and time every entry that this machine can run
 
 lint: $(INSTALLED) ## check the code with ruff and pyrefly
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 docs: $(INSTALLED_DOCS) ## build the site of the documentation into build/docs; a warning is an error

@@ -17,6 +17,16 @@ def parts(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def page_folder(tmp_path_factory):
+    """All that the commands and programs of the pages name."""
+    from tests.page_folder import write_page_folder
+
+    folder = tmp_path_factory.mktemp("pages")
+    write_page_folder(folder)
+    return folder
+
+
 @pytest.fixture
 def folder(parts, tmp_path):
     """A fresh run folder beside links to the random language and vision folders."""

@@ -26,12 +26,12 @@ def write_language(folder: Path, width: int = 32) -> Path:
     return folder
 
 
-def write_vision(folder: Path, width: int = 24) -> Path:
+def write_vision(folder: Path, width: int = 24, patch: int = 16) -> Path:
     """A random SigLIP vision tower of one layer for 64 px pictures."""
     torch.manual_seed(0)
     config = SiglipVisionConfig(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
-        image_size=64, patch_size=16,
+        image_size=64, patch_size=patch,
     )  # fmt: skip
     SiglipVisionModel(config).save_pretrained(folder)
     return folder

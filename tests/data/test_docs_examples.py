@@ -1,13 +1,10 @@
 """docs/data.md: its examples, put into one folder with the shipped mixture, pack into rows."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from data_files import image_bytes, write_video
-from PIL import Image
 
 from metamorph.config import DataConfig
 from metamorph.config.keys import Family
@@ -17,30 +14,12 @@ from metamorph.data.lanes import Lanes
 from metamorph.data.mixture import parts_of
 from metamorph.data.opening import open_source, read_mixture
 from metamorph.data.validate import validate_part
-
-ROOT = Path(__file__).parent.parent.parent
-PAGE = (ROOT / "docs/data.md").read_text()
-MIXTURE = ROOT / "configs/mixtures/six_families.yaml"
+from tests.six_families import MIXTURE, PAGE, write_six_families
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The files of the page, with pictures and videos of the names that it uses."""
-    (tmp_path / "images").mkdir()
-    for name, colour in (("cat", "grey"), ("dog", "brown")):
-        data = image_bytes(colour, (64, 48), "JPEG")
-        (tmp_path / "images" / f"{name}.jpg").write_bytes(data)
-    (tmp_path / "videos" / "clip").mkdir(parents=True)
-    for number in range(12):
-        frame = Image.new("RGB", (32, 32), (20 * number,) * 3)
-        frame.save(tmp_path / "videos" / "clip" / f"{number:04}.png")
-    write_video(tmp_path / "videos" / "film.mp4", frames=24)
-    for name, text in re.findall(r"`(\w+\.jsonl)`:\n\n```json\n(.*?)```", PAGE, re.DOTALL):
-        (tmp_path / name).write_text(text)
-    monkeypatch.chdir(tmp_path)
-    for block in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(block, "docs/data.md", "exec"), {})
-    shutil.copy(MIXTURE, tmp_path)
+def folder(tmp_path):
+    write_six_families(tmp_path)
     return tmp_path
 
 
@@ -87,5 +66,5 @@ def test_the_shares_are_those_of_the_paper():
 
 def test_the_page_names_only_keys_that_exist():
     known = {key for key, *_ in iter_fields(DataConfig)}
-    named = set(re.findall(r"`(?:--)?data\.(\w+)`", PAGE))
+    named = set(re.findall(r"`(?:--)?data\.(\w+)`", PAGE.read_text()))
     assert named and named <= known

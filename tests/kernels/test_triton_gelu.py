@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from metamorph_kernels.linear.gelu import gelu, gelu_and_slope
+from metamorph_kernels.gelu import gelu, gelu_and_slope
 
 LEAST = 2.0**-122  # float32 ends soon below, and a tail may be flushed to zero
 ELEMENT = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}

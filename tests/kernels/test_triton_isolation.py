@@ -91,8 +91,7 @@ def test_in_float8_too(device, exact_float8, where, value):
     {"q": q, "k": k, "v": v}[where][15, -1, 5] = value
     intervals = key_intervals(lengths, spans, device=device)
     kept = [
-        rounded.float() * scale[:, None]
-        for rounded, scale in map(fp8.quantise_heads, (q, k, v))
+        rounded.float() * scale[:, None] for rounded, scale in map(fp8.quantise_heads, (q, k, v))
     ]
     truth = row_by_row(*(tensor.double() for tensor in kept), intervals)
     out = interval_attention_fp8(q, k, v, intervals, impl="triton")

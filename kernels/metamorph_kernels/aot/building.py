@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,7 +177,7 @@ def _resources(binary: Binary, code: tuple[Instruction, ...], tools: Path) -> Re
 
 
 @contextlib.contextmanager
-def _output_to(file: io.TextIOBase) -> Iterator[None]:
+def _output_to(file: io.TextIOBase) -> Generator[None]:
     """What this process, its C++ and its children print goes to a file."""
     kept = os.dup(2)
     try:

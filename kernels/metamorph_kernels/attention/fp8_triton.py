@@ -15,14 +15,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.attention.forward import query_tile, row_pointers
 from metamorph_kernels.attention.fp8_heads_triton import quantise_heads
-from metamorph_kernels.attention.interval_triton import (
-    Tiles,
+from metamorph_kernels.attention.interval_triton import Tiles
+from metamorph_kernels.attention.isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
+from metamorph_kernels.attention.launch_triton import (
     describe,
     packed_heads,
     programs,
     work_lists,
 )
-from metamorph_kernels.attention.isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.float8 import WEIGHT_SCALE

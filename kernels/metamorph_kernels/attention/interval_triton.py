@@ -14,11 +14,16 @@ from metamorph_kernels.attention.backward import (
     attention_query_gradient,
 )
 from metamorph_kernels.attention.forward import attention_forward
+from metamorph_kernels.attention.launch_triton import (
+    describe,
+    packed_heads,
+    programs,
+    strides,
+    work_lists,
+)
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.intervals import Intervals
-
-MOST_PACKED_HEADS = 8
 
 
 @dataclass(frozen=True)
@@ -228,22 +233,6 @@ def _gradients(ctx, out_gradient, lse_gradient):
 _attention.register_autograd(_gradients, setup_context=_save)
 
 
-def packed_heads(group: int) -> int:
-    """How many query heads of a group share a tile: a power of two that divides the group."""
-    return min(group & -group, MOST_PACKED_HEADS)
-
-
-def describe(tensor: Tensor, heads: int, tokens: int) -> TensorDescriptor:
-    """A describable [T, H, D] as [H, T, D] in blocks of `heads` x `tokens` x all of D.
-
-    D is padded with zeros to a power of two. Heads stand first because a leading block size of one
-    costs no copy.
-    """
-    view = tensor.transpose(0, 1)
-    block = [heads, tokens, triton.next_power_of_2(view.shape[2])]
-    return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
-
-
 def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]]:
     """The tiles of a kernel, and its constants and launch options."""
     block_d = triton.next_power_of_2(q.shape[2])
@@ -259,29 +248,6 @@ def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }
-
-
-def strides(*tensors: Tensor) -> list[int]:
-    """Of each [T, H, D] those of tokens and heads."""
-    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
-
-
-def work_lists(q: Tensor, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """For a persistent kernel: the count of tiles handed out, and room to list tiles to repeat."""
-    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
-    return (
-        torch.zeros(1, dtype=torch.int32, device=q.device),
-        torch.empty(tiles, dtype=torch.int32, device=q.device),
-    )
-
-
-def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
-    """One program an SM, or one a tile of `heads` x `tokens` if there are fewer."""
-    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
-    sms = 2  # the interpreter
-    if q.device.type == "cuda":
-        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return (min(tiles, sms),)
 
 
 def compilations() -> Iterator[Compilation]:

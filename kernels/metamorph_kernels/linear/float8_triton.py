@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
-from metamorph_kernels.linear.gelu import gelu_and_slope
+from metamorph_kernels.gelu import gelu_and_slope
 from metamorph_kernels.linear.linear_gelu import strips
 from metamorph_kernels.rows.quantise_triton import quantise_columns, quantise_rows
 

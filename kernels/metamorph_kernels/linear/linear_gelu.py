@@ -7,7 +7,7 @@ GELU are applied to the accumulator before it is stored.
 import triton
 import triton.language as tl
 
-from metamorph_kernels.linear.gelu import gelu, gelu_and_slope
+from metamorph_kernels.gelu import gelu, gelu_and_slope
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torch import Tensor
 from metamorph_kernels.arguments import neighbouring_columns
 from metamorph_kernels.compilation import Compilation
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, E5M2, padded
-from metamorph_kernels.linear.gelu import gelu
+from metamorph_kernels.gelu import gelu
 
 ROW_BLOCKS = (1024, 2048, 4096, 8192, 16_384)  # widths of rows, padded
 NUMBERS_PER_WARP = 2048  # 64 a thread

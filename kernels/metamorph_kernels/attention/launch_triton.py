@@ -1,0 +1,47 @@
+"""What the launches of attention kernels share: descriptors, strides, and how many programs."""
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+MOST_PACKED_HEADS = 8
+
+
+def packed_heads(group: int) -> int:
+    """How many query heads of a group share a tile: a power of two that divides the group."""
+    return min(group & -group, MOST_PACKED_HEADS)
+
+
+def describe(tensor: Tensor, heads: int, tokens: int) -> TensorDescriptor:
+    """A describable [T, H, D] as [H, T, D] in blocks of `heads` x `tokens` x all of D.
+
+    D is padded with zeros to a power of two. Heads stand first because a leading block size of one
+    costs no copy.
+    """
+    view = tensor.transpose(0, 1)
+    block = [heads, tokens, triton.next_power_of_2(view.shape[2])]
+    return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Of each [T, H, D] those of tokens and heads."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def work_lists(q: Tensor, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """For a persistent kernel: the count of tiles handed out, and room to list tiles to repeat."""
+    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
+    return (
+        torch.zeros(1, dtype=torch.int32, device=q.device),
+        torch.empty(tiles, dtype=torch.int32, device=q.device),
+    )
+
+
+def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
+    """One program an SM, or one a tile of `heads` x `tokens` if there are fewer."""
+    tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
+    sms = 2  # the interpreter
+    if q.device.type == "cuda":
+        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    return (min(tiles, sms),)

@@ -1,0 +1,64 @@
+"""A folder in which the commands of the pages run: all that they name, as small as it gets."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.model import assemble
+from tests.bench.bench_records import write_attention
+from tests.pages import ROOT, blocks
+from tests.six_families import MIXTURE, write_six_families
+from tests.tiny_run import tiny_diffusion, write_language, write_vision
+
+GRID = 8  # as the pages have it
+FEATURE_WIDTH = 24  # of the tiny encoder
+MODELS = "runs/quickstart/model", "runs/quickstart/stages/align/model", "runs/mine/model"
+RECIPE_MIXTURES = "align", "instruct", "pictures"
+
+
+def write_page_folder(folder: Path) -> None:
+    """Weights where the recipes look for them, what `make quickstart` leaves, `my.yaml` and its
+    data of docs/training.md, the examples of docs/data.md, and benchmark results."""
+    write_weights(folder / "models")
+    parts = folder / "models/Llama-3.1-8B-Instruct", folder / "models/siglip-so400m-patch14-384"
+    torch.manual_seed(0)
+    model, tokenizer = assemble(*parts, grid=GRID)
+    vae, unet, noise_scheduler = tiny_diffusion()
+    adapter = FeatureAdapter(FEATURE_WIDTH, 16, unet.config.cross_attention_dim)
+    decoder = VisualDecoder(vae, unet, dpm_solver(noise_scheduler), adapter, 2.0, 2)
+    for name in MODELS:
+        model.save_pretrained(folder / name, tokenizer)
+        decoder.save_pretrained(folder / name / "decoder")
+    write_data(folder)
+    shutil.copy(folder / "my.yaml", folder / "runs/mine/config.yaml")  # a run folder
+    write_attention(folder / "bench/out")
+    write_attention(folder / "bench/before")
+    shutil.copy(ROOT / "README.md", folder)
+
+
+def write_weights(folder: Path) -> None:
+    """Hugging Face folders under the names of real ones."""
+    write_language(folder / "Llama-3.1-8B-Instruct")
+    write_vision(folder / "siglip-so400m-patch14-384", patch=8)
+    for name, part in zip(("vae", "unet", "scheduler"), tiny_diffusion(), strict=True):
+        part.save_pretrained(folder / "stable-diffusion-v1-5" / name)
+
+
+def write_data(folder: Path) -> None:
+    """`my.yaml` and its data, a mixture of all families, and pictures for prompts."""
+    page = ROOT / "docs/training.md"
+    [my_run], [records] = blocks(page, "yaml"), blocks(page, "json")
+    (folder / "my.yaml").write_text(my_run)
+    (folder / "data.jsonl").write_text(records)
+    (folder / "images").mkdir()
+    for record in map(json.loads, records.splitlines()):
+        Image.new("RGB", (64, 64), "red").save(folder / "images" / record["image"])
+    Image.new("RGB", (64, 64), "green").save(folder / "picture-1.png")
+    write_six_families(folder / "data")
+    for name in RECIPE_MIXTURES:
+        shutil.copy(MIXTURE, folder / "data" / f"{name}.yaml")

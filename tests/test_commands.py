@@ -1,0 +1,182 @@
+"""The commands of the pages run as they stand, or are listed here with the reason why not.
+
+Each block runs from its first line to its last in a copy of one prepared folder (`page_folder`),
+where models are tiny, with the options of `REDUCED` behind those of the page.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch.distributed.run import parse_args as parse_torchrun
+
+from bench.runs.entries import entries
+from metamorph.cli.command import build_parser, main
+from metamorph.config.reading import load_config, overrides_from_namespace
+from metamorph.config.shipped import find_config
+from metamorph.quickstart import run as quickstart
+from tests.pages import PAGES, ROOT, blocks, commands, title
+
+ONE_STEP = "--training.steps 1 --device cpu --overwrite"  # blocks give alternatives in turn
+ONE_ROW = "--training.rows_per_step 1 --training.compile false --parallel.shard 0"
+REDUCED = {  # verb or stage: what is put behind its options
+    "instruct": f"{ONE_STEP} {ONE_ROW}",
+    "align": f"{ONE_STEP} {ONE_ROW}",
+    "decoder": f"{ONE_STEP} --decoder.batch_size 2",
+    "encode": "--device cpu",
+    "validate-data": "--workers 0",
+    "generate": "--max-new-tokens 4 --drawing-steps 1 --device cpu",
+}
+NETWORK, SUITE, HERE = (
+    "it downloads",
+    "it runs for minutes, and continuous integration runs it",
+    "a part of this suite",
+)
+COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
+NOT_RUN_HERE = {
+    "make quickstart": SUITE,
+    "make test": SUITE,
+    "make bench": SUITE,
+    "python -m metamorph_kernels.aot": SUITE,
+    "python -m metamorph_kernels.aot.speed": SUITE,
+    "source .venv/bin/activate": "it changes the shell that it runs in",
+    "pip install ./kernels": NETWORK,
+    "hf download google/siglip-so400m-patch14-384 "
+    "--local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "git clone https://github.com/NVIDIA/apex": NETWORK,
+    "cd apex": NETWORK,
+    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": COMPILER,
+    "pip install --no-build-isolation ./kernels": COMPILER,
+    "cd kernels && METAMORPH_CUDA=1 python setup.py build_ext --inplace": COMPILER,
+    "cmake -B build && cmake --build build": COMPILER,
+    "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
+    "python -m pytest tests/csrc": HERE,
+    "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": HERE,
+    "bash bench/gpu.sh": GPU,
+    "bash bench/gpu.sh --quick": GPU,
+    "bash bench/gpu.sh --quick --device cpu": SUITE,
+    "python -m bench.runs.entries attention-spans-8192-128": GPU,
+    "python -m bench.runs.entries data-toy --device cpu": SUITE,
+    "python -m bench.runs.sweep forward": GPU,
+    "metamorph train my.yaml --training.precision bf16 --model.attention flash_attn "
+    "--model.rms_norm liger": GPU,
+}
+BLOCKS = [
+    pytest.param(block, id=f"{title(page)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "sh"))
+]
+SHOWN = [command for block in BLOCKS for command in commands(block.values[0])]
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+
+
+@pytest.fixture
+def here(page_folder, tmp_path, monkeypatch):
+    """The working directory of one block."""
+    shutil.copytree(page_folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "QUESTIONS", 20)
+    monkeypatch.setattr(quickstart, "DRAWINGS", 4)
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its optimizer for a minute
+        yield
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_commands_run(block, here, monkeypatch):
+    for command in commands(block):
+        if command not in NOT_RUN_HERE:
+            run(command, monkeypatch)
+
+
+def run(command: str, monkeypatch) -> None:
+    """Runs a command in this process; fails unless its exit code is 0."""
+    match shlex.split(command):
+        case ["metamorph", *arguments]:
+            assert main(reduced(arguments)) == 0
+        case ["torchrun", *arguments]:
+            assert main(reduced(launched(arguments))) == 0
+        case ["python", "-c", code]:
+            exec(compile(code, command, "exec"), {})
+        case ["python", "-m", module, *arguments]:
+            monkeypatch.setattr(sys, "argv", [module, *arguments])
+            try:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            except SystemExit as stop:
+                assert not stop.code
+        case _:
+            pytest.fail(f"{command}: neither run here nor listed in NOT_RUN_HERE")
+
+
+def reduced(arguments: list[str]) -> list[str]:
+    """The same for one process on a CPU, in a second; help and plans are as they are."""
+    verb = arguments[0]
+    if verb != "train":
+        return [*arguments, *REDUCED.get(verb, "").split()]
+    if "--help" in arguments or "--world-size" in arguments:
+        return arguments
+    return [*arguments, *REDUCED[load_config(find_config(arguments[1])).stage].split()]
+
+
+def launched(arguments: list[str]) -> list[str]:
+    """What torchrun starts, once its own parser has read the options.
+
+    Fails where several nodes would not find each other, or cannot share the rows of a step.
+    """
+    options = parse_torchrun(arguments)
+    assert options.module and options.training_script == "metamorph"
+    nodes = int(options.nnodes.split(":")[-1])
+    if nodes > 1:
+        assert options.rdzv_backend == "c10d" and options.rdzv_endpoint
+    config = load_config(find_config(options.training_script_args[1]))
+    shared = (
+        config.decoder.batch_size if config.stage == "decoder" else config.training.rows_per_step
+    )
+    assert shared % (nodes * int(options.nproc_per_node)) == 0
+    return options.training_script_args
+
+
+def test_a_block_is_read_as_a_shell_reads_it():
+    block = 'make a  # why\n# a line\n\nrun --one \\\n    --two "a b"\npython -c "\nprint(1)\n"\n'
+    assert commands(block) == ["make a", 'run --one --two "a b"', 'python -c "\nprint(1)\n"']
+
+
+@pytest.mark.parametrize("command", NOT_RUN_HERE)
+def test_what_is_not_run_is_still_on_a_page(command, here):
+    assert command in SHOWN
+    match shlex.split(command):
+        case ["metamorph", *arguments]:
+            options = build_parser().parse_args(arguments)
+            load_config(options.config, overrides_from_namespace(options))
+        case ["bash", script, *_]:
+            assert (ROOT / script).exists()
+        case ["python", "-m", "pytest", path, *options]:
+            words = options[1:2] if "-k" in options else []
+            assert (ROOT / path).exists() and all(w in (ROOT / path).read_text() for w in words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_commands_stand_in_marked_blocks(page):
+    programs = r"metamorph|torchrun|make|python|pip|pytest|bash|bench/gpu\.sh|hf|git|cmake|\.venv"
+    for block in blocks(page, ""):
+        assert not re.match(rf"\s*(\$ )?({programs})\b", block), f"mark it as ```sh:\n{block}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_what_commands_name_exists(page):
+    code = " \n".join(CODE.findall(page.read_text()))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", code, re.MULTILINE)) <= targets
+    assert set(re.findall(r"\.\[([a-z0-9-]+)\]", code)) <= set(project["optional-dependencies"])
+    for module in re.findall(r"python -m ([\w.]+)", code):
+        assert find_spec(module), module
+    for name in re.findall(r"bench\.runs\.entries ([a-z0-9-]+)", code):
+        assert name in entries("cuda") | entries("cpu"), name
+    for script in re.findall(r"bash (\S+\.sh)", code):
+        assert (ROOT / script).exists(), script
