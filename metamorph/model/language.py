@@ -134,7 +134,7 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Decoder(nn.Module):
+class LlamaModel(nn.Module):
     """Token table, blocks and final norm: the part Hugging Face calls `model`."""
 
     def __init__(self, config: LanguageConfig):
@@ -154,7 +154,7 @@ class Llama(nn.Module):
     def __init__(self, config: LanguageConfig):
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = LlamaModel(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for module in self.modules():
