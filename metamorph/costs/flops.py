@@ -90,7 +90,7 @@ def causal_pairs(document_lengths: Collection[int]) -> int:
 
 
 def block_weights(language: LanguageConfig) -> int:
-    """Elements of the matrices of one decoder block."""
+    """Elements of the matrices of one block of the language model."""
     heads = 2 * language.num_attention_heads + 2 * language.num_key_value_heads
     return language.hidden_size * (heads * language.head_dim + 3 * language.intermediate_size)
 

@@ -1,4 +1,4 @@
-"""The unified model: language decoder, vision encoder, and the two small networks between."""
+"""The unified model: language model, vision encoder, and the two small networks between."""
 
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig

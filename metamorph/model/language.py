@@ -1,4 +1,4 @@
-"""A lean Llama decoder over packed rows, with Hugging Face names for parameters and settings.
+"""A lean Llama over packed rows, with Hugging Face names for parameters and settings.
 
 There is no batch dimension: documents lie end to end in one row of T tokens, and the caller's
 attention function decides who sees whom. Norms, rotation and activation are functions that modules
@@ -118,7 +118,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: the unit that training compiles, checkpoints and shards."""
+    """One block: the unit that training compiles, checkpoints and shards."""
 
     def __init__(self, config: LanguageConfig):
         super().__init__()

@@ -64,7 +64,7 @@ class LanguageConfig:
         """Read a Hugging Face Llama config, with the rotary settings flat or nested.
 
         Keys that do not change the computation are ignored; UserError for a missing size or for
-        a setting this decoder does not implement (another activation, biases, other scalings).
+        a setting this Llama does not implement (another activation, biases, other scalings).
         """
         if not isinstance(data, dict):
             raise UserError(f"language config: expected a JSON object, got {data!r}")

@@ -1,6 +1,6 @@
 """What fp32, bf16 and fp8 mean for a model, in training and inference alike.
 
-bf16 is autocast. fp8 is bf16 with the matrix products of the decoder's linear layers in float8:
+bf16 is autocast. fp8 is bf16 with the matrix products of the language model's linear layers in float8:
 the input, the weight and, in the backward, the gradient are rounded to 8 bits as each product
 needs them. Parameters stay as they are, in name, shape and dtype: what is saved of a model in fp8
 is plain and loads without any float8 package.
@@ -67,7 +67,7 @@ def check_precision(precision: str, fp8_backend: str, device: torch.device) -> N
 def convert_to_float8(
     model: nn.Module, backend: str, device: torch.device | None = None
 ) -> Float8Layers:
-    """Converts the linear layers of all decoder blocks of a MetaMorph, in place.
+    """Converts the linear layers of all blocks of a MetaMorph's language model, in place.
 
     That is q, k, v, o, gate, up and down; `native` converts the projector too. Widths that are
     no multiples of 16 have no float8 product and stay. So do both heads, whose rounding would go
