@@ -1,9 +1,9 @@
 """What fp32, bf16 and fp8 mean for a model, in training and inference alike.
 
-bf16 is autocast. fp8 is bf16 with the matrix products of the language model's linear layers in float8:
-the input, the weight and, in the backward, the gradient are rounded to 8 bits as each product
-needs them. Parameters stay as they are, in name, shape and dtype: what is saved of a model in fp8
-is plain and loads without any float8 package.
+bf16 is autocast. fp8 is bf16 with the matrix products of the language model's linear layers in
+float8: the input, the weight and, in the backward, the gradient are rounded to 8 bits as each
+product needs them. Parameters stay as they are, in name, shape and dtype: what is saved of a model
+in fp8 is plain and loads without any float8 package.
 """
 
 from collections.abc import Collection
