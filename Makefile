@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## train a small MetaMorph that answers and draws, and 
 
 test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton's interpreter
 	$(PYTEST) --durations=15
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/test_triton_*.py
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/*/test_triton_*.py
 
 aot: $(INSTALLED) ## compile every Triton kernel without a GPU; check and show its machine code
 	$(BIN)/python -m metamorph_kernels.aot

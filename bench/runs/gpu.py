@@ -180,7 +180,9 @@ def _judge_resources(outcome: Outcome) -> Result:
 
 def _tests(device_type: str, quick: bool) -> Step:
     """Of the Triton kernels."""
-    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/test_triton_*"))
+    files = sorted(
+        str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/*/test_triton_*")
+    )
     environment = {"TRITON_INTERPRET": "1"} if device_type == "cpu" else {}
     if quick:
         files += ["-k", QUICK_TESTS]

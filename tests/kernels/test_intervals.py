@@ -1,9 +1,14 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from packed_rows import brute_force_mask, mask_of_rows, non_decreasing_rows, packed_rows
 
 from metamorph_kernels import Intervals, intervals_from_rows, key_intervals, reference
+from tests.kernels.packed_rows import (
+    brute_force_mask,
+    mask_of_rows,
+    non_decreasing_rows,
+    packed_rows,
+)
 
 VECTORS = ("row_start", "row_end", "col_start", "col_end")
 

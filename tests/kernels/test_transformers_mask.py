@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from comparisons import Record
 
 from metamorph_kernels import register_with_transformers, transformers_attention
 from metamorph_kernels.transformers_attention import NAME, batch_mask
+from tests.kernels.comparisons import Record
 
 transformers = pytest.importorskip("transformers")
 from transformers.masking_utils import (  # noqa: E402

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import assert_as_good_as_plain, value_and_gradients
 
 from metamorph_kernels import LinearCosineLoss, cosine_loss, linear_cosine_loss, reference
+from tests.kernels.comparisons import assert_as_good_as_plain, value_and_gradients
 
 
 def inputs(rows=5, in_features=3, out_features=7, dtype=torch.float64):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from comparisons import Record, value_and_gradients
-from conftest import INTERPRETED
 
 from metamorph_kernels import linear_cosine_loss, reference
+from tests.kernels.comparisons import Record, value_and_gradients
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

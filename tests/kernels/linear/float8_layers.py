@@ -1,9 +1,9 @@
 """Random layers, and what the definitions of the float8 ops make of them."""
 
 import torch
-from comparisons import value_and_gradients
 
 from metamorph_kernels import reference
+from tests.kernels.comparisons import value_and_gradients
 
 
 def random_layer(rows, into, out, dtype=torch.float32, device="cpu", seed=0):

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import value_and_gradients
-from conftest import INTERPRETED
-from random_rows import random_heads, random_row
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metamorph_kernels import interval_attention, intervals_from_rows, key_intervals, reference
 from metamorph_kernels.attention import interval_triton
+from tests.kernels.comparisons import value_and_gradients
+from tests.kernels.conftest import INTERPRETED
+from tests.kernels.random_rows import random_heads, random_row
 
 # The interpreter takes milliseconds a step and no bfloat16: hundreds of tiny rows in tiny tiles.
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import Record, assert_as_good_as_plain, value_and_gradients
 
 from metamorph_kernels import LinearCrossEntropy, linear_cross_entropy, reference
 from metamorph_kernels.losses import chunks, cross_entropy
+from tests.kernels.comparisons import Record, assert_as_good_as_plain, value_and_gradients
 
 LABELS = torch.tensor([1, 10, -100, 3, 0, -100, 5])
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import assert_as_good_as_plain, value_and_gradients
 
 from metamorph_kernels import backends, cosine_loss, cuda_library, reference
+from tests.kernels.comparisons import assert_as_good_as_plain, value_and_gradients
 
 
 def pair(rows=5, width=7, dtype=torch.float64, seed=0):

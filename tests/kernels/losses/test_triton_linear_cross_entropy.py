@@ -1,10 +1,10 @@
 import pytest
 import torch
-from comparisons import Record, value_and_gradients
-from conftest import INTERPRETED
 
 from metamorph_kernels import linear_cross_entropy, reference
 from metamorph_kernels.losses import chunks, cross_entropy, cross_entropy_triton
+from tests.kernels.comparisons import Record, value_and_gradients
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 OPERATORS = torch.ops.metamorph_kernels

@@ -5,12 +5,17 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import Record, assert_as_good_as_plain, value_and_gradients
 from hypothesis import given, settings
-from packed_rows import brute_force_mask, mask_of_rows, non_decreasing_rows, packed_rows
 
 from metamorph_kernels import interval_attention, intervals_from_rows, key_intervals, reference
 from metamorph_kernels.attention import interval
+from tests.kernels.comparisons import Record, assert_as_good_as_plain, value_and_gradients
+from tests.kernels.packed_rows import (
+    brute_force_mask,
+    mask_of_rows,
+    non_decreasing_rows,
+    packed_rows,
+)
 
 
 def rows(tokens, query_heads=4, key_heads=2, head_dim=3, dtype=torch.float64, seed=0):

@@ -4,9 +4,7 @@ import types
 
 import pytest
 import torch
-from comparisons import Record
 from hypothesis import given, settings
-from packed_rows import non_decreasing_rows
 
 from metamorph_kernels import (
     interval_attention,
@@ -17,6 +15,8 @@ from metamorph_kernels import (
 )
 from metamorph_kernels.attention import fp8
 from metamorph_kernels.attention.fp8 import quantise_heads
+from tests.kernels.comparisons import Record
+from tests.kernels.packed_rows import non_decreasing_rows
 
 
 def rows(tokens, query_heads=4, key_heads=2, head_dim=8, dtype=torch.float32, seed=0):

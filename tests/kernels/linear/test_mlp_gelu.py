@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import assert_as_good_as_plain, value_and_gradients
 
 from metamorph_kernels import MLPGelu, mlp_gelu, reference
+from tests.kernels.comparisons import assert_as_good_as_plain, value_and_gradients
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 

@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from comparisons import value_and_gradients
-from conftest import INTERPRETED
-from float8_layers import errors, random_layer, random_mlp
 
 from metamorph_kernels import float8, linear_fp8, mlp_gelu_fp8
 from metamorph_kernels.float8 import E4M3, E5M2
 from metamorph_kernels.linear import float8_linear, float8_triton
 from metamorph_kernels.rows import quantise_triton
+from tests.kernels.comparisons import value_and_gradients
+from tests.kernels.conftest import INTERPRETED
+from tests.kernels.linear.float8_layers import errors, random_layer, random_mlp
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 3e-3}

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import INTERPRETED
-from random_rows import random_heads
 
 from metamorph_kernels import interval_attention, interval_attention_fp8, key_intervals
 from metamorph_kernels.attention import fp8, fp8_triton, interval_triton
 from metamorph_kernels.attention.fp8_heads_triton import quantise_heads
+from tests.kernels.conftest import INTERPRETED
+from tests.kernels.random_rows import random_heads
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned", "tiles"),

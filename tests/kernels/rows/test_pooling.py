@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import assert_as_good_as_plain, value_and_gradients
 from safetensors.torch import load_file
 
 from metamorph_kernels import pool_normalize, reference
 from metamorph_kernels.rows.pooling import tokens_read
+from tests.kernels.comparisons import assert_as_good_as_plain, value_and_gradients
 
-GOLDEN = Path(__file__).parent.parent / "data" / "pool.safetensors"
+GOLDEN = Path(__file__).parents[2] / "data" / "pool.safetensors"
 
 
 def features(batch=2, side=5, width=3, dtype=torch.float64):

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from conftest import INTERPRETED
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metamorph_kernels import pool_normalize, reference
 from metamorph_kernels.rows import pooling_triton
 from metamorph_kernels.rows.pooling import tokens_read
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

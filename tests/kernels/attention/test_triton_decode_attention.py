@@ -2,11 +2,11 @@ import random
 
 import pytest
 import torch
-from conftest import INTERPRETED
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metamorph_kernels import decode_attention, reference
 from metamorph_kernels.attention import decode_triton
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
-from comparisons import Record, value_and_gradients
-from conftest import INTERPRETED
 
 from metamorph_kernels import mlp_gelu, reference
 from metamorph_kernels.linear import mlp_triton
+from tests.kernels.comparisons import Record, value_and_gradients
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

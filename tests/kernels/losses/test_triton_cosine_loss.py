@@ -1,11 +1,11 @@
 import pytest
 import torch
-from comparisons import Record
-from conftest import INTERPRETED
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metamorph_kernels import cosine_loss, reference
 from metamorph_kernels.losses import cosine_triton
+from tests.kernels.comparisons import Record
+from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # two roundings

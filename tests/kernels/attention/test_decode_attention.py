@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import assert_as_good_as_plain
 
 from metamorph_kernels import decode_attention, interval_attention, key_intervals, reference
+from tests.kernels.comparisons import assert_as_good_as_plain
 
 
 def inputs(batch=4, slots=7, query_heads=6, key_heads=2, head_dim=5, dtype=torch.float64):

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from comparisons import value_and_gradients
-from float8_layers import errors, random_layer, random_mlp
 from torch.autograd.graph import saved_tensors_hooks
 
 from metamorph_kernels import float8, linear_fp8, mlp_gelu, mlp_gelu_fp8, reference
 from metamorph_kernels.float8 import E4M3, E5M2, quantise_columns, quantise_rows
+from tests.kernels.comparisons import value_and_gradients
+from tests.kernels.linear.float8_layers import errors, random_layer, random_mlp
 
 # Of one rounding of the result; the products are exact but for the order of their sums.
 ROUNDING = {torch.float32: 3e-7, torch.float16: 4e-4, torch.bfloat16: 3e-3}

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import INTERPRETED
-from random_rows import random_heads, random_row
 
 from metamorph_kernels import interval_attention_fp8, key_intervals, reference
 from metamorph_kernels.attention import fp8_triton, interval_triton
+from tests.kernels.conftest import INTERPRETED
+from tests.kernels.random_rows import random_heads, random_row
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 LONGEST, MOST = (14, 4) if INTERPRETED else (700, 6)
