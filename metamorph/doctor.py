@@ -21,7 +21,15 @@ PTXAS_WARNING = (
     "The kernels of metamorph_kernels have none (`python -m metamorph_kernels.aot` checks); other "
     "Triton kernels may: TRITON_PTXAS_PATH names another, 13.1 or newer"
 )
-PACKAGES = ("metamorph", "torch", "triton", "transformers", "diffusers", "numpy")
+PACKAGES = (
+    "metamorph-vpit",
+    "metamorph-kernels",
+    "torch",
+    "triton",
+    "transformers",
+    "diffusers",
+    "numpy",
+)
 
 
 def _triton_absence(device_type: str) -> str | None:

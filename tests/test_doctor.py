@@ -38,6 +38,8 @@ def test_report_is_plain_and_complete():
     assert values["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert values["cpu"]["cores"] >= 1
     assert set(values["backends"]) == set(doctor.BACKENDS)
+    for name in ("metamorph-vpit", "metamorph-kernels"):
+        assert values["versions"][name] == metamorph_kernels.__version__
     assert values["ops"] == metamorph_kernels.probe()
     assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
     assert set(values["kernels"]) == {"Triton", "CUDA C++"}

@@ -22,7 +22,7 @@ from tests.processes import run_processes
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-LONGEST = 40  # lines of code, as the README promises
+LONGEST = 40  # lines of code: to be read in a minute
 LOSSES = re.compile(r"text loss (\S+) cosine (\S+)")
 
 

@@ -73,10 +73,10 @@ class _Trial:
     def __init__(self, case: Case, device: torch.device):
         from metamorph.config.reading import load_config
         from metamorph.data.toy.tasks import make_task
+        from metamorph.quickstart.run import ASSETS
         from metamorph.training.decoder_stage import DecoderTrainer
 
-        assets = ROOT / "metamorph" / "assets"
-        folders = {"model.vision": assets / "encoder", "decoder.base": assets / "decoder_base"}
+        folders = {"model.vision": ASSETS / "encoder", "decoder.base": ASSETS / "decoder_base"}
         overrides = {key: str(folder) for key, folder in folders.items()}
         config = load_config(ROOT / "configs" / "toy" / "decoder.yaml", overrides)
         self.device = device
@@ -144,7 +144,7 @@ def noise_error(trainer: nn.Module, pictures: list, generator: torch.Generator) 
 
 
 def _decoder(trainer: nn.Module, config):
-    """What `train_decoder` saves."""
+    """What `save_pipeline` saves."""
     from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
 
     scheduler, options = dpm_solver(trainer.noise_scheduler), config.decoder

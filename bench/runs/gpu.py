@@ -23,6 +23,7 @@ from bench.runs.entries import entries
 QUICK_SECONDS = 450  # of all steps together, so that a quick run ends within eight minutes
 LEAST_SECONDS = 20  # with less left, a step is not begun
 QUICK_TESTS = "not random or [0]"  # one of the parametrised sets of random shapes
+LIBRARY = ROOT / "kernels/metamorph_kernels/metamorph_ops.abi3.so"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Step:
     seconds: int
     judge: Callable[[Outcome], Result] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path = ROOT
 
 
 def steps(device_type: str, quick: bool, out: Path) -> list[Step]:
@@ -129,7 +131,7 @@ def _execute(step: Step, out: Path, seconds: float) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=ROOT,
+        cwd=step.folder,
         env=os.environ | step.environment,
         process_group=0,
     )
@@ -152,13 +154,16 @@ def _execute(step: Step, out: Path, seconds: float) -> Outcome:
 def _build() -> Step:
     """The CUDA library, beside its Python functions."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return Step("build", command, 180, _judge_build, {"METAMORPH_CUDA": "1"})
+    folder = ROOT / "kernels"
+    return Step("build", command, 180, _judge_build, {"METAMORPH_CUDA": "1"}, folder)
 
 
 def _judge_build(outcome: Outcome) -> Result:
     line = ("checks", "", "ours CUDA library")
-    if outcome.status == 0:
+    if outcome.status == 0 and LIBRARY.exists():
         return Result(*line, "ok", "built")
+    if outcome.status == 0:
+        return failed(*line, f"{LIBRARY.name} was not written")
     if outcome.status is not None and "did not compile" not in outcome.output:
         return Result(*line, "absent", f"cannot be built here, {outcome.words}")
     error = re.search(r"^.*\berror\b.*$", outcome.output, re.MULTILINE | re.IGNORECASE)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from metamorph.errors import UserError
 
-MAX_SEED = 2**32 - 1
-
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """An argparse type: a whole number of at least `least` and, if given, at most `most`."""

@@ -8,9 +8,8 @@ from metamorph.config.shipped import find_config
 from metamorph.config.strict_yaml import read_yaml
 from metamorph.data.conversation import ChatEncoder
 from metamorph.errors import UserError
-from metamorph.model.opening import add_image_tokens
-from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.model.opening import add_image_tokens, grid_of
+from metamorph.model.weights import read_tokenizer
 
 
 def read_data_file(path: Path) -> RunConfig:
@@ -30,12 +29,18 @@ def open_chat_encoder(config: RunConfig) -> ChatEncoder:
 
     Raises `UserError` if the run names no model.
     """
-    start = config.model
-    folder, grid = start.folder or start.language, start.grid
+    folder = config.model.folder or config.model.language
     if not folder:
         raise UserError("--tokenizer: a mixture file names no model, give a folder with one")
-    if start.folder:
-        grid = MetaMorphConfig.from_dict(read_json(Path(folder) / "config.json")).grid
     tokenizer = read_tokenizer(Path(folder))
     add_image_tokens(tokenizer)
-    return ChatEncoder(tokenizer, grid * grid)
+    return ChatEncoder(tokenizer, grid_of(config.model) ** 2)
+
+
+def set_grid(config: RunConfig, grid: int | None) -> None:
+    """Lets `--grid`, if given, stand for `model.grid`. `UserError` where the model has its own."""
+    if grid is None:
+        return
+    if config.model.folder:
+        raise UserError(f"--grid: the model in {config.model.folder} has a grid of its own")
+    config.model.grid = grid

@@ -3,8 +3,10 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from metamorph.cli.arguments import whole
+from metamorph.config.keys import FeatureDtype
 from metamorph.errors import UserError
 
 NAME = "encode"
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid", type=whole(1), metavar="INT", help="tokens a side of an image (mixture file)"
     )
     parser.add_argument(
-        "--dtype", choices=("bf16", "int8", "fp32"), default="bf16",
+        "--dtype", choices=get_args(FeatureDtype), default="bf16",
         help="how features are stored (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from metamorph.cli.data_inputs import read_data_file
+    from metamorph.cli.data_inputs import read_data_file, set_grid
     from metamorph.data.encode import encode, verify
     from metamorph.data.mixture import parts_of
     from metamorph.data.opening import open_source
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = read_data_file(arguments.data)
     if arguments.vision:
         config.model.folder, config.model.vision = "", arguments.vision
-    config.model.grid = arguments.grid or config.model.grid
+    set_grid(config, arguments.grid)
     vision = open_encoder(config.model).to(resolve_device(arguments.device))
     source = open_source(replace(config.data, shuffle=False), config.seed)
     index, skips = encode(

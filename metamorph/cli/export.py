@@ -2,8 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from metamorph.cli.arguments import check_new
+from metamorph.config.keys import ExportFormat
 
 NAME = "export"
 SUMMARY = "write a trained model for other programs"
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write")
     parser.add_argument(
-        "--format", choices=("hf", "official"), default="hf",
+        "--format", choices=get_args(ExportFormat), default="hf",
         help="names of projector and vision head: ours, or the official release's (default: hf)",
     )  # fmt: skip
 

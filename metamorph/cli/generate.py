@@ -6,11 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
-from metamorph.cli.arguments import MAX_SEED, not_negative, whole
-from metamorph.config.keys import Fp8Backend, Precision
+from metamorph.cli.arguments import not_negative, whole
+from metamorph.config.keys import MAX_PIXELS, MAX_SEED, Fp8Backend, Precision
 from metamorph.errors import SampleError, UserError
-
-MAX_PIXELS = 50_000_000  # of a picture in a prompt
 
 NAME = "generate"
 SUMMARY = "ask a trained model for text and pictures"

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from metamorph.cli.arguments import MAX_SEED, whole
+from metamorph.cli.arguments import whole
+from metamorph.config.keys import MAX_SEED
 
 NAME = "quickstart"
 SUMMARY = "train and try a small model on this machine"

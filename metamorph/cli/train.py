@@ -5,9 +5,8 @@ import argparse
 from metamorph.cli.arguments import whole
 from metamorph.config.reading import add_config_arguments, load_config, overrides_from_namespace
 from metamorph.config.shipped import find_config
+from metamorph.costs.hardware import GPUS
 from metamorph.errors import UserError
-
-GPU_TYPES = ("h100", "h200", "a100")  # those of metamorph.costs.hardware
 
 NAME = "train"
 SUMMARY = "run one training stage"
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --dry-run: plan for this many GPUs, which need not be here, nor weights or data",
     )  # fmt: skip
     parser.add_argument(
-        "--gpu-type", choices=GPU_TYPES, default="h100",
+        "--gpu-type", choices=tuple(GPUS), default="h100",
         help="with --world-size: which GPUs to plan for (default: %(default)s)",
     )  # fmt: skip
     add_config_arguments(parser)
@@ -49,7 +48,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.world_size is not None:
         if not arguments.dry_run:
             raise UserError("--world-size: it plans, so it needs --dry-run beside it")
-        from metamorph.costs.hardware import GPUS
         from metamorph.planning.world import plan_run
 
         print(plan_run(config, arguments.world_size, GPUS[arguments.gpu_type]))

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from metamorph.cli.data_inputs import open_chat_encoder, read_data_file
+    from metamorph.cli.data_inputs import open_chat_encoder, read_data_file, set_grid
     from metamorph.data.mixture import parts_of
     from metamorph.data.opening import open_source
     from metamorph.data.validate import validate_part
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_data_file(arguments.data)
     if arguments.tokenizer:
         config.model.folder, config.model.language = "", arguments.tokenizer
-    config.model.grid = arguments.grid or config.model.grid
+    set_grid(config, arguments.grid)
     encoder = open_chat_encoder(config)
     row_length = arguments.row_length or config.data.row_length
     reports = [

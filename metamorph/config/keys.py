@@ -11,11 +11,16 @@ from typing import Any, Literal
 Stage = Literal["language", "align", "instruct", "decoder"]
 Precision = Literal["fp32", "bf16", "fp8"]
 Fp8Backend = Literal["torchao", "transformer_engine", "native"]
+Recomputation = Literal["none", "selective", "full"]
+FeatureDtype = Literal["bf16", "int8", "fp32"]
+ExportFormat = Literal["hf", "official"]
 FileFormat = Literal["jsonl", "webdataset", "parquet"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
 SHARE = {"minimum": 0, "maximum": 1}
+MAX_SEED = 2**32 - 1
+MAX_PIXELS = 50_000_000  # of an image
 # Stages that use a key, where not all do: `metamorph.training.rules` refuses it in others.
 LANGUAGE_STAGES = {"stages": ("language", "align", "instruct")}
 DECODER_STAGE = {"stages": ("decoder",)}
@@ -84,7 +89,7 @@ class DataConfig(SourceConfig):
     """Where samples come from and how they are packed."""
 
     row_length: int = option("tokens in a packed row", 4096, minimum=2, **LANGUAGE_STAGES)
-    max_pixels: int = option("refuse images with more pixels than this", 50_000_000, minimum=1)
+    max_pixels: int = option("refuse images with more pixels than this", MAX_PIXELS, minimum=1)
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
@@ -114,13 +119,15 @@ class TrainingConfig:
     fp8_backend: Fp8Backend = option(
         "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES
     )
-    optimizer: Literal["torch", "adamw8bit", "apex"] = option("who computes AdamW", "torch")
+    optimizer: Literal["torch", "adamw8bit", "apex"] = option(
+        "who computes AdamW", "torch", **LANGUAGE_STAGES
+    )
     weights: Literal["fp32", "bf16"] = option(
         "dtype of the weights that the optimizer moves; bf16 needs optimizer adamw8bit",
         "fp32",
         **LANGUAGE_STAGES,
     )
-    activation_checkpointing: Literal["none", "selective", "full"] = option(
+    activation_checkpointing: Recomputation = option(
         "what a block computes again in the backward instead of keeping it",
         "none",
         **LANGUAGE_STAGES,
@@ -188,10 +195,10 @@ class MonitorConfig:
     tensorboard: bool = option("write event files for TensorBoard to the run folder", False)
     wandb: bool = option("report to Weights & Biases", False)
     samples_every: int = option(
-        "steps between sheets of drawings, 0 for none", 0, minimum=0, **INSTRUCT_STAGE
+        "steps between sheets of drawings, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
     )
-    samples: int = option("drawings on a sheet", 6, minimum=1, **INSTRUCT_STAGE)
-    decoder: str = option("folder of a trained decoder that draws them", "", **INSTRUCT_STAGE)
+    samples: int = option("drawings on a sheet", 6, minimum=1, **LANGUAGE_STAGES)
+    decoder: str = option("folder of a trained decoder that draws them", "", **LANGUAGE_STAGES)
     profile: int = option("trace three steps from this one on, 0 for none", 0, minimum=0)
 
 
@@ -201,7 +208,7 @@ class RunConfig:
 
     stage: Stage = option("what to train")
     output: str = option("run folder to write", filled=True)
-    seed: int = option("seed of weights, data order and noise", 0, minimum=0, maximum=2**32 - 1)
+    seed: int = option("seed of weights, data order and noise", 0, minimum=0, maximum=MAX_SEED)
     resume: bool = option("go on from the newest checkpoint in the run folder", False)
     overwrite: bool = option("replace a run folder that exists", False)
     device: str = option("auto, cpu, cuda or cuda:N", "auto", filled=True)

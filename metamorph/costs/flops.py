@@ -161,7 +161,7 @@ def repeated_flops(parts: dict[str, Flops], activation_checkpointing: str) -> fl
     """Operations that a step computes once more than the model needs.
 
     The attention's backward repeats its scores; full activation checkpointing repeats the blocks'
-    forward, and selective the forward of what it does not keep: see `memory_estimate`.
+    forward, and selective the forward of what it does not keep: see `metamorph.costs.memory`.
     """
     projections, attention = parts[PROJECTIONS].forward, parts[ATTENTION].forward
     repeated = {

@@ -8,10 +8,12 @@ allocator loses to fragments.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import get_args
 
 from transformers import SiglipVisionConfig
 
 from metamorph.config import TrainingConfig
+from metamorph.config.keys import Recomputation
 from metamorph.costs.flops import (
     PROJECTIONS,
     PROJECTOR,
@@ -30,7 +32,7 @@ OPTIMIZER_BYTES = {  # of an element's two moments
     "apex": 2 * WIDE,
     "adamw8bit": 2 * (1 + WIDE / 256),  # a scale for each block of 256
 }
-CHECKPOINTING = ("none", "selective", "full")
+CHECKPOINTING = get_args(Recomputation)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
+from metamorph.processes import share_of
 
 
 class Stream(Protocol):
@@ -73,11 +74,7 @@ class Lanes(OwnLanes[RowStream]):
         world_size: int = 1,
         workers: int = 0,
     ):
-        if rows_per_step % world_size:
-            raise UserError(
-                f"training.rows_per_step: {rows_per_step} rows cannot be shared evenly by "
-                f"{world_size} processes; it needs a multiple of them"
-            )
+        share_of("training.rows_per_step", rows_per_step, world_size)
         own = range(rank, rows_per_step, world_size)
         self.source = documents.source
         self.ahead = None

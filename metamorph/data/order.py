@@ -1,7 +1,8 @@
 """The order of samples: a permutation for every epoch, computed one index at a time.
 
 Nothing is stored however many samples there are: a generalised Feistel network permutes a grid of
-just more than `length` cells, and whoever lands outside walks on until inside.
+just more than `length` cells; an index that lands outside is permuted again until it lies inside
+(cycle walking).
 """
 
 from bisect import bisect_right

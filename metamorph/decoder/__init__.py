@@ -1,0 +1,1 @@
+"""Visual features to pixels: the adapter and the diffusion pipeline, for inference."""

@@ -29,10 +29,12 @@ class KeyValueCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch, device=device, dtype=torch.int32)
 
-    def write(self, layer_index: int, rows: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v [N, Hkv, D] of one layer at (rows [N], slots [N]), int64."""
-        self.keys[layer_index].index_put_((rows, slots), k)
-        self.values[layer_index].index_put_((rows, slots), v)
+    def write(
+        self, layer_index: int, sequences: Tensor, slots: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        """Store k and v [N, Hkv, D] of one layer at (sequences [N], slots [N]), int64."""
+        self.keys[layer_index].index_put_((sequences, slots), k)
+        self.values[layer_index].index_put_((sequences, slots), v)
 
     def advance(self) -> None:
         self.lengths += 1

@@ -39,7 +39,7 @@ def generate(
     sampling: Sampling = GREEDY,
     on_step: abc.Callable[[list[Step]], None] | None = None,
 ) -> list[Generation]:
-    """Answer every prompt with text and images; rows may be in different modes at any time.
+    """Answer every prompt with text and images; sequences may be in different modes at any time.
 
     After `<image_start>`, exactly `tokens_per_image` steps each record
     normalize(vision_head(state)) and feed its projection back; text logits are not computed
@@ -47,7 +47,7 @@ def generate(
     stuck-image faults closed). A text token and a visual vector each use one of `max_new_tokens`.
 
     Args:
-        on_step: called after each step with what every unfinished row emitted.
+        on_step: called after each step with what every unfinished sequence emitted.
 
     Returns:
         One Generation a prompt, in order; its features are fp32 on the model's device.
@@ -72,7 +72,7 @@ def generate(
     ]
     cache, states = prefill(model, prompts, max_new_tokens)
     while True:
-        token_ids, image_rows, vectors, emitted = _advance(model, sequences, states, sampling)
+        token_ids, image_sequences, vectors, emitted = _advance(model, sequences, states, sampling)
         if on_step is not None and emitted:
             on_step(emitted)
         if all(sequence.mode is Mode.FINISHED for sequence in sequences):
@@ -81,7 +81,7 @@ def generate(
         embeddings = model.embed(
             torch.tensor(token_ids, device=device),
             vectors[:, None],
-            torch.tensor(image_rows, device=device, dtype=torch.int64),
+            torch.tensor(image_sequences, device=device, dtype=torch.int64),
         )
         states = decode(model, cache, embeddings)
         for sequence in sequences:
@@ -104,25 +104,25 @@ def prefill(
     cache = KeyValueCache(model.config.language, len(prompts), capacity, device=device, dtype=dtype)
     cache.lengths.copy_(torch.tensor(lengths))
 
-    token_ids, rows, slots, visual_positions, spans = [], [], [], [], []
-    for row, prompt in enumerate(prompts):
+    token_ids, owners, slots, visual_positions, spans = [], [], [], [], []
+    for number, prompt in enumerate(prompts):
         first = len(token_ids)
         visual_positions += [first + position for position in prompt.visual_positions]
         spans += [(first + start, first + end) for start, end in prompt.bidirectional_spans]
         token_ids += prompt.token_ids
-        rows += [row] * lengths[row]
-        slots += range(lengths[row])
+        owners += [number] * lengths[number]
+        slots += range(lengths[number])
     blocks = [prompt.features.to(device) for prompt in prompts if prompt.features is not None]
     empty = torch.zeros(0, model.config.tokens_per_image, model.config.visual_width, device=device)
     features = torch.cat([empty, *blocks])
-    token_ids, rows, slots, visual_positions = (
+    token_ids, owners, slots, visual_positions = (
         torch.tensor(values, device=device, dtype=torch.int64)
-        for values in (token_ids, rows, slots, visual_positions)
+        for values in (token_ids, owners, slots, visual_positions)
     )
     intervals = key_intervals(lengths, spans, device=device)
 
     def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer_index, rows, slots, k, v)
+        cache.write(layer_index, owners, slots, k, v)
         return interval_attention(q, k, v, intervals)
 
     embeddings = model.embed(token_ids, features, visual_positions)
@@ -132,13 +132,13 @@ def prefill(
 
 
 def decode(model: MetaMorph, cache: KeyValueCache, embeddings: Tensor) -> Tensor:
-    """Feed one input vector a row, [B, H], behind what the cache holds; returns states [B, H]."""
-    rows = torch.arange(embeddings.shape[0], device=embeddings.device)
+    """Feed one input vector a sequence, [B, H], behind what the cache holds; returns [B, H]."""
+    owners = torch.arange(embeddings.shape[0], device=embeddings.device)
     slots = cache.lengths.long()  # the new token's slot is also its position
     lengths = cache.lengths + 1
 
     def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer_index, rows, slots, k, v)
+        cache.write(layer_index, owners, slots, k, v)
         return decode_attention(q, cache.keys[layer_index], cache.values[layer_index], lengths)
 
     states = model.language(embeddings, slots, attention)
@@ -178,7 +178,7 @@ def _advance(
     for index in closing:
         next_ids[index] = sequences[index].close_image()
         emitted.append(Step(index, next_ids[index], None))
-    return next_ids, image, vectors, sorted(emitted, key=lambda step: step.row)
+    return next_ids, image, vectors, sorted(emitted, key=lambda step: step.sequence)
 
 
 def _check_prompt(model: MetaMorph, number: int, prompt: Prompt) -> None:

@@ -21,9 +21,9 @@ class ImageSegment:
 
 @dataclass(frozen=True)
 class Step:
-    """What one row emitted in one step: a token id, or number `visual_index` of an image."""
+    """What one sequence emitted in one step: a token id, or number `visual_index` of an image."""
 
-    row: int
+    sequence: int
     token_id: int | None
     visual_index: int | None
 

@@ -9,10 +9,12 @@ The Llama has the same names everywhere. Around it:
 """
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from metamorph.config.keys import ExportFormat
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.opening import add_image_tokens, all_stops
@@ -28,7 +30,7 @@ from metamorph.model.weights import (
     write_tokenizer,
 )
 
-FORMATS = ("hf", "official")
+FORMATS = get_args(ExportFormat)
 PREFIXES = {  # here: in the official release
     "projector.linear_1.": "model.mm_projector.0.",
     "projector.linear_2.": "model.mm_projector.2.",

@@ -126,12 +126,17 @@ def open_model(
     return model, tokenizer
 
 
+def grid_of(start: ModelConfig) -> int:
+    """Tokens a side of an image: as `model.folder` has them if it is given, else `model.grid`."""
+    if not start.folder:
+        return start.grid
+    return MetaMorphConfig.from_dict(read_json(Path(start.folder) / "config.json")).grid
+
+
 def open_encoder(start: ModelConfig) -> VisionEncoder:
     """The frozen encoder: `model.vision`, or that of `model.folder` with the folder's grid."""
     if start.folder:
-        folder = Path(start.folder)
-        grid = MetaMorphConfig.from_dict(read_json(folder / "config.json")).grid
-        return VisionEncoder.from_pretrained(folder / "encoder", grid)
+        return VisionEncoder.from_pretrained(Path(start.folder) / "encoder", grid_of(start))
     if start.vision:
         return VisionEncoder.from_pretrained(start.vision, start.grid)
     raise UserError("model: give model.vision (a SigLIP folder) or model.folder")

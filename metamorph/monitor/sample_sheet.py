@@ -68,8 +68,6 @@ class SampleSheet:
     """
 
     def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
-        if not config.monitor.decoder:
-            raise UserError("monitor.decoder: monitor.samples_every needs a decoder that draws")
         folder = Path(config.monitor.decoder)
         if not folder.is_dir():
             raise UserError(f"monitor.decoder: {folder} is not a folder")

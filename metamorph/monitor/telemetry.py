@@ -12,12 +12,11 @@ from torch import Tensor
 from metamorph.config import RunConfig
 from metamorph.costs.flops import Workload, encoder_flops, language_flops, trained_parts
 from metamorph.costs.hardware import GPUS
+from metamorph.costs.roofline import GIGA, TERA
 from metamorph.data.lanes import Lanes
 from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.model.unified import MetaMorph
 from metamorph.processes import add_up
-
-GIGA, TERA = 1e9, 1e12
 
 
 class MeanBaseline:
@@ -93,8 +92,10 @@ def peak_teraflops(device: torch.device, precision: str) -> float | None:
     """The dense peak of a GPU by its data sheet, or None for a device that is in no table."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).upper().replace("-", " ")
-    known = {key: gpu for key, gpu in GPUS.items() if key.upper() in name.split()}
+    name = torch.cuda.get_device_name(device).upper().replace("-", " ").split()
+    if "PCIE" in name or "NVL" in name:  # slower than the SXM of the same name in the table
+        return None
+    known = {key: gpu for key, gpu in GPUS.items() if key.upper() in name}
     return next((gpu.teraflops.get(precision) for gpu in known.values()), None)
 
 
@@ -106,10 +107,7 @@ def peak_gigabytes(device: torch.device) -> float:
 
 
 class LanguageTelemetry:
-    """What language, align and instruct report. All processes call all methods alike.
-
-    `saw_row` watches each row of a step; `values` closes the step.
-    """
+    """What language, align and instruct report of a step, from what the step left behind."""
 
     def __init__(self, config: RunConfig, model: MetaMorph, lanes: Lanes, device: torch.device):
         self.lanes, self.device = lanes, device
@@ -120,34 +118,36 @@ class LanguageTelemetry:
         self.work, self.meter = StepWork(model), Meter()
         self.peak = peak_teraflops(device, config.training.precision)
         self.waited = 0.0  # for data, until the last step
-        self._begin_step()
 
-    def _begin_step(self) -> None:
-        self.rows: list[PackedRow] = []
-        self.counts = TargetCounts(0, 0)
-        self.score = torch.zeros((), device=self.device)
-        self.seen = torch.zeros_like(self.baseline.total)
+    def values(
+        self,
+        losses: dict[str, Tensor],
+        rows: list[PackedRow],
+        targets: list[Tensor],
+        counts: TargetCounts,
+    ) -> dict[str, Tensor | float]:
+        """What to log of a step, on the device. All processes call this.
 
-    def saw_row(self, row: PackedRow, targets: Tensor, counts: TargetCounts) -> None:
-        """A row of this process, its target features [images, tokens, C], the step's counts."""
-        self.rows.append(row)
-        self.counts = counts
-        if len(targets):
-            share = len(row.visual_rows) / counts.visual
-            self.score = self.score + share * self.baseline.score(targets)
-            self.seen += targets.float().sum(0)
-
-    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
-        """What to log of a step, on the device, from its `text_loss` and `visual_loss`."""
-        counts = self.counts
-        sums = add_up(torch.cat([self.score[None], self.seen.flatten()]))  # one message
-        score, seen = sums[0], sums[1:].view_as(self.seen)
+        Args:
+            losses: `text_loss` and `visual_loss`.
+            rows: those of this process.
+            targets: of each, the features [images, tokens, C] that it predicts.
+            counts: the targets of the whole step.
+        """
+        score = torch.zeros((), device=self.device)
+        seen = torch.zeros_like(self.baseline.total)
+        for row, features in zip(rows, targets, strict=True):
+            if len(features):
+                share = len(row.visual_rows) / counts.visual
+                score = score + share * self.baseline.score(features)
+                seen += features.float().sum(0)
+        sums = add_up(torch.cat([score[None], seen.flatten()]))  # one message
+        score, seen = sums[0], sums[1:].view_as(seen)
         # A bad step changes nothing, here either: one NaN would stay for good.
         self.baseline.total += torch.where(seen.isfinite().all(), seen, 0.0)
         waited, self.waited = self.lanes.wait_seconds - self.waited, self.lanes.wait_seconds
-        self.meter.add(**self.work.of(self.rows), wait=waited)
-        self._begin_step()
-        values = {
+        self.meter.add(**self.work.of(rows), wait=waited)
+        values: dict[str, Tensor | float] = {
             "text_loss": losses["text_loss"],
             "packing_efficiency": counts.tokens / self.row_tokens,
         }
@@ -196,9 +196,6 @@ class PictureTelemetry:
 
     def __init__(self):
         self.meter = Meter()
-
-    def values(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return losses
 
     def read_meters(self) -> dict[str, float]:
         return {"images_per_second": self.meter.read()["images"]}

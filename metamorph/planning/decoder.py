@@ -18,11 +18,9 @@ from metamorph.costs.roofline import TERA
 from metamorph.costs.sharding import units
 from metamorph.costs.step import GIBI
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.errors import UserError
 from metamorph.model.describe import describe_parameters
 from metamorph.model.outline import outline_encoder, public_sizes
 from metamorph.model.weights import read_json
-from metamorph.processes import share_of
 
 
 class DecoderOutline(nn.Module):
@@ -80,12 +78,9 @@ def _count(function):
 def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     """The plan of a decoder run on `world_size` GPUs with whole copies of the weights, in text.
 
-    Raises `UserError` for a batch that so many cannot share alike, and for fp8.
+    `check_plan` comes before.
     """
-    if config.training.precision == "fp8":
-        raise UserError("training.precision: the decoder stage takes fp32 or bf16, got fp8")
-    batch = config.decoder.batch_size
-    pictures = share_of("decoder.batch_size", batch, world_size)
+    pictures = config.decoder.batch_size // world_size
     model = DecoderOutline(config)
     parts = model.flops(config.decoder.condition_dropout)
     states = state_bytes(units(model), config.training)

@@ -41,8 +41,8 @@ from metamorph.model.outline import outline
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.weights import read_tokenizer
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
-from metamorph.processes import share_of
 from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.rules import check_plan
 from metamorph.training.trainable import choose_trainable
 
 PAPER_SAMPLES = 0.73  # a second and GPU: 16.07 million in less than a day on 256 H100s
@@ -70,6 +70,7 @@ class Rows:
 def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     """The plan of a run of any stage on `world_size` GPUs, in text. Raises `UserError` for a
     configuration that could not run on so many."""
+    check_plan(config, world_size)
     if config.stage == "decoder":
         from metamorph.planning.decoder import plan_decoder  # diffusers takes seconds
 
@@ -83,7 +84,7 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     Raises `UserError` for a configuration that could not run on so many.
     """
     training = config.training
-    rows_here = share_of("training.rows_per_step", training.rows_per_step, world_size)
+    rows_here = training.rows_per_step // world_size
     if config.parallel.cpu_offload:
         raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
     if training.precision not in gpu.teraflops:

@@ -6,11 +6,13 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
 
 import metamorph
+from metamorph.config.keys import Stage
 from metamorph.config.reading import load_config
 from metamorph.config.shipped import configs_folder
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
@@ -25,7 +27,7 @@ from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
-STAGES = ("language", "align", "instruct", "decoder")
+STAGES = get_args(Stage)
 QUESTIONS, DRAWINGS, SHOWN = 300, 150, 12
 BARS = {"question_accuracy": 0.90, "drawing_accuracy": 0.75, "checker_accuracy": 0.99}
 ABOVE_CHANCE = 0.25  # of each drawn attribute

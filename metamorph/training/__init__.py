@@ -1,1 +1,1 @@
-"""Training: one loop for the language, align and instruct stages."""
+"""Training: one loop for every stage, and what its steps are made of."""

@@ -143,8 +143,12 @@ class DecoderStage:
         with autocast(self.config.training.precision, self.module.unet.device):
             loss = self.step_loss(pictures, generator, batch_size, self.lanes.own)
         loss.backward()
-        self.telemetry.meter.add(images=len(pictures))
         return {"noise_error": add_up(loss.detach() / world_size())}
+
+    def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What to log of the last step: its losses."""
+        self.telemetry.meter.add(images=len(self.lanes.streams))
+        return losses
 
     def draw_samples(self) -> None:
         """Nothing: a decoder draws what a language model says. `rules` refuse to ask for it."""
@@ -180,7 +184,7 @@ class DecoderStage:
 
 def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:
     """Writes a `VisualDecoder` that draws as `config` says by default."""
-    # As safetensors wants it.
+    # Contiguous, for safetensors stores no other layout.
     # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
     parts = trained.to(memory_format=torch.contiguous_format)
     pipeline = VisualDecoder(

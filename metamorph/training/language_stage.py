@@ -33,9 +33,9 @@ from metamorph.training.lora import add_adapters, merge_adapters, save_adapters
 from metamorph.training.loss import Losses, vpit_losses
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import place, reduce_gradients, save_model, whole_copy
-from metamorph.training.trainable import choose_trainable, image_rows_only, other_rows
+from metamorph.training.trainable import choose_trainable, frozen_rows, mask_frozen_rows
 
-SHOWN = ("first row", "second row")  # of a plan
+ROW_TITLES = ("first row", "second row")  # those that a plan shows
 
 
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
@@ -79,7 +79,7 @@ class LanguageStage:
             self.float8 = convert_to_float8(model, training.fp8_backend, device)
         self.step_losses = StepLosses(model)
         place(self.step_losses, model, config, device)
-        self.other_rows = other_rows(model) if config.stage == "align" else []
+        self.frozen_rows = frozen_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
         self.lanes = open_lanes(
             config.data,
@@ -92,7 +92,9 @@ class LanguageStage:
             world_size(),
             source,
         )
-        self.rows: list[PackedRow] = []  # of the last step
+        self.rows: list[PackedRow] = []  # of the last step, as what follows
+        self.targets: list[Tensor] = []  # features [images, tokens, C] that each row predicts
+        self.counts = TargetCounts(0, 0)
         self.telemetry = LanguageTelemetry(config, model, self.lanes, device)
         self.sheet = None
         if config.monitor.samples_every:
@@ -102,8 +104,8 @@ class LanguageStage:
         """Gradients of an optimizer step, and its `text_loss` and `visual_loss` (1 - cosine), means
         over the targets of all processes."""
         training = self.config.training
-        self.rows = self.lanes.next_rows()
-        counts = TargetCounts.of(self.rows)
+        self.rows, self.targets = self.lanes.next_rows(), []
+        self.counts = counts = TargetCounts.of(self.rows)
         losses = torch.zeros(2, device=self.device)  # text, visual
         for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.encoder, self.device)
@@ -113,11 +115,15 @@ class LanguageStage:
                 total = text + training.visual_coefficient * visual
             total.backward()
             losses += torch.stack([text.detach(), visual.detach()])
-            self.telemetry.saw_row(row, targets, counts)
-        if self.other_rows:
-            image_rows_only(self.module, self.other_rows)
+            self.targets.append(targets)
+        if self.frozen_rows:
+            mask_frozen_rows(self.module, self.frozen_rows)
         text_loss, visual_loss = add_up(losses)
         return {"text_loss": text_loss, "visual_loss": visual_loss}
+
+    def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """What to log of the last step. All processes call this."""
+        return self.telemetry.values(losses, self.rows, self.targets, self.counts)
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings of the model as it is, in the first process. All must call this."""
@@ -157,7 +163,7 @@ class LanguageStage:
             describe_memory(costs),
             *(
                 describe_row(title, row, self.tokenizer)
-                for title, row in zip(SHOWN, rows, strict=False)
+                for title, row in zip(ROW_TITLES, rows, strict=False)
             ),
         ]
 

@@ -33,10 +33,7 @@ from metamorph.training.run_folder import claim_run_folder, find_checkpoint
 
 
 class Telemetry(Protocol):
-    """What a stage reports of its steps beside losses and gradient norms."""
-
-    def values(self, losses: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """What to log of the step that had these losses, on the device."""
+    """What a stage reports of some steps together."""
 
     def read_meters(self) -> dict[str, float]:
         """Further values for a log line, such as speed, since the last call."""
@@ -63,6 +60,9 @@ class Stage(Protocol):
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Adds the gradients of optimizer step `step`, counted from 0; returns its losses, on the
         device."""
+
+    def observe(self, losses: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
+        """What to log of the last step, which had these losses, on the device."""
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings in the first process, where `monitor.samples_every` asks for it."""
@@ -101,10 +101,10 @@ def train(config: RunConfig, source: Source | None = None) -> Path:
     """
     device = resolve_device(config.device)
     with process_group(device):
-        find_checkpoint(config)  # an unusable run folder should be known before a model is loaded
-        check_rules(config, device)
+        checkpoint = find_checkpoint(config)
+        check_rules(config, device, own_source=source is not None)
         with closing(open_stage(config, device, source)) as stage:
-            with Run(config, stage) as run:
+            with Run(config, stage, checkpoint) as run:
                 run_steps(run, stage)
             folder = stage.save(run.folder)
         wait_for_all()
@@ -167,13 +167,12 @@ class Run:
     processes call all methods.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage):
+    def __init__(self, config: RunConfig, stage: Stage, checkpoint: Path | None):
         self.config, self.stage = config, stage
         self.folder = Path(config.output)
         self.means = Means()
         self.bad_steps = BadSteps(config.training.max_bad_steps)
         self.first_step = 0
-        checkpoint = find_checkpoint(config)
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
             self.first_step = state["step"]
@@ -216,7 +215,7 @@ class Run:
         after a signal.
         """
         training, monitor = self.config.training, self.config.monitor
-        self.means.add({**self.stage.telemetry.values(losses), **norms}, bad)
+        self.means.add({**self.stage.observe(losses), **norms}, bad)
         self.bad_steps.add(done, bad, self.stage.last_samples())
         if self.reports is not None:
             self.reports.step_done()
@@ -245,7 +244,7 @@ class Run:
         if self.reports is not None:
             self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
         self.means = Means()
-        try:  # judged by all samples of all processes: how many there are does not matter
+        try:  # of all samples of all processes, so that their number changes no verdict
             check_skip_limit([skips], self.config.data.skip_limit)
         except UserError:
             self.save(step)

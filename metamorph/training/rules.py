@@ -9,24 +9,39 @@ import torch.distributed as dist
 
 from metamorph.config import RunConfig
 from metamorph.config.reading import iter_unused
+from metamorph.costs.sharding import mesh_shape
 from metamorph.errors import UserError
 from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
 from metamorph.processes import share_of, world_size
 
 
-def check_rules(config: RunConfig, device: torch.device) -> None:
-    """Raises `UserError` for a run that cannot be on `device`, with these processes, here."""
+def check_rules(config: RunConfig, device: torch.device, own_source: bool = False) -> None:
+    """Raises `UserError` for a run that cannot be on `device`, with these processes, here.
+
+    `own_source`: the samples come from a program, not from where `config.data` says.
+    """
     check_stage_uses(config)
+    if not own_source:
+        check_data(config)
     check_monitor(config)
     if config.stage == "decoder":
-        check_decoder(config)
+        check_decoder(config, world_size())
         return
-    check_parallel(config)
+    check_parallel(config, world_size())
     check_recomputation(config, device)
     check_optimizer(config, device)
     check_lora(config, device)
     check_float8(config, device)
+
+
+def check_plan(config: RunConfig, processes: int) -> None:
+    """Raises `UserError` for a run that so many processes cannot do, whatever they run on."""
+    check_stage_uses(config)
+    if config.stage == "decoder":
+        check_decoder(config, processes)
+    else:
+        check_parallel(config, processes)
 
 
 def check_stage_uses(config: RunConfig) -> None:
@@ -38,13 +53,24 @@ def check_stage_uses(config: RunConfig) -> None:
         )
 
 
+def check_data(config: RunConfig) -> None:
+    """A source of samples is named."""
+    if config.data.source != "toy_scenes" and not config.data.path:
+        what = "a YAML file that names the parts" if config.data.source == "mixture" else "samples"
+        raise UserError(f"data.path: it is empty, expected the file or folder of {what}")
+
+
 def check_monitor(config: RunConfig) -> None:
     """Trackers are installed; a run that shows drawings can make them."""
     cpu, monitor = torch.device("cpu"), config.monitor
     for key in ("tensorboard", "wandb"):
         if getattr(monitor, key):
             require(f"monitor.{key}", [key], cpu)
-    if monitor.samples_every and dist.is_initialized():  # it draws with a whole plain copy
+    if not monitor.samples_every:
+        return
+    if not monitor.decoder:
+        raise UserError("monitor.decoder: monitor.samples_every needs a decoder that draws")
+    if dist.is_initialized():  # it draws with a whole plain copy
         if config.training.lora_rank:
             raise UserError("monitor.samples_every: with LoRA it needs a run without torchrun")
         if config.parallel.cpu_offload:
@@ -53,40 +79,28 @@ def check_monitor(config: RunConfig) -> None:
             )
 
 
-def check_decoder(config: RunConfig) -> None:
-    """The decoder stage has whole copies of the weights, and AdamW of PyTorch."""
+def check_decoder(config: RunConfig, processes: int) -> None:
+    """The decoder stage has a language model's precision nowhere, and its batch is shared."""
     if config.training.precision == "fp8":
         raise UserError(
             "training.precision: the decoder stage trains no language model, whose layers are "
             "what fp8 means; it takes fp32 or bf16"
         )
-    if config.training.optimizer != "torch":
-        raise UserError(
-            f"training.optimizer: the decoder stage takes torch only, "
-            f"got {config.training.optimizer}"
-        )
-    share_of("decoder.batch_size", config.decoder.batch_size)
+    share_of("decoder.batch_size", config.decoder.batch_size, processes)
 
 
-def check_parallel(config: RunConfig) -> None:
-    """The processes can share the rows and the weights."""
+def check_parallel(config: RunConfig, processes: int) -> None:
+    """So many processes can share the rows and the weights."""
     training, parallel = config.training, config.parallel
-    share_of("training.rows_per_step", training.rows_per_step)
-    if parallel.shard and world_size() % parallel.shard:
-        raise UserError(
-            f"parallel.shard: groups of {parallel.shard} do not fit {world_size()} processes"
-        )
-    if parallel.cpu_offload and not dist.is_initialized():
-        raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
-    if training.optimizer == "adamw8bit" and dist.is_initialized():
-        raise UserError(
-            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
-        )
+    share_of("training.rows_per_step", training.rows_per_step, processes)
+    mesh_shape(processes, parallel.shard)
 
 
 def check_recomputation(config: RunConfig, device: torch.device) -> None:
-    """What is compiled or computed again in the backward can be."""
+    """Activation checkpointing, compilation and offload suit what computes the model."""
     training = config.training
+    if config.parallel.cpu_offload and not dist.is_initialized():
+        raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
     if config.model.rotary == "liger" and training.activation_checkpointing == "selective":
         raise UserError(
             "model.rotary: liger overwrites what training.activation_checkpointing: selective "
@@ -107,6 +121,10 @@ def check_recomputation(config: RunConfig, device: torch.device) -> None:
 def check_optimizer(config: RunConfig, device: torch.device) -> None:
     """The optimizer is installed, works on the device and with the dtype of the weights."""
     training = config.training
+    if training.optimizer == "adamw8bit" and dist.is_initialized():
+        raise UserError(
+            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
+        )
     if training.optimizer == "apex":
         require("training.optimizer: apex", ["apex"], device)
     if training.optimizer == "adamw8bit":
@@ -118,7 +136,7 @@ def check_optimizer(config: RunConfig, device: torch.device) -> None:
             )
     if training.weights == "bf16" and training.optimizer != "adamw8bit":
         raise UserError(
-            "training.weights: bf16 loses small updates unless they are rounded by chance, as only "
+            "training.weights: bf16 loses small updates without stochastic rounding, which only "
             f"training.optimizer adamw8bit does, got {training.optimizer}"
         )
 
@@ -135,8 +153,11 @@ def check_lora(config: RunConfig, device: torch.device) -> None:
 def check_float8(config: RunConfig, device: torch.device) -> None:
     """The precision can be had on the device, and rows have a length that float8 products take."""
     training, length = config.training, config.data.row_length
-    check_precision(training.precision, training.fp8_backend, device)
-    # Tokens are what is summed over in the gradients of weights.
+    try:
+        check_precision(training.precision, training.fp8_backend, device)
+    except UserError as error:
+        raise UserError(f"training.{error}") from error
+    # The gradient of a weight is a product over the tokens of a row.
     if training.precision == "fp8" and length % MULTIPLE:
         raise UserError(
             f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, got {length}"

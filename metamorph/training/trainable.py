@@ -14,7 +14,7 @@ from metamorph_kernels import send
 
 def choose_trainable(model: MetaMorph, stage: str) -> None:
     """Sets `requires_grad` for a stage. In align the token tables are trained, too: see
-    `image_rows_only`."""
+    `mask_frozen_rows`."""
     model.requires_grad_(False)
     if stage == "language":
         model.language.requires_grad_(True)
@@ -35,7 +35,7 @@ def token_tables(model: MetaMorph) -> list[Tensor]:
     return tables[:1] if tables[0] is tables[1] else tables
 
 
-def other_rows(model: MetaMorph) -> list[Tensor]:
+def frozen_rows(model: MetaMorph) -> list[Tensor]:
     """For each token table, which of its rows that are held here are none of the two image tokens'
     ([rows, 1], bool)."""
     ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
@@ -47,7 +47,7 @@ def other_rows(model: MetaMorph) -> list[Tensor]:
     return masks
 
 
-def image_rows_only(model: MetaMorph, others: list[Tensor]) -> None:
+def mask_frozen_rows(model: MetaMorph, others: list[Tensor]) -> None:
     """Zeroes the gradients of all other rows of the token tables, as align asks for."""
     gradients = [table.grad for table in token_tables(model) if table.grad is not None]
     for gradient, rows in zip(gradients, others, strict=True):

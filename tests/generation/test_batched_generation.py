@@ -209,7 +209,7 @@ def test_steps_are_reported_as_they_happen():
     prompts = mixed_prompts()
     generations = generate(tiny_model(3), prompts, max_new_tokens=30, on_step=reported.append)
     for row, generation in enumerate(generations):
-        mine = [step for steps in reported for step in steps if step.row == row]
+        mine = [step for steps in reported for step in steps if step.sequence == row]
         assert len(mine) == generation.steps
         token_ids = [step.token_id for step in mine if step.token_id is not None]
         assert token_ids == generation.token_ids

@@ -1,7 +1,7 @@
 """What a file of samples holds: numbered records, each with the images and videos it names.
 
-Formats (`json_lines`, `web_dataset`, `parquet`) say where records lie; families
-(`families`, `boxes`, `video_families`) say what conversation a record stands for.
+The formats beside this file say where records lie; `metamorph.data.families` says what conversation
+a record stands for.
 """
 
 from collections.abc import Mapping

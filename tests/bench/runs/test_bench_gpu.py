@@ -151,9 +151,22 @@ def test_verdict_of_the_memory_check(status, output, expected):
         (None, "", "failed", "out of time"),
     ],
 )
-def test_verdict_of_the_build(status, output, expected, reason):
+def test_verdict_of_the_build(status, output, expected, reason, tmp_path, monkeypatch):
+    library = tmp_path / "library.so"
+    monkeypatch.setattr(gpu, "LIBRARY", library)
+    library.touch()
     result = gpu._judge_build(Outcome(status, output))
     assert result.status == expected and reason in result.reason
+
+
+def test_a_build_that_leaves_no_library_is_no_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LIBRARY", tmp_path / "library.so")
+    assert gpu._judge_build(Outcome(0, "running build_ext")).status == "failed"
+
+
+def test_the_build_is_of_the_project_that_has_the_library():
+    step = gpu._build()
+    assert "build_extension" in (step.folder / step.command[1]).read_text()
 
 
 def test_only_a_gpu_builds_the_library_and_builds_it_first(tmp_path):

@@ -1,0 +1,79 @@
+"""What a run is refused for before anything is loaded, by the name of the key."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metamorph.cli.command import main
+from metamorph.config import DataConfig
+from metamorph.config.reading import iter_unused, load_config, save_config
+from metamorph.errors import UserError
+from metamorph.training.rules import check_rules
+from tests.tiny_run import tiny_config
+
+CPU = torch.device("cpu")
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*_*/*.yaml"))
+CONFIGS += sorted((Path(__file__).parents[2] / "configs/toy").glob("*.yaml"))
+
+
+@pytest.fixture
+def decoder_file(tmp_path) -> str:
+    save_config(tiny_config(tmp_path, "decoder"), tmp_path / "run.yaml")
+    return str(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--dry-run", "--world-size", "4"]])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("training.compile", "true"),
+        ("data.workers", "3"),
+        ("data.features", "/nonexistent"),
+        ("training.lora_rank", "8"),
+        ("parallel.shard", "8"),
+        ("training.optimizer", "adamw8bit"),
+        ("model.attention", "flash_attn"),
+        ("monitor.samples_every", "5"),
+    ],
+)
+def test_a_key_that_the_decoder_stage_does_not_use(decoder_file, key, value, options, capsys):
+    assert main(["train", decoder_file, f"--{key}", value, *options]) == 2
+    assert f"metamorph: {key}: stage decoder does not use it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["language", "align", "instruct"])
+def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
+    config = tiny_config(tmp_path, stage)
+    config.decoder.guidance_scale = 5.0
+    with pytest.raises(UserError, match="decoder.guidance_scale: .* only decoder does"):
+        check_rules(config, CPU)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_run_files_set_no_key_in_vain(path):
+    assert list(iter_unused(load_config(path))) == []
+
+
+def test_data_that_are_not_named(tmp_path):
+    config = replace(tiny_config(tmp_path, "instruct"), data=DataConfig(source="parquet"))
+    with pytest.raises(UserError, match="data.path: it is empty, expected .* samples"):
+        check_rules(config, CPU)
+    check_rules(config, CPU, own_source=True)
+
+
+def test_drawings_need_a_decoder(tmp_path):
+    config = tiny_config(tmp_path, "instruct")
+    config.monitor.samples_every = 5
+    with pytest.raises(UserError, match="monitor.decoder: monitor.samples_every needs a decoder"):
+        check_rules(config, CPU)
+
+
+def test_a_precision_that_is_not_there_is_named_by_its_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "metamorph.model.precision.PROBES", {"torchao": lambda device: "not installed"}
+    )
+    config = tiny_config(tmp_path, "instruct", precision="fp8")
+    with pytest.raises(UserError, match="^training.precision fp8: torchao cannot be used here"):
+        check_rules(config, CPU)
