@@ -47,6 +47,13 @@ class Batch:
             features=features,
         )
 
-    def visual_features(self, vision: VisionEncoder) -> Tensor:
-        """[images, tokens, C]: the cached ones, or what the frozen encoder says now."""
-        return vision(self.pixels) if self.features is None else self.features
+    def visual_features(self, vision: VisionEncoder | None) -> Tensor:
+        """[images, tokens, C]: the cached ones, or what the frozen encoder says now.
+
+        ValueError where there are neither features nor an encoder.
+        """
+        if self.features is not None:
+            return self.features
+        if vision is None or self.pixels is None:
+            raise ValueError("vision: features are not cached, so the row needs the encoder")
+        return vision(self.pixels)

@@ -41,7 +41,7 @@ ROW_TITLES = ("first row", "second row")  # those that a plan shows
 def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, and its target features
     [images, tokens, C]."""
-    features = batch.visual_features(model.encoder)  # [images, tokens, C], without gradient
+    features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
     states = model(
         batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
     )
