@@ -5,7 +5,7 @@ from typing import Any
 
 from metamorph_kernels.architectures import MOST_SHARED_BYTES
 
-HOPPER = ("sm_90",)
+HOPPER_ONLY = ("sm_90",)
 EVERY_ARCHITECTURE = tuple(MOST_SHARED_BYTES)  # what kernels of rows are for
 
 
@@ -29,7 +29,7 @@ class Compilation:
     residents: int = 1
     stack_bytes: int = 0
     reason: str = ""
-    architectures: tuple[str, ...] = HOPPER
+    architectures: tuple[str, ...] = HOPPER_ONLY
 
 
 def descriptor_type(element: str, *block: int) -> str:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.arguments import neighbouring_columns
-from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
+from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER_ONLY, Compilation
 
 SCALED = 8192  # numbers of a program of `scale`: few programs, since most have nothing to do
 SCALE_WARPS = 8
@@ -256,7 +256,7 @@ def compilations() -> Iterator[Compilation]:
             "num_warps": tiles.num_warps,
             "num_stages": 1,
             "tensor_cores": False,
-            "architectures": EVERY_ARCHITECTURE if everywhere else HOPPER,
+            "architectures": EVERY_ARCHITECTURE if everywhere else HOPPER_ONLY,
         }
         # With an index there is a count exactly where the gradient is that of the mean.
         for index, gradient, mean in (
@@ -313,5 +313,5 @@ def compilations() -> Iterator[Compilation]:
             num_warps=SCALE_WARPS,
             num_stages=1,
             tensor_cores=False,
-            architectures=EVERY_ARCHITECTURE if element == "bf16" else HOPPER,
+            architectures=EVERY_ARCHITECTURE if element == "bf16" else HOPPER_ONLY,
         )
