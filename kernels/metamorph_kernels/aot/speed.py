@@ -44,13 +44,13 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("attention_forward", "bf16 D<=64 causal pack 4 128x128"),
-    Entry("attention_forward", "bf16 D<=128 causal pack 4 128x128"),
+    Entry("attention_forward", "bf16 D=64 causal group 4 128x128"),
+    Entry("attention_forward", "bf16 D=128 causal group 4 128x128"),
     # Of seven products in the two passes of the backward, five are needed.
-    Entry("attention_query_gradient", "bf16 D<=128 causal pack 4 128x64", useful=5 / 7),
-    Entry("attention_key_value_gradient", "bf16 D<=128 causal pack 1 64x128", useful=5 / 7),
-    Entry("attention_forward_fp8", "bf16 out D<=128 causal pack 4 128x128"),
-    Entry("decode_split", "bf16 D=128 group 4 64 keys", reads_hbm=True),
+    Entry("attention_query_gradient", "bf16 D=128 causal group 4 128x64", useful=5 / 7),
+    Entry("attention_key_value_gradient", "bf16 D=128 causal group 1 64x128", useful=5 / 7),
+    Entry("attention_forward_fp8", "bf16 out D=128 causal group 4 128x128"),
+    Entry("decode_split", "bf16 D=128 group 4 64 keys 4 splits", reads_hbm=True),
     Entry("linear_gelu", "bf16 128x256x64 state", steps=4096 // 64),
     Entry("linear_gelu_gradient", "bf16 128x256x64 activation", steps=4096 // 64),
     Entry("float8_product", "forward bias bf16 256x128x128", steps=4096 // 128),
