@@ -32,7 +32,9 @@ aot-all: aot $(OLDER_TRITON) ## the same, then again with Triton 3.6.0
 	PYTHONPATH=$(OLDER_TRITON) $(BIN)/python -m metamorph_kernels.aot $(OLDER_AOT)
 
 $(OLDER_TRITON): | $(INSTALLED)
-	$(BIN)/python -m pip install --no-deps --target $@ $(subst -,==,$(notdir $@))
+	rm -rf $@.part
+	$(BIN)/python -m pip install --no-deps --target $@.part $(subst -,==,$(notdir $@))
+	mv $@.part $@
 
 bench: $(INSTALLED) ## verify and time every entry that this machine can run
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=median,iqr,min,rounds

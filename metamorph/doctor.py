@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from metamorph.libraries import AMPERE, PROBES, first_line, import_absence
-from metamorph_kernels import cuda_absence, probe, triton_absence
+from metamorph_kernels import HOPPER, ROWS, cuda_absence, probe, triton_absence
 
 # Seen in the code of 12.8.93, 12.9.86 and 13.0.88; 13.1.80 and 13.5.37 assemble the same rightly.
 FIRST_WRONG_PTXAS, FIRST_RIGHT_PTXAS = (12, 8), (13, 1)
@@ -55,7 +55,8 @@ def report() -> dict:
         "ptxas": _ptxas(),
         "backends": {name: _backend(name, absence) for name, absence in BACKENDS.items()},
         "kernels": {
-            "Triton": triton_absence(device_type),
+            "Triton, matrix products": triton_absence(device_type, HOPPER),
+            "Triton, rows": triton_absence(device_type, ROWS),
             "CUDA C++": cuda_absence("cuda"),
         },
         "ops": probe(),
@@ -176,16 +177,23 @@ def _nvcc() -> dict:
 def _ptxas() -> dict:
     """The assembler that turns Triton's PTX into machine code."""
     if find_spec("triton") is None:
-        return {"version": None, "reason": "triton is not installed", "warning": None}
+        return _no_ptxas("triton is not installed")
     from triton import knobs
 
-    path = knobs.nvidia.ptxas.path
+    try:
+        path = knobs.nvidia.ptxas.path
+    except RuntimeError as error:  # it finds none that runs
+        return _no_ptxas(first_line(error))
     release = re.search(r"V(\d[\d.]*)", _output([path, "--version"]))
     if release is None:
-        return {"version": None, "reason": f"{path} --version names no release", "warning": None}
+        return _no_ptxas(f"{path} --version names no release")
     version = tuple(map(int, release[1].split(".")[:2]))
     wrong = FIRST_WRONG_PTXAS <= version < FIRST_RIGHT_PTXAS
     return {"version": release[1], "reason": None, "warning": PTXAS_WARNING if wrong else None}
+
+
+def _no_ptxas(reason: str) -> dict:
+    return {"version": None, "reason": reason, "warning": None}
 
 
 def _output(command: list[str]) -> str:

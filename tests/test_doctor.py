@@ -17,7 +17,7 @@ from tests import fake_libraries
 def with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("triton_absence", "cuda_absence"):
-        monkeypatch.setattr(doctor, name, lambda device_type: None)
+        monkeypatch.setattr(doctor, name, lambda device_type, needs=None: None)
     monkeypatch.setattr(doctor, "probe", dict)
     monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
 
@@ -42,7 +42,7 @@ def test_report_is_plain_and_complete():
         assert values["versions"][name] == metamorph_kernels.__version__
     assert values["ops"] == metamorph_kernels.probe()
     assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
-    assert set(values["kernels"]) == {"Triton", "CUDA C++"}
+    assert set(values["kernels"]) == {"Triton, matrix products", "Triton, rows", "CUDA C++"}
     for backend in values["backends"].values():
         assert backend["usable"] == (backend["reason"] is None)
 
@@ -56,10 +56,12 @@ def test_main_prints_every_backend_and_op(capsys):
 
 def test_kernels_that_cannot_run_have_a_reason(monkeypatch):
     monkeypatch.setattr(doctor, "cuda_absence", lambda device_type: f"not built for {device_type}")
-    monkeypatch.setattr(doctor, "triton_absence", lambda device_type: None)
+    reasons = {metamorph_kernels.HOPPER: "an A100", metamorph_kernels.ROWS: None}
+    monkeypatch.setattr(doctor, "triton_absence", lambda device_type, needs: reasons[needs])
     printed = doctor.format_report(doctor.report())
     assert re.search(r"^  CUDA C\+\+ +no: not built for cuda$", printed, re.MULTILINE)
-    assert re.search(r"^  Triton +usable$", printed, re.MULTILINE)
+    assert re.search(r"^  Triton, matrix products +no: an A100$", printed, re.MULTILINE)
+    assert re.search(r"^  Triton, rows +usable$", printed, re.MULTILINE)
 
 
 def test_a_missing_gpu_has_a_reason(without_gpu, monkeypatch):
@@ -165,6 +167,16 @@ def test_a_ptxas_that_miscompiles_is_warned_of(monkeypatch, version, warned):
     assert doctor.report()["ptxas"]["reason"].endswith("ptxas --version names no release")
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert doctor.report()["ptxas"]["reason"] == "triton is not installed"
+
+
+def test_no_ptxas_at_all_is_one_line(monkeypatch, tmp_path):
+    triton = pytest.importorskip("triton")
+    ptxas = vars(type(triton.knobs.nvidia))["ptxas"]
+    monkeypatch.setattr(ptxas, "default_path", str(tmp_path / "ptxas"))
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    printed = doctor.format_report(doctor.report())
+    line = r"^  ptxas of Triton +no: RuntimeError: Cannot find ptxas$"
+    assert re.search(line, printed, re.MULTILINE)
 
 
 def test_a_command_that_cannot_run_has_no_output():

@@ -1,4 +1,4 @@
-"""Every kernel once on shapes that end inside a tile, short enough for compute-sanitizer."""
+"""Attention's kernels on shapes that end inside a tile, short enough for compute-sanitizer."""
 
 import torch
 

@@ -1,10 +1,11 @@
 """Fused ops for visual-predictive instruction tuning; importable with nothing but PyTorch.
 
-Beside the ops: who can run them (`probe` and the functions that give a reason), and what programs
-around them need (`send`, `without_autocast`, `tokens_read`, the sizes of chunks).
+Beside the ops: who can run them (`probe` and the functions that give a reason; HOPPER and ROWS are
+what matrix products and kernels of rows in Triton ask of a GPU), and what programs around them need
+(`send`, `without_autocast`, `tokens_read`, the sizes of chunks).
 """
 
-from metamorph_kernels.absence import gpu_absence, triton_absence
+from metamorph_kernels.absence import HOPPER, ROWS, gpu_absence, triton_absence
 from metamorph_kernels.arguments import without_autocast
 from metamorph_kernels.attention.decode import decode_attention
 from metamorph_kernels.attention.fp8 import interval_attention_fp8
@@ -25,7 +26,9 @@ from metamorph_kernels.transformers_attention import register_with_transformers
 __version__ = "0.1.0"
 __all__ = [
     "GRADIENT_BYTES_AT_ONCE",
+    "HOPPER",
     "LOGITS_AT_ONCE",
+    "ROWS",
     "Intervals",
     "LinearCosineLoss",
     "LinearCrossEntropy",

@@ -5,7 +5,7 @@ from typing import Any
 
 from metamorph_kernels.architectures import MOST_SHARED_BYTES
 
-HOPPER = ("sm_90",)
+HOPPER_ONLY = ("sm_90",)
 EVERY_ARCHITECTURE = tuple(MOST_SHARED_BYTES)  # what kernels of rows are for
 
 
@@ -16,8 +16,8 @@ class Compilation:
     `arguments` maps each parameter of `kernel`, a `triton.JITFunction`, to its Triton type as a
     string ("*fp32", "i32", "tensordesc<bf16[64, 128]>") or, for a constexpr, to its value. Where
     `tensor_cores` is True the matrix products must use wgmma. `residents` blocks are to share an
-    SM. `stack_bytes` may be spilled, for the reason given. `architectures` are those that it is
-    compiled for: kernels with matrix products claim Hopper alone.
+    SM. `architectures` are those that it is compiled for: kernels with matrix products claim Hopper
+    alone.
     """
 
     kernel: Any
@@ -27,9 +27,7 @@ class Compilation:
     num_stages: int
     tensor_cores: bool = True
     residents: int = 1
-    stack_bytes: int = 0
-    reason: str = ""
-    architectures: tuple[str, ...] = HOPPER
+    architectures: tuple[str, ...] = HOPPER_ONLY
 
 
 def descriptor_type(element: str, *block: int) -> str:

@@ -181,7 +181,8 @@ class MetaMorph(nn.Module):
     def visual_loss(self, states: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
         """1 - cosine between what states [N, H] predict and targets [N, C], summed over N.
 
-        The same vision head as in `predict_visual`, but its last layer is fused with the loss.
+        The same vision head as in `predict_visual`; for the backward its last layer keeps the
+        gradient of the loss, not the prediction.
         Targets get no gradient; zero rows give 0. `reduction` is that of `linear_cosine_loss`.
         """
         first, last = self.vision_head.linear_1, self.vision_head.linear_2

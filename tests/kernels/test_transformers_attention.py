@@ -169,7 +169,11 @@ def test_from_pretrained_and_generate_without_cache(tmp_path):
         )
         assert model.config._attn_implementation == name
         options = {"max_new_tokens": 4, "do_sample": False, "use_cache": False}
-        texts.append(model.generate(**prompt, **options, pad_token_id=0))
+        options |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+        generated = model.generate(**prompt, **options)
+        best, second = torch.stack(generated.logits).topk(2).values.unbind(-1)
+        assert (best - second).min() > 1e-3  # so that no rounding chooses another token
+        texts.append(generated.sequences)
     assert torch.equal(*texts)
 
 

@@ -57,17 +57,17 @@ def compilations() -> Iterator[Compilation]:
         decode_triton,
         fp8_heads_triton,
         fp8_triton,
-        interval_triton,
+        interval_compilations,
     )
     from metamorph_kernels.linear import float8_triton, mlp_triton
-    from metamorph_kernels.losses import cosine_triton, cross_entropy_triton
+    from metamorph_kernels.losses import cosine_compilations, cross_entropy_triton
     from metamorph_kernels.rows import pooling_triton, quantise_triton
 
     for module in (
-        interval_triton,
+        interval_compilations,
         fp8_triton,
         decode_triton,
-        cosine_triton,
+        cosine_compilations,
         cross_entropy_triton,
         mlp_triton,
         pooling_triton,

@@ -27,9 +27,9 @@ class Loop:
 class Flow:
     """The blocks that can be reached from the first instruction; `blocks[0]` begins with it.
 
-    A call is followed by what stands behind it: the functions that Triton's kernels call return,
-    and keep what they are not handed. BSYNC falls through because the place where its BSSY has
-    threads meet stands behind it, which is checked.
+    A call is followed by what stands behind it: the functions that kernels of rows call return.
+    Kernels with matrix products may call none, because `registers.py` lists no CALL. BSYNC falls
+    through because the place where its BSSY has threads meet stands behind it, which is checked.
     """
 
     blocks: tuple[range, ...]

@@ -14,6 +14,11 @@ is a fault at a product of that loop if
 An operand that a software pipeline carries passes: what the first part of a round makes for the
 next is read in the next round only. So does an operand that is loaded again before the product, or
 made anew on some rounds, because the product then reads it in its own round.
+
+Two faults are not seen. Where the compiler has rotated the loop, so that the product stands in the
+next round before what overwrites its operand, that reads like a pipeline; and where the write kills
+the only definition before the product in the same round, the product reads it as its own. So the
+kernels do not lean on this check alone: no operand of theirs is to live across a loop.
 """
 
 from bisect import bisect_left

@@ -17,8 +17,8 @@ def faults(
 ) -> list[str]:
     """What of `resources` a shipped configuration must not have; empty if all is well."""
     found = []
-    if resources.stack > compilation.stack_bytes:
-        found.append(f"spills {resources.stack} bytes, {compilation.stack_bytes} declared")
+    if resources.stack:
+        found.append(f"spills {resources.stack} bytes")
     if resources.shared > MOST_SHARED_BYTES[architecture]:
         found.append(f"needs {resources.shared} bytes of shared memory")
     elif fitting(compilation, resources, architecture) < compilation.residents:

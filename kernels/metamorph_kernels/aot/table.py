@@ -56,8 +56,6 @@ class Row:
         if isinstance(used, str):
             return f"does not compile: {used}"
         remarks = faults(self.compilation, used, self.architecture)
-        if used.stack and not remarks:
-            remarks = [f"declared: {self.compilation.reason}"]
         wgmma, tma = ("yes" if feature else "no" for feature in (used.wgmma, used.tma))
         return (
             f"{self.compilation.num_warps:5} {self.compilation.num_stages:6} {used.registers:9} "

@@ -216,26 +216,30 @@ def attention_key_value_gradient(
     k_gradient = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     v_gradient = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     scale_log2 = scale * LOG2_E
-    tiles = tl.cdiv(stop - start, BLOCK_M)
-    for index in tl.range(0, GROUP * tiles):  # one loop over heads too: the pipeline never drains
-        head = key_head * GROUP + index // tiles
-        query = start + (index % tiles) * BLOCK_M
+    head = key_head * GROUP
+    query = start
+    # One loop over heads too: the pipeline never drains.
+    for _ in tl.range(0, GROUP * tl.cdiv(stop - start, BLOCK_M)):
         token = query + tl.arange(0, BLOCK_M)
         q = q_desc.load([head, query, 0]).reshape([BLOCK_M, BLOCK_D])
         lse = lse_log2_desc.load([head, query]).reshape([BLOCK_M])
         scores = tl.dot(k, q.T, input_precision="ieee")
-        weights = tl.exp2(scores * scale_log2 - lse[None, :])
         if (query < full_start) | (query + BLOCK_M > full_stop):
             # Loaded where they are needed: the accumulators leave no registers to keep them.
             col_start, col_end = key_rows(col_start_ptr, col_end_ptr, key, tokens, CAUSAL)
             visible = (token[None, :] >= col_start[:, None]) & (token[None, :] < col_end[:, None])
-            weights = tl.where(visible, weights, 0.0)
+            scores = tl.where(visible, scores, float("-inf"))
+        weights = tl.exp2(scores * scale_log2 - lse[None, :])
         out_gradient = out_gradient_desc.load([head, query, 0]).reshape([BLOCK_M, BLOCK_D])
         v_gradient = tl.dot(weights.to(q.dtype), out_gradient, v_gradient, input_precision="ieee")
         delta = delta_desc.load([head, query]).reshape([BLOCK_M])
         weights_gradient = tl.dot(v, out_gradient.T, input_precision="ieee")
         scores_gradient = weights * (weights_gradient - delta[None, :])
         k_gradient = tl.dot(scores_gradient.to(q.dtype), q, k_gradient, input_precision="ieee")
+        # Selected, not branched to: behind a branch the next tile would not be loaded ahead.
+        query += BLOCK_M
+        head = tl.where(query < stop, head, head + 1)
+        query = tl.where(query < stop, query, start)
 
     if is_poisoned(k_gradient) | is_poisoned(v_gradient):
         col_start, col_end = key_rows(col_start_ptr, col_end_ptr, key, tokens, CAUSAL)

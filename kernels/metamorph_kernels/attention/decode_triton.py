@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from metamorph_kernels.attention.forward import LOG2_E
+from metamorph_kernels.attention.isolated import LOG2_E
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import is_describable
+from metamorph_kernels.multiprocessors import multiprocessors
 
 BLOCK_N = {2: 64, 4: 16}  # keys a step, by bytes of an element; float32 is for tests of exactness
 NUM_WARPS = 4
@@ -157,7 +158,7 @@ def decode_attention_triton(
             q.stride(0),
             q.stride(1),
             GROUP=group,
-            ROWS=max(triton.next_power_of_2(group), SMALLEST_ROWS),
+            ROWS=_rows(group),
             SPLITS=splits,
             BLOCK_N=block_n,
             BLOCK_D=block_d,
@@ -182,12 +183,13 @@ def _(q, k_cache, v_cache, lengths, scale):
     return q.new_empty(q.shape)
 
 
+def _rows(group: int) -> int:
+    return max(triton.next_power_of_2(group), SMALLEST_ROWS)
+
+
 def _splits(rows: int, slots: int, block_n: int, device: torch.device) -> int:
     """Into how many parts the keys of a sequence are cut: a power of two, whatever the lengths."""
-    sms = 1  # the interpreter
-    if device.type == "cuda":
-        sms = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = triton.cdiv(PROGRAMS_PER_SM * sms, max(rows, 1))
+    wanted = triton.cdiv(PROGRAMS_PER_SM * multiprocessors(device), max(rows, 1))
     most = min(triton.cdiv(slots, block_n), MOST_SPLITS)
     return triton.next_power_of_2(max(1, min(wanted, most)))
 
@@ -204,37 +206,9 @@ def _describe(name: str, cache: Tensor, block_n: int) -> TensorDescriptor:
 
 
 def compilations() -> Iterator[Compilation]:
-    """Both kernels in every shipped configuration."""
-    sizes = {"bf16": 2, "fp16": 2, "fp32": 4}
-    for element, head_dim in product(sizes, (64, 80, 96, 128)):
-        block_d = triton.next_power_of_2(head_dim)
-        block_n = BLOCK_N[sizes[element]]
-        cache = descriptor_type(element, 1, 1, block_n, block_d)
-        yield Compilation(
-            kernel=decode_split,
-            configuration=f"{element} D={head_dim} group 4 {block_n} keys",
-            arguments={
-                "q_ptr": f"*{element}",
-                "k_desc": cache,
-                "v_desc": cache,
-                "lengths_ptr": "*i32",
-                "partial_ptr": "*fp32",
-                "lse_ptr": "*fp32",
-                "key_heads": "i32",
-                "scale": "fp32",
-                "q_stride_sequence": "i32",
-                "q_stride_head": "i32",
-                "GROUP": 4,
-                "ROWS": SMALLEST_ROWS,
-                "SPLITS": 4,
-                "BLOCK_N": block_n,
-                "BLOCK_D": block_d,
-                "HEAD_DIM": head_dim,
-            },
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
-            tensor_cores=element != "fp32",
-        )
+    """Both kernels at every head dim and dtype; the first with other groups and splits too."""
+    for element, head_dim in product(("bf16", "fp16", "fp32"), (64, 80, 96, 128)):
+        yield _split_compilation(element, head_dim, group=4, splits=4)
         yield Compilation(
             kernel=decode_join,
             configuration=f"{element} D={head_dim} {MOST_SPLITS} splits",
@@ -243,10 +217,43 @@ def compilations() -> Iterator[Compilation]:
                 "lse_ptr": "*fp32",
                 "out_ptr": f"*{element}",
                 "SPLITS": MOST_SPLITS,
-                "BLOCK_D": block_d,
+                "BLOCK_D": triton.next_power_of_2(head_dim),
                 "HEAD_DIM": head_dim,
             },
             num_warps=NUM_WARPS,
             num_stages=1,
             tensor_cores=False,
         )
+    yield _split_compilation("bf16", 128, group=1, splits=MOST_SPLITS)
+    yield _split_compilation("bf16", 128, group=24, splits=1)
+
+
+def _split_compilation(element: str, head_dim: int, group: int, splits: int) -> Compilation:
+    block_d = triton.next_power_of_2(head_dim)
+    block_n = BLOCK_N[4 if element == "fp32" else 2]
+    cache = descriptor_type(element, 1, 1, block_n, block_d)
+    return Compilation(
+        kernel=decode_split,
+        configuration=f"{element} D={head_dim} group {group} {block_n} keys {splits} splits",
+        arguments={
+            "q_ptr": f"*{element}",
+            "k_desc": cache,
+            "v_desc": cache,
+            "lengths_ptr": "*i32",
+            "partial_ptr": "*fp32",
+            "lse_ptr": "*fp32",
+            "key_heads": "i32",
+            "scale": "fp32",
+            "q_stride_sequence": "i32",
+            "q_stride_head": "i32",
+            "GROUP": group,
+            "ROWS": _rows(group),
+            "SPLITS": splits,
+            "BLOCK_N": block_n,
+            "BLOCK_D": block_d,
+            "HEAD_DIM": head_dim,
+        },
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        tensor_cores=element != "fp32",
+    )

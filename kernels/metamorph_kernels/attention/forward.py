@@ -46,7 +46,7 @@ def row_pointers(
 
     Kernels load queries through these, not by TMA: what TMA brings as [PACK, BLOCK_M / PACK, D]
     Triton reshapes in registers, and every product would read it there, a quarter of all registers
-    for the whole key loop. ptxas 12.8 and 12.9 even overwrite them inside that loop. What a plain
+    for the whole key loop. ptxas 12.8 to 13.0 even overwrites them inside that loop. What a plain
     load brings goes to shared memory, where products read it.
     """
     token = first + tl.arange(0, BLOCK_M) % (BLOCK_M // PACK)

@@ -35,7 +35,7 @@ def interval_attention_fp8(
     that of the weights before rounding. Triton takes the maximum over the keys so far, which
     differs for the weights that float8 keeps as subnormal. The PyTorch path emulates the roundings
     in float32: it shows what to expect and saves nothing. A number that is not finite becomes NaN
-    in float8 and reaches the documents that hold it alone.
+    in float8 and reaches only the documents that hold it.
 
     Raises ValueError as `interval_attention` does, for float64, and for inputs that require grad
     while grad is enabled.

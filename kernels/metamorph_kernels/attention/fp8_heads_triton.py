@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from metamorph_kernels.attention.launch_triton import strides
 from metamorph_kernels.compilation import Compilation
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, padded
 from metamorph_kernels.rows.quantise_triton import CHUNK, magnitude, scale_of, to_float8
@@ -138,10 +139,10 @@ def float8_heads(
         )
 
 
-def quantise_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def quantise_qkv(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """q [T, Hq, D] as float8 [Hq, T, D], k as [Hkv, T, D], v as [Hkv, D, T], and their scales.
 
-    v comes in rows of whole 16 bytes. Numbers and scales are those of `attention_fp8`.
+    v comes in rows of whole 16 bytes. Numbers and scales are those of `fp8.quantise_heads`.
     """
     tokens, query_heads, head_dim = q.shape
     key_heads = k.shape[1]
@@ -151,7 +152,6 @@ def quantise_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     rows = torch.empty((query_heads + key_heads, tokens, head_dim), dtype=E4M3, device=q.device)
     columns = torch.empty((key_heads, head_dim, padded(tokens)), dtype=E4M3, device=q.device)
     sizes = (query_heads, key_heads)
-    strides = [stride for tensor in (q, k, v) for stride in tensor.stride()[:2]]
     layout = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
@@ -159,14 +159,14 @@ def quantise_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     }
     with torch.cuda.device_of(q):
         float8_head_maxima[(triton.cdiv(tokens, MAXIMA_ROWS * MAXIMA_STEPS), heads)](
-            *(q, k, v, largest, tokens, *strides, *sizes),
+            *(q, k, v, largest, tokens, *strides(q, k, v), *sizes),
             ROWS=MAXIMA_ROWS,
             STEPS=MAXIMA_STEPS,
             **layout,
         )
         float8_heads[(triton.cdiv(columns.shape[2], ROWS), heads)](
             *(q, k, v, largest, rows, columns, scales, tokens, columns.shape[2] // ALIGNMENT),
-            *strides,
+            *strides(q, k, v),
             *sizes,
             ROWS=ROWS,
             **layout,

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.attention.forward import query_tile, row_pointers
-from metamorph_kernels.attention.fp8_heads_triton import quantise_heads
+from metamorph_kernels.attention.fp8_heads_triton import quantise_qkv
 from metamorph_kernels.attention.interval_triton import Tiles
 from metamorph_kernels.attention.isolated import LOG2_E, attend_by_keys, is_poisoned, load_rows
 from metamorph_kernels.attention.launch_triton import (
@@ -171,7 +171,7 @@ def _attention_fp8(
     key_heads = k.shape[1]
     out = torch.empty((tokens, query_heads, head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((query_heads, tokens), dtype=torch.float32, device=q.device)
-    q, k, v, *scales = quantise_heads(*map(describable, (q, k, v)))
+    q, k, v, *scales = quantise_qkv(*map(describable, (q, k, v)))
     block_d = triton.next_power_of_2(head_dim)
     tiles = TILES[block_d]
     pack = packed_heads(query_heads // key_heads)
@@ -212,42 +212,53 @@ def _(q, k, v, row_start, row_end, causal, scale):
 
 
 def compilations() -> Iterator[Compilation]:
-    """The kernel in every shipped configuration."""
-    for (block_d, tiles), element, causal, pack in product(
-        TILES.items(), ("bf16", "fp16", "fp32"), (True, False), (1, 2, 4, 8)
-    ):
-        query_block = (pack, tiles.block_m // pack, block_d)
-        yield Compilation(
-            kernel=attention_forward_fp8,
-            configuration=f"{element} out D<={block_d} {'causal' if causal else 'spans'} "
-            f"pack {pack} {tiles.block_m}x{tiles.block_n}",
-            arguments={
-                "q_ptr": "*fp8e4nv",
-                "k_ptr": "*fp8e4nv",
-                "v_ptr": "*fp8e4nv",
-                "k_desc": descriptor_type("fp8e4nv", 1, tiles.block_n, block_d),
-                "v_desc": descriptor_type("fp8e4nv", 1, block_d, tiles.block_n),
-                "out_desc": descriptor_type(element, *query_block),
-                "q_scale_ptr": "*fp32",
-                "k_scale_ptr": "*fp32",
-                "v_scale_ptr": "*fp32",
-                "lse_ptr": "*fp32",
-                "row_start_ptr": "*i32",
-                "row_end_ptr": "*i32",
-                "work_ptr": "*i32",
-                "poisoned_ptr": "*i32",
-                "tokens": "i32",
-                "chunks": "i32",
-                "key_heads": "i32",
-                "scale": "fp32",
-                "HEAD_DIM": block_d,
-                "GROUP": pack,
-                "PACK": pack,
-                "BLOCK_M": tiles.block_m,
-                "BLOCK_N": tiles.block_n,
-                "BLOCK_D": block_d,
-                "CAUSAL": causal,
-            },
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
+    """The kernel with every head dim and group, and every tile with every dtype and mask."""
+    elements, masks = ("bf16", "fp16", "fp32"), (True, False)
+    for head_dim, element, causal, group in product((64, 128), elements, masks, (1, 2, 4, 8)):
+        yield _compilation(element, head_dim, causal, group)
+    # Computed as 128, with masked loads.
+    for head_dim, (causal, group) in product((80, 96), ((True, 1), (True, 4), (False, 4))):
+        yield _compilation("bf16", head_dim, causal, group)
+    yield _compilation("bf16", 128, causal=True, group=3)
+
+
+def _compilation(element: str, head_dim: int, causal: bool, group: int) -> Compilation:
+    block_d = triton.next_power_of_2(head_dim)
+    tiles = TILES[block_d]
+    pack = packed_heads(group)
+    arguments = {
+        "q_ptr": "*fp8e4nv",
+        "k_ptr": "*fp8e4nv",
+        "v_ptr": "*fp8e4nv",
+        "k_desc": descriptor_type("fp8e4nv", 1, tiles.block_n, block_d),
+        "v_desc": descriptor_type("fp8e4nv", 1, block_d, tiles.block_n),
+        "out_desc": descriptor_type(element, pack, tiles.block_m // pack, block_d),
+        "q_scale_ptr": "*fp32",
+        "k_scale_ptr": "*fp32",
+        "v_scale_ptr": "*fp32",
+        "lse_ptr": "*fp32",
+        "row_start_ptr": "*i32",
+        "row_end_ptr": "*i32",
+        "work_ptr": "*i32",
+        "poisoned_ptr": "*i32",
+        "tokens": "i32",
+        "chunks": "i32",
+        "key_heads": "i32",
+        "scale": "fp32",
+        "HEAD_DIM": head_dim,
+        "GROUP": group,
+        "PACK": pack,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_D": block_d,
+        "CAUSAL": causal,
+    }
+    mask = "causal" if causal else "spans"
+    return Compilation(
+        kernel=attention_forward_fp8,
+        configuration=f"{element} out D={head_dim} {mask} group {group} "
+        f"{tiles.block_m}x{tiles.block_n}",
+        arguments=arguments,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )

@@ -74,7 +74,7 @@ def interval_attention(
 
     The PyTorch path never builds a T x T mask; compiled, it specialises on the document lengths.
     Triton takes head dimensions 64, 80, 96 and 128, and not float64. A number that is not finite
-    reaches the documents that hold it alone; in Triton, the rows that see it alone.
+    reaches only the documents that hold it; in Triton, only the rows that see it.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
     positive, and for an `impl` that cannot run this call.

@@ -1,8 +1,6 @@
 """Interval attention in Triton: tile sizes, launches, and the PyTorch operators around them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 import triton
@@ -21,7 +19,6 @@ from metamorph_kernels.attention.launch_triton import (
     strides,
     work_lists,
 )
-from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.intervals import Intervals
 
@@ -248,66 +245,3 @@ def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }
-
-
-def compilations() -> Iterator[Compilation]:
-    """Every kernel in every shipped configuration."""
-    for (direction, block_d), tiles in TILES.items():
-        packs = (1,) if direction == "key_value_gradient" else (1, 2, 4, 8)
-        for element, causal, pack in product(("bf16", "fp16", "fp32"), (True, False), packs):
-            shipped = FLOAT32_TILES if element == "fp32" else tiles
-            yield _compilation(direction, block_d, element, shipped, causal, pack)
-
-
-def _compilation(
-    direction: str, block_d: int, element: str, tiles: Tiles, causal: bool, pack: int
-) -> Compilation:
-    kernel = {
-        "forward": attention_forward,
-        "query_gradient": attention_query_gradient,
-        "key_value_gradient": attention_key_value_gradient,
-    }[direction]
-    constants = {
-        "HEAD_DIM": block_d,
-        "GROUP": pack,
-        "PACK": pack,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_D": block_d,
-        "CAUSAL": causal,
-    }
-    scalars = {
-        "tokens": "i32",
-        "statistic_stride": "i32",
-        "key_heads": "i32",
-        "scale": "fp32",
-    }
-    bounds = ("row_start_ptr", "row_end_ptr", "col_start_ptr", "col_end_ptr")
-    integers = (*bounds, "work_ptr", "poisoned_ptr")
-    query_block = descriptor_type(element, pack, tiles.block_m // pack, block_d)
-    key_block = descriptor_type(element, 1, tiles.block_n, block_d)
-
-    def argument(name: str):
-        if name in constants:
-            return constants[name]
-        if name in ("lse_log2_desc", "delta_desc"):
-            return descriptor_type("fp32", 1, tiles.block_m)
-        if name.endswith("_desc"):
-            return key_block if name[0] in "kv" else query_block
-        if "_stride_" in name:
-            return "i32:16"
-        if name in scalars:
-            return scalars[name]
-        if name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "out_gradient_ptr"):
-            return f"*{element}"
-        return "*i32" if name in integers else "*fp32"
-
-    mask = "causal" if causal else "spans"
-    return Compilation(
-        kernel=kernel,
-        configuration=f"{element} D<={block_d} {mask} pack {pack} {tiles.block_m}x{tiles.block_n}",
-        arguments={name: argument(name) for name in kernel.arg_names},
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
-        tensor_cores=element != "fp32",
-    )

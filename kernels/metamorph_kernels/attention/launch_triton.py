@@ -5,6 +5,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from metamorph_kernels.multiprocessors import multiprocessors
+
 MOST_PACKED_HEADS = 8
 
 
@@ -41,7 +43,4 @@ def work_lists(q: Tensor, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
 def programs(q: Tensor, heads: int, tokens: int) -> tuple[int]:
     """One program an SM, or one a tile of `heads` x `tokens` if there are fewer."""
     tiles = triton.cdiv(q.shape[0], tokens) * (q.shape[1] // heads)
-    sms = 2  # the interpreter
-    if q.device.type == "cuda":
-        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return (min(tiles, sms),)
+    return (min(tiles, multiprocessors(q.device)),)

@@ -17,6 +17,7 @@ from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.gelu import gelu_and_slope
 from metamorph_kernels.linear.linear_gelu import strips
+from metamorph_kernels.multiprocessors import multiprocessors
 from metamorph_kernels.rows.quantise_triton import quantise_columns, quantise_rows
 
 __all__ = ["quantise_columns", "quantise_rows", "scaled_product"]
@@ -141,9 +142,7 @@ def scaled_product(
     out = torch.empty((rows, columns), dtype=dtype, device=a.device)
     if rows == 0:
         return out
-    sms = 2  # the interpreter
-    if a.device.type == "cuda":
-        sms = torch.cuda.get_device_properties(a.device).multi_processor_count
+    sms = multiprocessors(a.device)
     tiles, count = choose(rows, columns, sms, before_gelu is not None)
     strip = [tiles.block_m, WIDTH.value]
     if before_gelu is not None:

@@ -12,6 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.linear.linear_gelu import linear_gelu, linear_gelu_gradient
+from metamorph_kernels.multiprocessors import multiprocessors
 
 HOPPER_SMS = 132
 WIDTH = 64  # columns of a step of an epilogue
@@ -204,11 +205,8 @@ def _backward_results(
 
 def _programs(rows: Tensor, features: int, tiles: Tiles) -> tuple[int]:
     """How many programs share the tiles."""
-    sms = 2  # the interpreter
-    if rows.device.type == "cuda":
-        sms = torch.cuda.get_device_properties(rows.device).multi_processor_count
     count = triton.cdiv(rows.shape[0], tiles.block_m) * triton.cdiv(features, tiles.block_n)
-    return (min(count, sms * tiles.residents),)
+    return (min(count, multiprocessors(rows.device) * tiles.residents),)
 
 
 def _layout(tiles: Tiles) -> dict[str, int]:

@@ -3,9 +3,7 @@
 Row reductions, one program a row, forward and backward fused.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 import triton
@@ -13,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.arguments import neighbouring_columns
-from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
 
 SCALED = 8192  # numbers of a program of `scale`: few programs, since most have nothing to do
 SCALE_WARPS = 8
@@ -161,7 +158,7 @@ def cosine_rows(
     count = (target_index >= 0).sum() if indexed_mean else None
     rows, columns = prediction.shape
     prediction, target = map(neighbouring_columns, (prediction, target))
-    tiles, layout = _layout(columns)
+    tiles, layout = row_layout(columns)
     with torch.cuda.device_of(prediction):
         cosine_forward[(triton.cdiv(rows, tiles.rows),)](
             prediction,
@@ -194,7 +191,7 @@ def scale_rows(
     """The matrix in `dtype`, [N, C], each row times its factor."""
     rows, columns = matrix.shape
     out = torch.empty((rows, columns), dtype=dtype, device=matrix.device)
-    tiles, layout = _layout(columns)
+    tiles, layout = row_layout(columns)
     with torch.cuda.device_of(matrix):
         cosine_scale[(triton.cdiv(rows, tiles.rows),)](
             matrix.contiguous(), factors, out, rows, factors.stride(0), **layout
@@ -231,7 +228,7 @@ def _results(prediction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     return losses, torch.empty(shape, dtype=dtype, device=prediction.device)
 
 
-def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
+def row_layout(columns: int) -> tuple[Tiles, dict[str, int]]:
     """The tiles for rows of this width, and the constants and launch options of a kernel."""
     block = max(triton.next_power_of_2(columns), min(TILES))
     tiles = TILES[block]
@@ -241,77 +238,3 @@ def _layout(columns: int) -> tuple[Tiles, dict[str, int]]:
         "BLOCK": block,
         "num_warps": tiles.num_warps,
     }
-
-
-def compilations() -> Iterator[Compilation]:
-    """The kernels at widths of every class; for each architecture the widest row in bfloat16."""
-    widths = (1, 96, 256, 512, 1024, 1152, 2048, 4096, 8192)
-    for element, columns in product(("bf16", "fp16", "fp32"), widths):
-        tiles, layout = _layout(columns)
-        del layout["num_warps"]
-        kept = "*fp32" if element == "fp16" else f"*{element}"
-        stride = "i32:16" if columns % 16 == 0 else "i32"
-        everywhere = element == "bf16" and columns == max(widths)
-        launch = {
-            "num_warps": tiles.num_warps,
-            "num_stages": 1,
-            "tensor_cores": False,
-            "architectures": EVERY_ARCHITECTURE if everywhere else HOPPER,
-        }
-        # With an index there is a count exactly where the gradient is that of the mean.
-        for index, gradient, mean in (
-            (None, None, False),
-            (None, kept, True),
-            ("*i64", kept, False),
-            ("*i64", kept, True),
-        ):
-            words = {"gradient": gradient, "mean": mean, "index": index}
-            yield Compilation(
-                kernel=cosine_forward,
-                configuration=" ".join(
-                    [element, f"C={columns}", *(word for word in words if words[word])]
-                ),
-                arguments={
-                    "prediction_ptr": f"*{element}",
-                    "target_ptr": f"*{element}",
-                    "index_ptr": index,
-                    "losses_ptr": "*fp32",
-                    "gradient_ptr": gradient,
-                    "count_ptr": index if mean else None,
-                    "rows": "i32",
-                    "targets": "i32",
-                    "prediction_stride": stride,
-                    "target_stride": stride,
-                    "MEAN": mean,
-                    **layout,
-                },
-                **launch,
-            )
-        yield Compilation(
-            kernel=cosine_scale,
-            configuration=f"{element} C={columns}",
-            arguments={
-                "matrix_ptr": kept,
-                "factors_ptr": "*fp32",
-                "out_ptr": f"*{element}",
-                "rows": "i32",
-                "factors_stride": "i32",
-                **layout,
-            },
-            **launch,
-        )
-    for element in ("bf16", "fp32"):
-        yield Compilation(
-            kernel=scale,
-            configuration=element,
-            arguments={
-                "values_ptr": f"*{element}",
-                "factor_ptr": "*fp32",
-                "size": "i64:16",
-                "BLOCK": SCALED,
-            },
-            num_warps=SCALE_WARPS,
-            num_stages=1,
-            tensor_cores=False,
-            architectures=EVERY_ARCHITECTURE if element == "bf16" else HOPPER,
-        )

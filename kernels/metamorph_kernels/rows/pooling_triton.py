@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metamorph_kernels.arguments import neighbouring_columns
-from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER, Compilation
+from metamorph_kernels.compilation import EVERY_ARCHITECTURE, HOPPER_ONLY, Compilation
 
 SHORTEST = tl.constexpr(math.sqrt(torch.finfo(torch.float32).tiny))
 # By the width of a token, padded to a power of two: 16 numbers a thread of each token.
@@ -237,5 +237,5 @@ def compilations() -> Iterator[Compilation]:
                 num_warps=num_warps,
                 num_stages=1,
                 tensor_cores=False,
-                architectures=EVERY_ARCHITECTURE if everywhere else HOPPER,
+                architectures=EVERY_ARCHITECTURE if everywhere else HOPPER_ONLY,
             )

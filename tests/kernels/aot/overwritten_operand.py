@@ -4,7 +4,7 @@ Its queries are loaded before the loop over keys and are the register operand of
 brings them packed as [heads, tokens, head dim] and the reshape goes through registers. The weights
 of P V are a register operand made in the loop. ptxas gives both the same registers: from the second
 tile of keys on, q k^T multiplies weights of the tile before. Do not repair it. The shipped kernel
-(`attention_forward.py`) keeps its queries in shared memory.
+(`attention/forward.py`) keeps its queries in shared memory.
 """
 
 import triton
@@ -123,7 +123,7 @@ def compilation() -> Compilation:
     keys = descriptor_type("bf16", 1, block, head_dim)
     return Compilation(
         kernel=attention_forward,
-        configuration="bf16 D<=128 causal pack 4 128x128",
+        configuration="bf16 D=128 causal group 4 128x128",
         arguments={
             "q_desc": queries,
             "k_desc": keys,

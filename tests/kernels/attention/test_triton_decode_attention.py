@@ -166,5 +166,5 @@ def test_a_cuda_graph_follows_the_lengths():
 def test_splits_fill_the_device_whatever_the_lengths():
     cpu = torch.device("cpu")
     assert decode_triton._splits(256, 8192, 64, cpu) == 1
-    assert decode_triton._splits(1, 8192, 64, cpu) == 4  # one SM, four programs each
+    assert decode_triton._splits(1, 8192, 64, cpu) == 8  # two SMs, four programs each
     assert decode_triton._splits(1, 60, 64, cpu) == 1  # never more parts than steps

@@ -60,7 +60,7 @@ def test_against_float64(device, dtype, shape):
 
 
 def test_the_shapes_above_reach_every_class_of_widths():
-    assert {cosine_triton._layout(columns)[1]["BLOCK"] for _, columns in SHAPES} == set(
+    assert {cosine_triton.row_layout(columns)[1]["BLOCK"] for _, columns in SHAPES} == set(
         cosine_triton.TILES
     )
 
