@@ -36,8 +36,10 @@ def finished(tmp_path_factory):
         patch.setattr(quickstart_module, "stage_config", short)
         patch.setattr(quickstart_module, "QUESTIONS", 20)
         patch.setattr(quickstart_module, "DRAWINGS", 4)
-        for _ in range(2):  # the second one replaces the first
-            report = quickstart_module.quickstart(output)
+        quickstart_module.claim_folder(output)
+        (output / "earlier").touch()  # what an earlier quickstart left is replaced
+        report = quickstart_module.quickstart(output)
+    assert not (output / "earlier").exists()
     return output, report
 
 
