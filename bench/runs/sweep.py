@@ -37,7 +37,7 @@ SHIPPED = "ours, shipped"
 BLOCKS, WARPS, STAGES = (32, 64, 128, 256), (4, 8), (2, 3, 4)
 SMALLEST_TILE, LARGEST_TILE = 4096, 32768  # elements of the scores
 HEAD_DIM = 128
-PACK = 4  # 32 query heads on 8 key heads
+GROUP = 4  # 32 query heads on 8 key heads
 BOUND = 1e-2  # other tiles sum in another order, and round bfloat16 elsewhere
 Change = dict[str, Any]  # module attributes and what they are for one candidate
 
@@ -88,16 +88,14 @@ def compiled(kernel: str, change: Change) -> tuple[str, bool]:
     function = {"fp8": "attention_forward_fp8", "decode": "decode_split"}.get(
         kernel, f"attention_{kernel}"
     )
-    module = module_of(kernel)
-    with changed(module, change):
+    with changed(module_of(kernel), change):
         [compilation] = (
             compilation
-            for compilation in module.compilations()
+            for compilation in aot.compilations()
             if compilation.kernel.__name__ == function
             and compilation.configuration.startswith("bf16")
-            and compilation.arguments.get("HEAD_DIM", HEAD_DIM) == HEAD_DIM
-            and compilation.arguments["BLOCK_D"] == HEAD_DIM
-            and compilation.arguments.get("PACK", PACK) == PACK
+            and compilation.arguments["HEAD_DIM"] == HEAD_DIM
+            and compilation.arguments["GROUP"] == GROUP
             and not compilation.arguments.get("CAUSAL", False)
         )
         try:

@@ -6,12 +6,12 @@ from itertools import product
 
 import triton
 
+from metamorph_kernels.attention import interval_triton
 from metamorph_kernels.attention.backward import (
     attention_key_value_gradient,
     attention_query_gradient,
 )
 from metamorph_kernels.attention.forward import attention_forward
-from metamorph_kernels.attention.interval_triton import FLOAT32_TILES, TILES
 from metamorph_kernels.attention.launch_triton import packed_heads
 from metamorph_kernels.compilation import Compilation, descriptor_type
 
@@ -69,7 +69,9 @@ def _cases() -> Iterator[Case]:
 def _compilation(case: Case) -> Compilation:
     kernel = KERNELS[case.direction]
     block_d = triton.next_power_of_2(case.head_dim)
-    tiles = FLOAT32_TILES if case.element == "fp32" else TILES[case.direction, block_d]
+    tiles = interval_triton.TILES[case.direction, block_d]
+    if case.element == "fp32":
+        tiles = interval_triton.FLOAT32_TILES
     pack = packed_heads(case.group)
     constants = {
         "HEAD_DIM": case.head_dim,
