@@ -65,7 +65,7 @@ class StepWork:
     """
 
     def __init__(self, model: MetaMorph):
-        self.model, self.config, self.vision = model, model.config, model.encoder
+        self.model, self.config = model, model.config
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -78,7 +78,8 @@ class StepWork:
         visual = work.images * self.config.tokens_per_image
         encoded = sum(len(row.images) for row in rows if row.features is None)
         flops = language_flops(self.config, work, self.trained)
-        encoder = encoder_flops(self.vision.config, encoded, len(self.vision.tokens_read))
+        vision = self.model.encoder
+        encoder = encoder_flops(vision.config, encoded, len(vision.tokens_read))
         return {
             "text_tokens": sum(row.used for row in rows) - visual,
             "visual_tokens": visual,

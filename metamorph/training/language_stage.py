@@ -71,6 +71,7 @@ class LanguageStage:
         training = config.training
         self.module, self.tokenizer = open_model(config, device)
         model = self.module
+        vision, tokens_per_image = model.encoder, model.config.tokens_per_image
         choose_trainable(model, config.stage)
         if training.lora_rank:
             add_adapters(model, config)
@@ -81,15 +82,16 @@ class LanguageStage:
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
+        process, processes = rank(), world_size()
         self.lanes = open_lanes(
             config.data,
             config.seed,
-            ChatEncoder(self.tokenizer, model.config.tokens_per_image),
+            ChatEncoder(self.tokenizer, tokens_per_image),
             model.config.pad_id,
-            model.encoder,
+            vision,
             training.rows_per_step,
-            rank(),
-            world_size(),
+            process,
+            processes,
             source,
         )
         self.rows: list[PackedRow] = []  # of the last step, as what follows
