@@ -38,14 +38,23 @@ def open_source(config: DataConfig, seed: int) -> Source:
     return open_part(config, Path(), config.max_pixels, seed, config.shuffle)
 
 
+def check_path(config: SourceConfig) -> None:
+    """Raises `UserError` if a source that reads files names none."""
+    if config.source == "toy_scenes" or config.path:
+        return
+    what = "the file or folder of the samples"
+    if config.source == "mixture":
+        what = "a YAML file that names the parts"
+    raise UserError(f"data.path: it is empty, expected {what}")
+
+
 def open_part(
     config: SourceConfig, base: Path, max_pixels: int, seed: int, shuffle: bool
 ) -> Source:
     """One source that is no mixture; relative paths start from `base`."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
-    if not config.path:
-        raise UserError("data.path: it is empty, expected the file or folder of the samples")
+    check_path(config)
     path = base / config.path
     if config.source == "jsonl":
         image_root = base / config.image_root if config.image_root else path.parent
@@ -71,8 +80,7 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
 
     Raises `UserError` if the file or one of its parts cannot be used.
     """
-    if not config.path:
-        raise UserError("data.path: it is empty, expected a YAML file that names the parts")
+    check_path(config)
     path = Path(config.path)
     parts, weights = {}, []
     for number, (name, part) in enumerate(read_mixture(path).items()):

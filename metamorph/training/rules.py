@@ -10,6 +10,7 @@ import torch.distributed as dist
 from metamorph.config import RunConfig
 from metamorph.config.reading import iter_unused
 from metamorph.costs.sharding import mesh_shape
+from metamorph.data.opening import check_path
 from metamorph.errors import UserError
 from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
@@ -23,7 +24,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     """
     check_stage_uses(config)
     if not own_source:
-        check_data(config)
+        check_path(config.data)
     check_monitor(config)
     if config.stage == "decoder":
         check_decoder(config, world_size())
@@ -51,13 +52,6 @@ def check_stage_uses(config: RunConfig) -> None:
             f"{key}: stage {config.stage} does not use it, only {' and '.join(stages)} does; "
             f"leave it out"
         )
-
-
-def check_data(config: RunConfig) -> None:
-    """A source of samples is named."""
-    if config.data.source != "toy_scenes" and not config.data.path:
-        what = "a YAML file that names the parts" if config.data.source == "mixture" else "samples"
-        raise UserError(f"data.path: it is empty, expected the file or folder of {what}")
 
 
 def check_monitor(config: RunConfig) -> None:

@@ -61,6 +61,9 @@ def test_data_that_are_not_named(tmp_path):
     with pytest.raises(UserError, match="data.path: it is empty, expected .* samples"):
         check_rules(config, CPU)
     check_rules(config, CPU, own_source=True)
+    config.data.source = "mixture"
+    with pytest.raises(UserError, match="expected a YAML file that names the parts"):
+        check_rules(config, CPU)
 
 
 def test_drawings_need_a_decoder(tmp_path):

@@ -27,7 +27,8 @@ def value_and_slope(z, dtype):
     """float32 [N] for float32 z [N], N a multiple of 1024, as kernels for `dtype` have them."""
     alone, value, slope = (torch.empty_like(z) for _ in range(3))
     evaluate[(len(z) // 1024,)](z, alone, value, slope, ELEMENT[dtype], BLOCK=1024)
-    assert torch.equal(alone.nan_to_num(), value.nan_to_num())
+    # The same formula twice in one kernel: a compiler may fuse its products and sums differently.
+    torch.testing.assert_close(alone, value, rtol=1e-6, atol=2.0**-120, equal_nan=True)
     return value, slope
 
 
