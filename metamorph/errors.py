@@ -1,8 +1,40 @@
 """The exceptions whose message is meant for the person at the command line."""
 
+import reprlib
+
+LONGEST_MESSAGE = 1000  # characters
+LONGEST_VALUE = 200
+
+_VALUES = reprlib.Repr()
+_VALUES.maxlevel, _VALUES.maxdict, _VALUES.maxlist, _VALUES.maxtuple, _VALUES.maxset = 3, 4, 6, 6, 6
+_VALUES.maxstring = _VALUES.maxlong = _VALUES.maxother = LONGEST_VALUE
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: of bounded length and depth, whatever a file held."""
+    try:
+        return _VALUES.repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4300 digits
+        return f"{type(value).__name__} of thousands of digits"
+
+
+def one_line(message: str) -> str:
+    """A message that can be printed: what a file held may be long, and may hold line ends, half
+    characters or codes that a terminal would obey."""
+    if len(message) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    if message.isprintable():
+        return message
+    words = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
 
 class UserError(Exception):
     """A problem the user can fix. The message is one sentence: what, where, what was expected."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class Stopped(Exception):
@@ -13,7 +45,7 @@ class SampleError(Exception):
     """A sample that cannot be used. `cause` is a short name under which skips are counted."""
 
     def __init__(self, cause: str, message: str):
-        super().__init__(cause, message)  # both, else it could not pass between processes
+        super().__init__(cause, one_line(message))  # both, else it could not pass between processes
         self.cause = cause
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ import yaml
 
 from metamorph.config.keys import NAMES, NUMBERS, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown
 
 KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
@@ -191,7 +191,7 @@ def _flatten(mapping: Any, origin: str) -> dict[str, Any]:
 
 def _mapping(value: Any, what: str, origin: str) -> dict:
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{origin}: {what} got {value!r}; it needs 'key: value' lines")
+        raise UserError(f"{origin}: {what} got {shown(value)}; it needs 'key: value' lines")
     return value or {}
 
 
@@ -199,7 +199,7 @@ def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any
     converted = _coerce(str if choices_of(entry) else entry.type, value)
     items = converted.values() if isinstance(converted, dict) else [converted]
     if converted is None or not all(_within(entry, item) for item in items):
-        raise UserError(f"{origin}: key '{key}' got {value!r}; it needs {_needs(entry)}")
+        raise UserError(f"{origin}: key '{key}' got {shown(value)}; it needs {_needs(entry)}")
     return converted
 
 
