@@ -105,10 +105,12 @@ class _Trial:
         return Candidate(draw, lambda _: (), error, bound)
 
     def _draw(self, decoder, precision: str) -> list:
+        from metamorph.decoder.pipeline import noise_generator
         from metamorph.model.precision import autocast
 
         with autocast(precision, self.device):
-            return decoder(self.features, generator=torch.Generator().manual_seed(0))
+            generators = [noise_generator(0, index) for index in range(len(self.features))]
+            return decoder(self.features, generators=generators)
 
     def _backward(self, loss: Callable[[torch.Generator], Tensor], precision: str) -> Tensor:
         from metamorph.model.precision import autocast

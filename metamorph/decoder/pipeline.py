@@ -1,9 +1,11 @@
 """The diffusion decoder: visual features in, pictures out, in diffusers' folder layout."""
 
 import math
+from collections import abc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -101,13 +103,14 @@ class VisualDecoder(DiffusionPipeline):
         *,
         guidance_scale: float | None = None,
         sampling_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generators: abc.Sequence[torch.Generator] | None = None,
     ) -> list[Image.Image]:
         """Pictures of [B, tokens, C] features.
 
-        `guidance_scale` 1 turns guidance off. `generator` (on the CPU, so that a seed gives
-        the same noise on any device) makes the drawing repeatable. Raises `ValueError` for
-        features of another width and for less than one step.
+        `guidance_scale` 1 turns guidance off. `generators`, one a picture and each on the CPU (so
+        that a seed gives the same noise on any device), make the drawing repeatable, whatever else
+        is drawn beside it. Raises `ValueError` for features of another width, another number of
+        generators and less than one step, `UserError` for pixels that are not finite.
         """
         width = self.adapter.config.feature_width
         if features.ndim != 3 or features.shape[-1] != width:
@@ -116,6 +119,13 @@ class VisualDecoder(DiffusionPipeline):
         steps = self.config.sampling_steps if sampling_steps is None else sampling_steps
         if steps < 1:
             raise ValueError(f"sampling_steps: expected at least 1, got {steps}")
+        if generators is None:
+            generators = [torch.default_generator] * len(features)
+        if len(generators) != len(features):
+            raise ValueError(
+                f"generators: expected one for each of {len(features)} pictures, "
+                f"got {len(generators)}"
+            )
         device, dtype = self.unet.device, self.unet.dtype
         condition = self.adapter(features.to(device, dtype))
         guided = scale != 1
@@ -123,9 +133,9 @@ class VisualDecoder(DiffusionPipeline):
             condition = torch.cat([torch.zeros_like(condition), condition])
         self.scheduler.set_timesteps(steps, device=device)
         side = self.unet.config.sample_size
-        shape = (len(features), self.unet.config.in_channels, side, side)
-        latents = torch.randn(shape, generator=generator).to(device, dtype)
-        latents = latents * self.scheduler.init_noise_sigma
+        shape = (self.unet.config.in_channels, side, side)
+        start = [torch.randn(shape, generator=generator) for generator in generators]
+        latents = torch.stack(start).to(device, dtype) * self.scheduler.init_noise_sigma
         for timestep in self.progress_bar(self.scheduler.timesteps):
             sample = torch.cat([latents, latents]) if guided else latents
             noise = self.unet(
@@ -136,6 +146,11 @@ class VisualDecoder(DiffusionPipeline):
                 noise = without + scale * (with_condition - without)
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
         pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        if not pixels.isfinite().all():
+            raise UserError(
+                "the decoder's pixels are NaN or infinite: its weights are damaged, its precision "
+                "is too low for them, or its guidance scale too large"
+            )
         return self.image_processor.postprocess(pixels.float(), output_type="pil")
 
 
@@ -164,6 +179,12 @@ def _read_index(path: Path) -> dict:
         if type(value) not in kinds or not least <= value < math.inf:
             raise UserError(f"{path}: {name} is {value!r}, expected a number of at least {least}")
     return index
+
+
+def noise_generator(seed: int, index: int) -> torch.Generator:
+    """On the CPU, for the noise of picture number `index` of a request with this seed."""
+    mixed = np.random.SeedSequence((seed, index)).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def dpm_solver(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler:

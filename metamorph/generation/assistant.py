@@ -1,5 +1,6 @@
 """A trained model to talk to: text and pictures in, text and pictures out."""
 
+from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from metamorph.data.conversation import USER, ChatEncoder, Sample, Turn
-from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.pipeline import VisualDecoder, noise_generator
 from metamorph.errors import UserError
 from metamorph.generation.engine import Prompt, generate
 from metamorph.generation.sampling import GREEDY, Sampling
@@ -100,10 +101,12 @@ class Assistant:
         prompts: list[tuple[str, tuple[Image.Image, ...]]],
         *,
         max_new_tokens: int = 256,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling | abc.Sequence[Sampling] = GREEDY,
     ) -> list[Reply]:
         """Answers (text, images) pairs as one batch.
 
+        `sampling` is one for all pairs or one for each, and an answer depends on its own alone:
+        with a temperature, give generators of different seeds for different answers.
         Raises `UserError` if a prompt and its answer could exceed the model's positions.
         """
         with autocast(self.precision, self.model.projector.linear_1.weight.device):
@@ -137,20 +140,46 @@ class Assistant:
 
     def draw(
         self,
-        features: list[Tensor],
+        features: abc.Sequence[Tensor],
         *,
         seed: int = 0,
         guidance_scale: float | None = None,
         sampling_steps: int | None = None,
     ) -> list[Image.Image]:
-        """Pictures of predicted features, one noise seed for all. Raises `UserError`."""
+        """Pictures of the features [tokens, C] of one answer. Raises `UserError`.
+
+        The noise of a picture depends on the seed and its number in the answer, on nothing else.
+        """
+        [pictures] = self.draw_batch(
+            [features], seeds=[seed], guidance_scale=guidance_scale, sampling_steps=sampling_steps
+        )
+        return pictures
+
+    def draw_batch(
+        self,
+        answers: abc.Sequence[abc.Sequence[Tensor]],
+        *,
+        seeds: abc.Sequence[int],
+        guidance_scale: float | None = None,
+        sampling_steps: int | None = None,
+    ) -> list[list[Image.Image]]:
+        """What `draw` gives for each of several answers and its seed, as one batch."""
         if self.decoder is None:
             raise UserError("this model folder has no decoder/, it cannot draw pixels")
+        features = [image for images in answers for image in images]
         if not features:
-            return []
-        return self.decoder(
-            torch.stack(features),
-            guidance_scale=guidance_scale,
-            sampling_steps=sampling_steps,
-            generator=torch.Generator().manual_seed(seed),
+            return [[] for _ in answers]
+        generators = [
+            noise_generator(seed, index)
+            for images, seed in zip(answers, seeds, strict=True)
+            for index in range(len(images))
+        ]
+        pictures = iter(
+            self.decoder(
+                torch.stack(features),
+                guidance_scale=guidance_scale,
+                sampling_steps=sampling_steps,
+                generators=generators,
+            )
         )
+        return [[next(pictures) for _ in images] for images in answers]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metamorph.generation.cache import KeyValueCache
-from metamorph.generation.sampling import GREEDY, Sampling, sample
+from metamorph.generation.sampling import GREEDY, Sampling, sample_requests
 from metamorph.generation.sequence import Generation, Mode, Sequence, Step
 from metamorph.model.unified import MetaMorph
 from metamorph_kernels import decode_attention, interval_attention, key_intervals
@@ -36,7 +36,7 @@ def generate(
     prompts: abc.Sequence[Prompt],
     *,
     max_new_tokens: int,
-    sampling: Sampling = GREEDY,
+    sampling: Sampling | abc.Sequence[Sampling] = GREEDY,
     on_step: abc.Callable[[list[Step]], None] | None = None,
 ) -> list[Generation]:
     """Answer every prompt with text and images; sequences may be in different modes at any time.
@@ -47,20 +47,31 @@ def generate(
     stuck-image faults closed). A text token and a visual vector each use one of `max_new_tokens`.
 
     Args:
+        sampling: one for all prompts, or one for each. Every prompt draws from a generator of its
+            own, a copy of its sampling's, so an answer depends on neither its place nor the rest
+            of the batch; equal prompts get different answers from samplings of different seeds.
         on_step: called after each step with what every unfinished sequence emitted.
 
     Returns:
         One Generation a prompt, in order; its features are fp32 on the model's device.
 
     Raises:
-        ValueError: no budget, or a prompt whose parts do not fit together.
+        ValueError: no budget, a prompt whose parts do not fit together, or another number of
+            samplings than of prompts.
+        UserError: the model predicts NaN or infinity.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     for number, prompt in enumerate(prompts):
         _check_prompt(model, number, prompt)
+    given = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    if len(given) != len(prompts):
+        raise ValueError(
+            f"sampling: expected one for each of {len(prompts)} prompts, got {len(given)}"
+        )
     if not prompts:
         return []
+    samplings = [own.for_one_request() for own in given]
     sequences = [
         Sequence(
             model.config,
@@ -72,7 +83,7 @@ def generate(
     ]
     cache, states = prefill(model, prompts, max_new_tokens)
     while True:
-        token_ids, image_sequences, vectors, emitted = _advance(model, sequences, states, sampling)
+        token_ids, image_sequences, vectors, emitted = _advance(model, sequences, states, samplings)
         if on_step is not None and emitted:
             on_step(emitted)
         if all(sequence.mode is Mode.FINISHED for sequence in sequences):
@@ -147,13 +158,13 @@ def decode(model: MetaMorph, cache: KeyValueCache, embeddings: Tensor) -> Tensor
 
 
 def _advance(
-    model: MetaMorph, sequences: list[Sequence], states: Tensor, sampling: Sampling
+    model: MetaMorph, sequences: list[Sequence], states: Tensor, samplings: list[Sampling]
 ) -> tuple[list[int], list[int], Tensor, list[Step]]:
     """Let every unfinished sequence emit once.
 
-    Modes live on the host, so each head runs for its own sequences only, and the chosen text ids
-    are the step's one transfer from the device; a step without text has none. Finished sequences
-    ride along on padding: the batch keeps its shape.
+    Modes live on the host, so each head runs for its own sequences only. The host waits for the
+    device where text is chosen, and where an image is complete, to see that it is finite. Finished
+    sequences ride along on padding: the batch keeps its shape.
 
     Returns the next token id of each sequence, which ones are fed with vectors, those vectors, and
     the steps.
@@ -166,7 +177,8 @@ def _advance(
     vectors = states.new_zeros(0, model.config.visual_width)
     emitted = []
     if text:
-        chosen = sample(model.language.head(states[text]), sampling).tolist()
+        logits = model.language.head(states[text])  # [N, V]
+        chosen = sample_requests(logits, [samplings[index] for index in text]).tolist()
         for index, token_id in zip(text, chosen, strict=True):
             if sequences[index].accept_token(token_id):
                 next_ids[index] = token_id

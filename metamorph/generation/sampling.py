@@ -1,7 +1,8 @@
 """Choosing the next text token from logits."""
 
 import math
-from dataclasses import dataclass
+from collections import abc
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,15 +34,65 @@ class Sampling:
         if self.temperature > 0 and self.generator is None:
             raise UserError("generator: a temperature above 0 needs a torch.Generator")
 
+    def for_one_request(self) -> "Sampling":
+        """The same with a copy of the generator, whose draws move no other request's."""
+        if self.generator is None:
+            return self
+        return replace(self, generator=self.generator.clone_state())
+
 
 GREEDY = Sampling()
+LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller divisor could be rounded to 0
 
 
 def sample(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Token ids [N], int64, from logits [N, V]. Stays on the device without a host sync."""
+    """Token ids [N], int64, from logits [N, V], all drawn from one generator.
+
+    Raises `UserError` where the best logit of a row is NaN or infinite.
+    """
+    _check_finite(logits)
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / sampling.temperature
+    weights = _probabilities(logits, sampling)
+    return _race(weights, torch.empty_like(weights).exponential_(generator=sampling.generator))
+
+
+def sample_requests(logits: Tensor, samplings: abc.Sequence[Sampling]) -> Tensor:
+    """Token ids [N], int64, from logits [N, V]: row i by `samplings[i]`, from its generator.
+
+    What a row draws does not depend on the other rows. Raises `UserError` as `sample` does.
+    """
+    _check_finite(logits)
+    token_ids = logits.argmax(dim=-1)
+    rows_of = {}  # rows of equal settings are computed together
+    for row, sampling in enumerate(samplings):
+        if sampling.temperature > 0:
+            settings = (sampling.temperature, sampling.top_k, sampling.top_p)
+            rows_of.setdefault(settings, []).append(row)
+    for rows in rows_of.values():
+        weights = _probabilities(logits[rows], samplings[rows[0]])
+        arrival = torch.empty_like(weights)
+        for row, times in zip(rows, arrival, strict=True):
+            times.exponential_(generator=samplings[row].generator)
+        token_ids[rows] = _race(weights, arrival)
+    return token_ids
+
+
+def _check_finite(logits: Tensor) -> None:
+    # A maximum of NaN and numbers is NaN, so the best logit speaks for its row.
+    if not logits.amax(dim=-1).isfinite().all():
+        raise UserError(
+            "the model's logits of the next token are NaN or infinite: its weights are damaged, "
+            "or its precision is too low for them"
+        )
+
+
+def _probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[N, V] fp32, zero for tokens that the settings cut off."""
+    logits = logits.float()
+    # Measured from the best one, no quotient is too large: the worst ones become -infinity.
+    distance = logits - logits.amax(dim=-1, keepdim=True)
+    logits = distance / max(sampling.temperature, LEAST_TEMPERATURE)
     if sampling.top_k is not None:
         worst_kept = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]  # [N, 1]
         logits = logits.masked_fill(logits < worst_kept, -math.inf)
@@ -50,6 +101,9 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
         better = ordered.cumsum(dim=-1) - ordered  # probability of all strictly better tokens
         dropped = (better >= sampling.top_p).scatter(1, order, better >= sampling.top_p)
         logits = logits.masked_fill(dropped, -math.inf)
-    # An exponential race picks token i with probability p_i; multinomial would check on the host.
-    arrival = torch.empty_like(logits).exponential_(generator=sampling.generator)
-    return (logits.softmax(dim=-1) / arrival).argmax(dim=-1)
+    return logits.softmax(dim=-1)
+
+
+def _race(probabilities: Tensor, arrival: Tensor) -> Tensor:
+    """Token i with probability p_i, from exponential times of arrival; both [N, V]."""
+    return (probabilities / arrival).argmax(dim=-1)

@@ -6,6 +6,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
+from metamorph.errors import UserError
 from metamorph.model.unified import MetaMorphConfig
 
 
@@ -97,12 +98,21 @@ class Sequence:
         return True
 
     def accept_visual(self, vector: Tensor) -> int:
-        """Take the predicted vector [C] fp32; returns its index in the image."""
+        """Take the predicted vector [C] fp32; returns its index in the image.
+
+        Raises `UserError` if the image is complete and not finite.
+        """
         self.vectors.append(vector)
         self.steps += 1
         index = len(self.vectors) - 1
         if len(self.vectors) == self.config.tokens_per_image:
-            self.segments.append(ImageSegment(torch.stack(self.vectors)))
+            features = torch.stack(self.vectors)  # [tokens, C]
+            if not features.isfinite().all():
+                raise UserError(
+                    "the model's features of a picture are NaN or infinite: its weights are "
+                    "damaged, or its precision is too low for them"
+                )
+            self.segments.append(ImageSegment(features))
             self.vectors = []
             self.mode = Mode.CLOSING
         return index

@@ -86,7 +86,7 @@ class SampleSheet:
                 [(request.text, request.images) for request in self.requests],
                 max_new_tokens=model.config.tokens_per_image + LONGEST_TEXT,
             )
-            drawn = iter(chat.draw([r.features[0] for r in replies if r.features]))
+            drawn = chat.draw_batch([r.features[:1] for r in replies], seeds=range(len(replies)))
         finally:
             model.train(training)
             self.decoder.to("cpu")
@@ -94,9 +94,9 @@ class SampleSheet:
             SheetEntry(
                 request.text.replace(IMAGE_PLACEHOLDER, "[picture] "),
                 request.real,
-                next(drawn) if reply.features else None,
+                pictures[0] if pictures else None,
                 right={},
             )
-            for request, reply in zip(self.requests, replies, strict=True)
+            for request, pictures in zip(self.requests, drawn, strict=True)
         ]
         return contact_sheet(entries)

@@ -89,10 +89,12 @@ def draw_scenes(chat: Assistant, tasks: list[Task]) -> list[Drawing]:
     drawings = []
     for part in _batches(tasks):
         replies = chat.reply(_prompts(part), max_new_tokens=64)
-        features = [reply.features[0] if reply.features else None for reply in replies]
-        pictures = iter(chat.draw([f for f in features if f is not None], seed=len(drawings)))
-        for task, feature in zip(part, features, strict=True):
-            picture = None if feature is None else next(pictures)
+        features = [reply.features[:1] for reply in replies]
+        seeds = range(len(drawings), len(drawings) + len(part))
+        for task, first, drawn in zip(
+            part, features, chat.draw_batch(features, seeds=seeds), strict=True
+        ):
+            feature, picture = (first[0], drawn[0]) if first else (None, None)
             blank = dict.fromkeys(ATTRIBUTES, False)
             right = blank if picture is None else score(picture, task.scene)
             drawings.append(Drawing(task, feature, picture, {a: right[a] for a in ATTRIBUTES}))

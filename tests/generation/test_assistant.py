@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -65,6 +66,33 @@ def test_it_answers_and_draws(whole):
     for steps in (0, -1):
         with pytest.raises(ValueError, match="sampling_steps: expected at least 1"):
             chat.draw(features, sampling_steps=steps)
+
+
+def test_a_picture_depends_on_its_seed_and_number_alone(whole, monkeypatch):
+    chat = Assistant.from_pretrained(whole)
+    started = []
+    one, two, three = torch.randn(3, GRID**2, WIDTH)
+
+    def remember(sample, timestep):
+        started.append(sample.chunk(2)[0])  # twice the same, for guidance
+        return sample
+
+    monkeypatch.setattr(chat.decoder.scheduler, "scale_model_input", remember)
+
+    def drawn(answers, *seeds):
+        started.clear()
+        pictures = chat.draw_batch(answers, seeds=seeds)
+        return pictures, started[0]
+
+    (both, alone), noise = drawn([[one, two], [three]], 7, 8)
+    assert [len(both), len(alone)] == [2, 1]
+    _, swapped = drawn([[three], [one, two]], 8, 7)
+    assert torch.equal(swapped, noise[[2, 0, 1]])
+    [[first]], single = drawn([[one]], 7)
+    assert torch.equal(single, noise[:1])
+    assert not torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2])
+    difference = np.subtract(first, both[0], dtype=int)
+    assert np.abs(difference).max() <= 1  # rounding of another batch shape
 
 
 def test_without_a_decoder_it_does_not_draw(folder):

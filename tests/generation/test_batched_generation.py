@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metamorph.errors import UserError
 from metamorph.generation import ImageSegment, Prompt, Sampling, TextSegment, generate
 from metamorph.model import LanguageConfig, MetaMorph, MetaMorphConfig
 from metamorph_kernels import interval_attention, key_intervals
@@ -241,15 +242,53 @@ def test_a_prompt_image_may_be_bidirectional():
     torch.testing.assert_close(fed[0][1], states[-1], atol=1e-5, rtol=1e-5)
 
 
-def test_sampling_is_reproducible_and_varied():
-    def run(seed):
-        generator = torch.Generator().manual_seed(seed)
-        sampling = Sampling(temperature=3.0, top_k=8, generator=generator)
-        batch = generate(tiny_model(0), mixed_prompts(), max_new_tokens=12, sampling=sampling)
-        return [generation.token_ids for generation in batch]
+def sampled(prompts: list[Prompt], *seeds: int) -> list[list[int]]:
+    samplings = [
+        Sampling(temperature=3.0, top_k=8, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    ]
+    given = samplings if len(samplings) > 1 else samplings[0]
+    batch = generate(tiny_model(0), prompts, max_new_tokens=12, sampling=given)
+    return [generation.token_ids for generation in batch]
 
-    assert run(0) == run(0)
-    assert run(0) != run(1)
+
+def test_sampling_is_reproducible_and_varied():
+    prompts = mixed_prompts()
+    assert sampled(prompts, 0) == sampled(prompts, 0)
+    assert sampled(prompts, 0) != sampled(prompts, 1)
+    one, same, other = sampled([Prompt([1, 2])] * 3, 5, 5, 6)
+    assert one == same != other
+
+
+def test_a_seed_belongs_to_its_request():
+    prompts, seeds = mixed_prompts(), list(range(6))
+    together = sampled(prompts, *seeds)
+    assert sampled(prompts[::-1], *seeds[::-1]) == together[::-1]
+    assert [sampled([prompt], seed)[0] for prompt, seed in zip(prompts, seeds, strict=True)] == (
+        together
+    )
+
+
+def test_a_generator_is_left_as_it_was():
+    sampling = Sampling(temperature=1.0, generator=torch.Generator().manual_seed(0))
+    before = sampling.generator.get_state()
+    generate(tiny_model(0), mixed_prompts(), max_new_tokens=5, sampling=sampling)
+    assert torch.equal(sampling.generator.get_state(), before)
+
+
+def test_samplings_must_be_as_many_as_prompts():
+    with pytest.raises(ValueError, match="sampling: expected one for each of 6 prompts, got 2"):
+        generate(tiny_model(0), mixed_prompts(), max_new_tokens=5, sampling=[Sampling()] * 2)
+
+
+def test_damaged_weights_are_no_answer():
+    model = tiny_model(0)
+    model.vision_head.linear_2.bias.data[0] = torch.nan
+    with pytest.raises(UserError, match="features of a picture are NaN"):
+        generate(model, [Prompt([1, START])], max_new_tokens=TOKENS + 1)
+    model.language.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(UserError, match="logits of the next token are NaN"):
+        generate(model, [Prompt([1])], max_new_tokens=1)
 
 
 def test_bf16_and_autocast_run():

@@ -136,8 +136,8 @@ def test_sampling_is_repeatable_and_follows_its_condition(config):
     features = torch.nn.functional.normalize(torch.randn(2, 4, 24), dim=-1)
 
     def draw(values, **options):
-        generator = torch.Generator().manual_seed(5)
-        return [image.tobytes() for image in decoder(values, generator=generator, **options)]
+        generators = [torch.Generator().manual_seed(5) for _ in values]
+        return [image.tobytes() for image in decoder(values, generators=generators, **options)]
 
     assert draw(features) == draw(features)
     assert decoder(features)[0].size == (64, 64)
@@ -147,6 +147,10 @@ def test_sampling_is_repeatable_and_follows_its_condition(config):
     assert draw(features, guidance_scale=0) == draw(-features, guidance_scale=0)
     with pytest.raises(ValueError, match="24"):
         decoder(features[..., :5])
+    with pytest.raises(ValueError, match="generators: expected one for each of 2 pictures, got 1"):
+        decoder(features, generators=[torch.Generator()])
+    with pytest.raises(UserError, match="pixels are NaN"):
+        decoder(features * torch.nan)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch):
