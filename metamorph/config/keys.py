@@ -21,6 +21,7 @@ NAMES = dict[str, str]
 SHARE = {"minimum": 0, "maximum": 1}
 MAX_SEED = 2**32 - 1
 MAX_PIXELS = 50_000_000  # of an image
+MAX_ROW_LENGTH = 2**20  # eight times the longest context of Llama 3
 # Stages that use a key, where not all do: `metamorph.training.rules` refuses it in others.
 LANGUAGE_STAGES = {"stages": ("language", "align", "instruct")}
 DECODER_STAGE = {"stages": ("decoder",)}
@@ -88,8 +89,13 @@ class PartConfig(SourceConfig):
 class DataConfig(SourceConfig):
     """Where samples come from and how they are packed."""
 
-    row_length: int = option("tokens in a packed row", 4096, minimum=2, **LANGUAGE_STAGES)
+    row_length: int = option(
+        "tokens in a packed row", 4096, minimum=2, maximum=MAX_ROW_LENGTH, **LANGUAGE_STAGES
+    )
     max_pixels: int = option("refuse images with more pixels than this", MAX_PIXELS, minimum=1)
+    follow_links: bool = option(
+        "read files through links that leave the folder of the data, too", False
+    )
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)

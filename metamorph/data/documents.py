@@ -21,6 +21,7 @@ from PIL import Image
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.features import FeatureFolder
 from metamorph.data.images import key_of, opened, squashed
+from metamorph.data.skips import located, skippable
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 
@@ -51,22 +52,22 @@ class Documents:
 
     def document(self, index: int) -> Document:
         """Raises `SampleError` if it is unusable or longer than a row."""
-        sample = self.source.sample(index)
-        document = self.encoder.encode(sample)
+        with skippable(f"sample {index}"):
+            sample = self.source.sample(index)
+        where = sample.where or f"sample {sample.id}"
+        with skippable(where):
+            document = self.encoder.encode(sample)
         if len(document) > self.row_length:
             raise SampleError(
                 "longer than a row",
                 f"sample {document.sample_id}: {len(document)} tokens, "
                 f"a row holds {self.row_length} (data.row_length)",
             )
-        try:
+        with located(where):
             if self.features is not None:
                 features = self.features.read([key_of(image) for image in document.images])
                 return replace(document, images=(), features=features)
             return replace(document, images=tuple(map(self._opened, document.images)))
-        except SampleError as error:
-            where = sample.where or f"sample {sample.id}"
-            raise SampleError(error.cause, f"{where}: {error}") from error
 
     def _opened(self, image) -> Image.Image:
         image = opened(image)

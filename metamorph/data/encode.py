@@ -30,7 +30,7 @@ from metamorph.data.features import (
     store,
 )
 from metamorph.data.images import key_of, opened, squashed
-from metamorph.data.skips import Skips
+from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 from metamorph.model.precision import autocast
@@ -148,10 +148,13 @@ def _new_images(
 
     def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]]:
         loaded = []
-        for image in source.sample(index).images:
-            key = key_of(image)
-            if key not in done:
-                loaded.append((key, squashed(opened(image), size)))
+        with skippable(f"sample {index}"):
+            sample = source.sample(index)
+        with located(sample.where or f"sample {sample.id}"):
+            for image in sample.images:
+                key = key_of(image)
+                if key not in done:
+                    loaded.append((key, squashed(opened(image), size)))
         return loaded
 
     with ThreadPoolExecutor(threads) as pool:

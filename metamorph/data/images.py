@@ -114,20 +114,6 @@ def key_of(image: Image.Image | Picture) -> bytes:
     return image.key()
 
 
-def resolve_inside(root: Path, name: str) -> Path:
-    """`root / name`, which must stay inside `root` once links are followed."""
-    try:
-        root = root.resolve()
-        path = (root / name).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links in a circle
-        message = f"image path {shorten(name)!r} cannot be followed: {reason(error)}"
-        raise SampleError("missing image", message) from error
-    if not path.is_relative_to(root):
-        message = f"image path {shorten(name)!r} leaves its root {root}"
-        raise SampleError("image outside its root", message)
-    return path
-
-
 def shorten(text: str) -> str:
     """Text for a message: names in bad data may be of any length."""
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."

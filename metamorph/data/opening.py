@@ -35,7 +35,7 @@ def open_source(config: DataConfig, seed: int) -> Source:
     """The source that a run's `data` section names. Raises `UserError` if it cannot be used."""
     if config.source == "mixture":
         return open_mixture(config, seed)
-    return open_part(config, Path(), config.max_pixels, seed, config.shuffle)
+    return open_part(config, config, Path(), seed)
 
 
 def check_path(config: SourceConfig) -> None:
@@ -48,21 +48,20 @@ def check_path(config: SourceConfig) -> None:
     raise UserError(f"data.path: it is empty, expected {what}")
 
 
-def open_part(
-    config: SourceConfig, base: Path, max_pixels: int, seed: int, shuffle: bool
-) -> Source:
-    """One source that is no mixture; relative paths start from `base`."""
+def open_part(config: SourceConfig, data: DataConfig, base: Path, seed: int) -> Source:
+    """One source that is no mixture; relative paths start from `base`. `data`: the section that
+    it stands in, whose settings hold for all parts."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
     check_path(config)
     path = base / config.path
     if config.source == "jsonl":
         image_root = base / config.image_root if config.image_root else path.parent
-        records = JsonLines(path, image_root, max_pixels, config.fields)
+        records = JsonLines(path, image_root, data.max_pixels, config.fields, data.follow_links)
     elif config.source == "webdataset":
-        records = WebDataset(path, max_pixels, config.fields)
+        records = WebDataset(path, data.max_pixels, config.fields, data.follow_links)
     else:
-        records = Parquet(path, max_pixels, config.fields)
+        records = Parquet(path, data.max_pixels, config.fields, data.follow_links)
     sampling = Sampling(config.frames_per_second, config.max_frames)
     families = {
         "conversations": conversations,
@@ -72,7 +71,7 @@ def open_part(
         "video_questions": partial(video_questions, sampling=sampling),
         "video_frames": partial(video_frames, sampling=sampling, seed=seed),
     }
-    return RecordSource(records, families[config.family], seed, shuffle)
+    return RecordSource(records, families[config.family], seed, data.shuffle)
 
 
 def open_mixture(config: DataConfig, seed: int) -> Mixture:
@@ -87,7 +86,7 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
         try:
             # Equal files under other names should not come in the same order.
             part_seed = mixed(seed, number) % 2**32
-            parts[name] = open_part(part, path.parent, config.max_pixels, part_seed, config.shuffle)
+            parts[name] = open_part(part, config, path.parent, part_seed)
         except UserError as error:
             raise UserError(f"{path}: part '{name}': {error}") from error
         weights.append(part.weight or len(parts[name]))

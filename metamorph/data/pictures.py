@@ -5,7 +5,7 @@ from PIL import Image
 from metamorph.data.images import opened
 from metamorph.data.lanes import OwnLanes
 from metamorph.data.packing import MOST_IN_A_ROW
-from metamorph.data.skips import Skips
+from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 
@@ -27,9 +27,11 @@ class PictureStream:
         for _ in range(tries):
             self.skips.tried += self.place == 0
             try:
-                sample = self.source.sample(self.index)
+                with skippable(f"sample {self.index}"):
+                    sample = self.source.sample(self.index)
                 if self.place < len(sample.images):
-                    picture = opened(sample.images[self.place])
+                    with located(sample.where or f"sample {sample.id}"):
+                        picture = opened(sample.images[self.place])
                     self.place += 1
                     self.last_sample = sample.id
                     return picture

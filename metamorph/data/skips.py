@@ -1,11 +1,50 @@
-"""Counting the samples that could not be used."""
+"""Counting the samples that could not be used, whatever was wrong with them."""
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError, Stopped, UserError
 
 FEWEST = 100  # samples before a share of them says anything
+# What a wrong value in a file brings about. An error of another type is counted by its name.
+OF_VALUES = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# What no file can bring about, only a mistake in our code. It must not cost a run of days, but
+# where the code is tested it must not hide as one more skipped sample either.
+OF_OUR_CODE = (NameError, ImportError, AssertionError, NotImplementedError)
+
+
+@contextmanager
+def skippable(sample: str = "") -> Generator[None, None, None]:
+    """While one sample is prepared, an error of any type is a `SampleError`: no file can end a run.
+
+    `sample`: what its message begins with. A `SampleError` or `UserError` stays as it is.
+    """
+    try:
+        yield
+    except (SampleError, UserError, Stopped):
+        raise
+    except Exception as error:
+        if isinstance(error, OF_OUR_CODE) and "PYTEST_CURRENT_TEST" in os.environ:
+            raise
+        module, kind = type(error).__module__, type(error).__name__
+        if module != "builtins":
+            kind = f"{module}.{kind}"  # two libraries call theirs `error`
+        cause = "malformed record" if isinstance(error, OF_VALUES) else f"unexpected {kind}"
+        # A plain ValueError is a sentence of our own; of any other, the type is half of the news.
+        problem = str(error) if type(error) is ValueError else f"{kind}: {error}"
+        raise SampleError(cause, f"{sample}: {problem}" if sample else problem) from error
+
+
+@contextmanager
+def located(sample: str) -> Generator[None, None, None]:
+    """As `skippable`; the message of a `SampleError` begins with `sample`, too."""
+    try:
+        with skippable():
+            yield
+    except SampleError as error:
+        raise SampleError(error.cause, f"{sample}: {error}") from error
 
 
 class Skips:

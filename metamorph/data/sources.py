@@ -10,7 +10,7 @@ from typing import Protocol
 from metamorph.data.conversation import Sample
 from metamorph.data.formats.records import Record, Records
 from metamorph.data.order import BlockOrder, shuffled
-from metamorph.errors import SampleError
+from metamorph.data.skips import located
 
 
 class Source(Protocol):
@@ -48,11 +48,5 @@ class RecordSource:
 
     def sample(self, index: int) -> Sample:
         position = self._position(index)
-        where = self.records.where(position)
-        try:
+        with located(self.records.where(position)):
             return self.family(self.records.record(position))
-        except SampleError as error:
-            raise SampleError(error.cause, f"{where}: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            message = f"{where}: {type(error).__name__}: {error}"
-            raise SampleError("malformed record", message) from error

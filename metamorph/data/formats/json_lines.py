@@ -17,13 +17,20 @@ class JsonLines:
 
     blocks = None
 
-    def __init__(self, path: Path, image_root: Path, max_pixels: int, names: Mapping[str, str]):
+    def __init__(
+        self,
+        path: Path,
+        image_root: Path,
+        max_pixels: int,
+        names: Mapping[str, str],
+        follow_links: bool = False,
+    ):
         if not path.is_file():
             raise UserError(f"data.path: {path} does not exist, expected a JSONL file")
         if not image_root.is_dir():
             raise UserError(f"data.image_root: {image_root} is not a folder")
         self.path, self.names = path, names
-        self.files = Folder(image_root, max_pixels)
+        self.files = Folder(image_root, max_pixels, follow_links)
         self.offsets, self.numbers = _lines_with_content(path)
         if not len(self.offsets):
             raise UserError(f"data.path: {path} holds no samples")

@@ -23,12 +23,14 @@ from metamorph.libraries import require
 class Parquet:
     """Rows of parquet files. The last row group that was read stays in memory, uncompressed."""
 
-    def __init__(self, path: Path, max_pixels: int, names: Mapping[str, str]):
+    def __init__(
+        self, path: Path, max_pixels: int, names: Mapping[str, str], follow_links: bool = False
+    ):
         require("data.source: parquet", ["pyarrow"], torch.device("cpu"))
         self.max_pixels, self.names = max_pixels, names
         self.groups: list[tuple[Path, int]] = []  # file, and number of the group in it
         self.blocks: list[int] = []  # rows of each group
-        for file in files_of(path, ".parquet"):
+        for file in files_of(path, ".parquet", follow_links):
             self._add(file)
         if not self.blocks:
             raise UserError(f"data.path: {path} holds no samples")

@@ -6,13 +6,15 @@ a record stands for.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from metamorph.data.conversation import ROLES, Turn
-from metamorph.data.images import Picture, StoredImage, read_file, resolve_inside, shorten
+from metamorph.data.images import Picture, StoredImage, read_file, reason, shorten
+from metamorph.data.links import Root, is_clutter
 from metamorph.data.video import Video, open_video
-from metamorph.errors import UserError
+from metamorph.errors import SampleError, UserError, shown
 
 
 class Files(Protocol):
@@ -34,7 +36,7 @@ class Record:
 
     def __post_init__(self):
         if not isinstance(self.values, Mapping):
-            raise ValueError(f"expected an object, got {shorten(repr(self.values))}")
+            raise ValueError(f"expected an object, got {shown(self.values)}")
 
     def get(self, name: str) -> Any:
         """The value of a field, None where there is none."""
@@ -61,20 +63,26 @@ class Record:
         """The field `conversations` in LLaVA's format."""
         written = self.get("conversations")
         if not isinstance(written, list):
-            raise ValueError(f"conversations: expected a list, got {shorten(repr(written))}")
+            raise ValueError(f"conversations: expected a list, got {shown(written)}")
         return tuple(Turn(ROLES[t["from"]], checked_text("value", t["value"])) for t in written)
 
     @property
     def id(self) -> str:
         written = self.get("id")
-        return self.where if written is None else shorten(str(written))
+        if written is None:
+            return self.where
+        return shorten(written) if isinstance(written, str) else shown(written)
 
 
 def checked_text(name: str, value: Any) -> str:
     """`value` if it is text that can be encoded, else `ValueError`."""
     if not isinstance(value, str):
-        raise ValueError(f"{name}: expected text, got {shorten(repr(value))}")
-    value.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here
+        raise ValueError(f"{name}: expected text, got {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        problem = "half a surrogate pair, as JSON can spell it, is no text"
+        raise ValueError(f"{name}: {problem}: {shown(value)}") from None
     return value
 
 
@@ -96,22 +104,30 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """Images and videos below a folder, which no name may leave."""
+    """Images and videos below a folder, which no name may leave. `follow_links`: see `Root`."""
 
-    root: Path
+    folder: Path
     max_pixels: int
+    follow_links: bool = False
+
+    @cached_property
+    def root(self) -> Root:
+        return Root(self.folder, self.follow_links)
 
     def picture(self, value: Any) -> Picture:
         if not isinstance(value, str):
-            problem = f"expected a name or a list of names, got {shorten(repr(value))}"
-            raise ValueError(f"image: {problem}")
+            raise ValueError(f"image: expected a name or a list of names, got {shown(value)}")
         return StoredImage(value, _Reader(self.root, value), self.max_pixels)
 
     def video(self, value: Any, frame_rate: float) -> Video:
         name = checked_text("video", value)
-        path = resolve_inside(self.root, name)
+        path = self.root.file(name, "video")
         if path.is_dir():
-            frames = sorted(entry.name for entry in path.iterdir() if not entry.is_dir())
+            frames = sorted(
+                entry.name
+                for entry in path.iterdir()
+                if not is_clutter(entry.name) and not entry.is_dir()
+            )
             pictures = [self.picture(f"{name}/{frame}") for frame in frames]
             return Video.of_pictures(name, pictures, frame_rate)
         return open_video(name, read_file(path, "video"), self.max_pixels)
@@ -121,24 +137,36 @@ class Folder:
 class _Reader:
     """Reads one file below a folder when called."""
 
-    root: Path
+    root: Root
     name: str
 
     def __call__(self) -> bytes:
-        return read_file(resolve_inside(self.root, self.name))
+        return read_file(self.root.file(self.name))
 
 
-def files_of(path: Path, suffix: str) -> list[Path]:
+def files_of(path: Path, suffix: str, follow_links: bool = False) -> list[Path]:
     """The files that `data.path` stands for, in order: one, those of a folder, or a pattern.
 
-    Raises `UserError` if there are none.
+    A file or folder of that very name is meant before any pattern. Raises `UserError` if there
+    are none, or if one is a link that leads out of the folder.
     """
-    if path.is_dir():
-        found = sorted(path.glob(f"*{suffix}"))
-    elif any(sign in path.name for sign in "*?["):
-        found = sorted(path.parent.glob(path.name))
-    else:
-        found = [path] if path.is_file() else []
-    if not found:
-        raise UserError(f"data.path: {path} holds no {suffix} file")
-    return found
+    try:
+        if path.is_file():
+            return [path]
+        folder, found = path, []
+        if path.is_dir():
+            found = [file for file in path.iterdir() if file.name.lower().endswith(suffix)]
+        elif any(sign in path.name for sign in "*?["):
+            folder, found = path.parent, [*path.parent.glob(path.name)]
+        root = Root(folder, follow_links)
+        files = sorted(file for file in found if not is_clutter(file.name) and not file.is_dir())
+        for file in files:
+            root.file(file.name, "file")
+    except SampleError as error:
+        raise UserError(f"data.path: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.path: {path} cannot be read: {reason(error)}") from error
+    if not files:
+        problem = f"the folder holds no {suffix} file" if path.is_dir() else "there is no such file"
+        raise UserError(f"data.path: {path}: {problem}")
+    return files

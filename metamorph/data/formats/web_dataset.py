@@ -30,8 +30,10 @@ class WebDataset:
 
     blocks = None
 
-    def __init__(self, path: Path, max_pixels: int, names: Mapping[str, str]):
-        self.shards = files_of(path, ".tar")
+    def __init__(
+        self, path: Path, max_pixels: int, names: Mapping[str, str], follow_links: bool = False
+    ):
+        self.shards = files_of(path, ".tar", follow_links)
         self.max_pixels, self.names = max_pixels, names
         self.endings: list[str] = []  # what follows the first dot, each once
         self.unusable: dict[int, str] = {}  # sample: why a file of it is refused
