@@ -76,12 +76,18 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather(value: Any) -> list:
-    """The JSON-able values of all processes in their order, in every process."""
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list:
+    """The picklable values of all processes in their order, in every process; `group` is one of
+    all, if other threads of theirs may talk at the same time."""
     values = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
     return values
+
+
+def share(items: list) -> list:
+    """The part of some work that this process does; together all do all of it."""
+    return items[rank() :: world_size()] if dist.is_initialized() else items
 
 
 def merged(parts: list[dict]) -> dict:

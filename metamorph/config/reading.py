@@ -29,6 +29,7 @@ import yaml
 
 from metamorph.config.keys import NAMES, NUMBERS, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
+from metamorph.disk import write_text
 from metamorph.errors import UserError, shown
 
 KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
@@ -86,8 +87,8 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
-    """Write `to_yaml(config)` to `path`."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+    """Write `to_yaml(config)` to `path`, whole or not at all."""
+    write_text(Path(path), to_yaml(config))
 
 
 def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Any, str]]:
@@ -168,6 +169,11 @@ def iter_unused(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
 def read_key(config: RunConfig, key: str) -> Any:
     """The value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """{dotted key: value} of every key; JSON-able."""
+    return {key: read_key(config, key) for key, _ in _leaves(RunConfig)}
 
 
 def _default(entry: dataclasses.Field) -> Any:

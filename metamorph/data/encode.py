@@ -3,7 +3,6 @@
 Shards appear whole or not at all, so a run that was cut short goes on after its last shard.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +31,11 @@ from metamorph.data.features import (
 from metamorph.data.images import key_of, opened, squashed
 from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
+from metamorph.disk import atomic_path, sha256_of
 from metamorph.errors import SampleError, UserError
 from metamorph.model.precision import autocast
 from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import atomic_path, write_json
+from metamorph.model.weights import write_json
 
 AHEAD = 4  # samples that a thread opens ahead
 
@@ -76,7 +76,7 @@ class FeatureWriter:
         }
         with atomic_path(self.folder / name) as temporary:
             save_file(tensors, temporary)
-            digest = _file_hash(temporary)
+            digest = sha256_of(temporary)
         errors = torch.stack(self.errors[:rows])
         shard = Shard(name, rows, digest, errors.mean().item(), errors.max().item())
         self.index = replace(self.index, shards=(*self.index.shards, shard))
@@ -178,9 +178,4 @@ def _new_images(
 
 def _is_whole(folder: Path, shard: Shard) -> bool:
     path = folder / shard.file
-    return path.is_file() and _file_hash(path) == shard.sha256
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and sha256_of(path) == shard.sha256

@@ -4,8 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,24 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from metamorph.disk import atomic_path, write_text
 from metamorph.errors import UserError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")  # a bare name: a shard lies beside its index
-
-
-@contextmanager
-def atomic_path(path: Path) -> Generator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` if the body succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -49,8 +37,7 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, data: Mapping) -> None:
     """Write `data` as indented JSON, atomically."""
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(Path(path), json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,40 +1,47 @@
 """Checkpoints that are whole or absent, and exact: weights, optimizer, position in the data.
 
 A checkpoint is written in the background under a temporary name, by all processes, and renamed when
-complete. A folder counts as one only with its marker, which is written last. It can be resumed by
-any number of processes.
+complete. A folder counts as one only by its exact name and with its marker, which is written last;
+whatever else lies beside it is left alone. It can be resumed by any number of processes.
 
 .metadata, *.distcp   trained parameters and optimizer, as torch.distributed.checkpoint writes them
 state.json            what else the run must know
-complete.json         the marker: the step, and the size of every file
+complete.json         the marker: the step, the size of every file and the SHA-256 of its pieces
 """
 
 import json
-import os
-import pickle
 import shutil
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 
+from metamorph.disk import PIECE, in_threads, piece_hash, sync, write_text
 from metamorph.errors import UserError
-from metamorph.processes import is_first, wait_for_all
+from metamorph.processes import gather, is_first, merged, share, wait_for_all
 from metamorph.training.checkpoint_tensors import (
+    HashingWriter,
     SafeReader,
+    check_fits,
     init_optimizer,
+    optimizer_numbers,
     random_states,
     set_random_states,
     trained_tensors,
 )
 
-MARKER = "complete.json"
+MARKER, STATE, METADATA = "complete.json", "state.json", ".metadata"
 # A run of one process is no mistake, whatever torch thinks of it at every checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -44,8 +51,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _by_step(parent: Path) -> list[Path]:
-    found = [path for path in parent.glob("step-[0-9]*") if (path / MARKER).exists()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in parent.glob("step-*") if (path / MARKER).is_file()]
+    steps = {step: path for path in found if (step := _step_of(path)) is not None}
+    return [steps[step] for step in sorted(steps)]
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint; None for any other file or folder."""
+    digits = path.name.removeprefix("step-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        return None
+    step = int(digits)
+    return step if path.name == checkpoint_name(step) else None
 
 
 class Checkpoints:
@@ -58,11 +75,11 @@ class Checkpoints:
         self.parent, self.keep = folder / "checkpoints", keep
         self.pending: Future | None = None
         # A group of its own: the background must not mix its messages with those of the steps.
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         if is_first():
             self.parent.mkdir(parents=True, exist_ok=True)
             for left in self.parent.glob(".step-*.incomplete"):
-                shutil.rmtree(left)
+                _remove(left)
         wait_for_all()
 
     def save(
@@ -74,14 +91,15 @@ class Checkpoints:
         every process; it comes back as is. Raises what went wrong with the one before.
         """
         self.wait()
-        temporary = self.parent / f".step-{step:06d}.incomplete"
+        temporary = self.parent / f".{checkpoint_name(step)}.incomplete"
         tensors = trained_tensors(module, optimizer) | random_states()
-        text = json.dumps({"step": step, **_optimizer_numbers(optimizer), **state}, indent=1)
+        text = json.dumps({"step": step, **optimizer_numbers(optimizer), **state}, indent=1)
+        writer = HashingWriter(temporary)
         # pyrefly: ignore[bad-assignment]  anything else than a Future has to be asked for
         written: Future = dcp.async_save(
             tensors,
-            storage_writer=dcp.FileSystemWriter(temporary),
-            process_group=self.group,  # pyrefly: ignore[bad-argument-type]  all are in it: no int
+            storage_writer=writer,
+            process_group=self.group,
             no_dist=self.group is None,
         )
         published: Future = Future()
@@ -90,27 +108,41 @@ class Checkpoints:
         def publish(done: Future) -> None:  # in the background
             try:
                 done.result()  # every process has written its part
-                if is_first():
-                    self._publish(temporary, step, text)
-                published.set_result(None)
+                hashes = merged(gather(writer.hashes, self.group))
+                failure = self._publish(temporary, step, text, hashes) if is_first() else None
+                failure = gather(failure, self.group)[0]
             except BaseException as error:  # whoever waits for it shall know
-                published.set_exception(error)
+                failure = error
+            if failure is None:
+                published.set_result(None)
+            else:
+                if is_first():  # it may be what fills the disk
+                    shutil.rmtree(temporary, ignore_errors=True)
+                published.set_exception(_told_by_torch(failure))
 
         written.add_done_callback(publish)
 
-    def _publish(self, temporary: Path, step: int, text: str) -> None:
-        _write(temporary / "state.json", text)
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        _fsync(temporary)
-        _write(temporary / MARKER, json.dumps({"step": step, "sizes": sizes}, indent=1))
-        _fsync(temporary)
-        final = self.parent / f"step-{step:06d}"
-        shutil.rmtree(final, ignore_errors=True)  # without its marker, or of a run done again
-        temporary.rename(final)
-        _fsync(self.parent)
-        for old in _by_step(self.parent)[: -self.keep]:
-            (old / MARKER).unlink()  # first: a crash must not leave half of it marked
-            shutil.rmtree(old)
+    def _publish(
+        self, temporary: Path, step: int, text: str, hashes: dict[str, list[str]]
+    ) -> OSError | None:
+        """Makes a checkpoint of what all have written. Returns what the disk had against it."""
+        try:
+            write_text(temporary / STATE, text)
+            hashes = {**hashes, STATE: [piece_hash(temporary / STATE, 0)]}
+            sizes = {name: (temporary / name).stat().st_size for name in sorted(hashes)}
+            sync(temporary)
+            marker = {"step": step, "sizes": sizes, "sha256": hashes}
+            write_text(temporary / MARKER, json.dumps(marker, indent=1, sort_keys=True))
+            sync(temporary)
+            final = self.parent / checkpoint_name(step)
+            _make_way(final)
+            temporary.rename(final)
+            sync(self.parent)
+            for old in _by_step(self.parent)[: -self.keep]:
+                (old / MARKER).unlink()  # first: a crash must not leave half of it marked
+                _remove(old)
+        except OSError as error:
+            return error
 
     def wait(self) -> None:
         """Returns once nothing is being written any more. Raises what went wrong with it."""
@@ -125,43 +157,58 @@ class Checkpoints:
         self.wait()
 
 
-def _optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict:
-    """What some optimizers count once for a group, not for each parameter."""
-    return {"optimizer_steps": [group.get("step") for group in optimizer.param_groups]}
+def _told_by_torch(error: BaseException) -> BaseException:
+    """What happened in the first process that failed, where torch has wrapped it."""
+    if isinstance(error, dcp.CheckpointException):
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _make_way(path: Path) -> None:
+    """Frees a checkpoint's name: of a folder that has no marker or is of a run done again, or of
+    what was never a checkpoint, which is kept beside it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.is_symlink() or path.exists():
+        path.rename(path.with_name(f"{path.name}.aside"))
 
 
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _remove(path: Path) -> None:
+    """Removes a folder or file; of a link only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def read_state(path: Path) -> dict:
+    """What `Checkpoints.save` was given as `state`, with `step`. All processes call this.
+
+    Raises `UserError` if that file is not what was saved.
+    """
+    damage = _find_damage(path, [STATE])
+    if damage is not None:
+        raise _damaged(path, damage)
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Restores parameters, optimizer and random numbers in place; returns the saved `state`
-    with `step`. Every process reads its own part.
+    with `step`. Every process reads its own part; all call this.
 
     Raises `UserError` if the checkpoint is damaged, or belongs to a model of another shape or
-    another stage; parameters and optimizer are then as before, unless the damage left all sizes.
+    another stage; parameters and optimizer are then as before.
     """
+    damage = _find_damage(path)
+    if damage is not None:
+        raise _damaged(path, damage)
     reader = SafeReader(path)
     try:
-        marker = json.loads((path / MARKER).read_text())
-        for name, size in marker["sizes"].items():
-            found = (path / name).stat().st_size
-            if found != size:
-                raise ValueError(f"{name} has {found} bytes, not {size}")
         saved = reader.read_metadata().state_dict_metadata
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise _damaged(path, error) from error
-    _check_fits(path, saved, module)
+    except Exception as error:  # a pickle that torch has not written may raise anything
+        raise _damaged(path, f"{METADATA} is not torch's ({error})") from error
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    check_fits(path, saved, module)
     init_optimizer(optimizer)
     tensors = trained_tensors(module, optimizer) | random_states(saved)
     differing = sorted(key for key in tensors if key not in saved)
@@ -170,8 +217,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as error:
-        first = next(iter(error.failures.values()))[0]
-        raise _damaged(path, first) from error
+        raise _damaged(path, str(_told_by_torch(error))) from error
     set_random_states(tensors)
     for group, step in zip(optimizer.param_groups, state["optimizer_steps"], strict=True):
         if step is not None:
@@ -179,26 +225,65 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     return state
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(
-        f"checkpoint {path} is damaged ({error}); remove it to go on from the one before"
+def _damaged(path: Path, damage: str) -> UserError:
+    """All processes call this: they look together for an older checkpoint to go on from."""
+    found = _by_step(path.parent)
+    older = found[: found.index(path)] if path in found else []
+    good = next((other for other in reversed(older) if _find_damage(other) is None), None)
+    way_on = (
+        "and there is no older good one"
+        if good is None
+        else f"remove it to go on from the next older good one, {good}"
     )
+    return UserError(f"checkpoint {path} is damaged: {damage}; {way_on}")
 
 
-def _check_fits(path: Path, saved: dict, module: nn.Module) -> None:
-    parameters: dict[str, Tensor] = {
-        f"model.{n}": p for n, p in module.named_parameters() if p.requires_grad
-    }
-    trained = {name for name in saved if name.startswith("model.")}
-    differing = sorted(trained ^ parameters.keys())
-    if differing:
-        raise UserError(
-            f"checkpoint {path} does not fit: {len(differing)} parameters are trained in only one "
-            f"of the two, the first is {differing[0].removeprefix('model.')}"
-        )
-    for name, parameter in parameters.items():
-        if saved[name].size != parameter.shape:
-            raise UserError(
-                f"checkpoint {path}: {name.removeprefix('model.')} has shape "
-                f"{tuple(saved[name].size)}, the model needs {tuple(parameter.shape)}"
-            )
+def _find_damage(path: Path, names: list[str] | None = None) -> str | None:
+    """In what a checkpoint's files (or those named) are not what was saved; None if they are.
+
+    All processes call this: each reads a share of the files.
+    """
+    found = None
+    try:
+        marker = _read_marker(path)
+        names = sorted(marker["sha256"]) if names is None else names
+        found = _differing(path, marker, names)
+    except (ValueError, RecursionError) as error:
+        found = f"{MARKER}: {error}"
+    except OSError as error:
+        found = f"{Path(error.filename or MARKER).name} cannot be read: {error.strerror or error}"
+    return next((damage for damage in gather(found) if damage is not None), None)
+
+
+def _read_marker(path: Path) -> dict[str, Any]:
+    """Raises `ValueError` unless it lists, for the step of the folder, what a checkpoint has."""
+    marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    if not isinstance(marker, dict) or marker.keys() != {"step", "sizes", "sha256"}:
+        raise ValueError("expected the step, and sizes and SHA-256 of files")
+    step, sizes, hashes = marker["step"], marker["sizes"], marker["sha256"]
+    if not isinstance(step, int) or checkpoint_name(step) != path.name:
+        raise ValueError("it is of another step")
+    if not isinstance(sizes, dict) or not isinstance(hashes, dict) or sizes.keys() != hashes.keys():
+        raise ValueError("expected size and SHA-256 of the same files")
+    for name, size in sizes.items():
+        if not isinstance(size, int) or len(hashes[name]) != max(1, -(-size // PIECE)):
+            raise ValueError(f"expected as many SHA-256 of {name} as it has pieces")
+    if not {STATE, METADATA} <= sizes.keys() or any(Path(name).name != name for name in sizes):
+        raise ValueError(f"expected names of files, {STATE} and {METADATA} among them")
+    return marker
+
+
+def _differing(path: Path, marker: dict[str, Any], names: list[str]) -> str | None:
+    for name in names:
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        size = (path / name).stat().st_size
+        if size != marker["sizes"][name]:
+            return f"{name} has {size} bytes, but {marker['sizes'][name]} were saved"
+    saved = [(name, *piece) for name in names for piece in enumerate(marker["sha256"][name])]
+    own = share(saved)
+    found = in_threads(lambda piece: piece_hash(path / piece[0], piece[1]), own)
+    for (name, _, expected), content in zip(own, found, strict=True):
+        if content != expected:
+            return f"{name} is not what was saved (its SHA-256 differs)"
+    return None

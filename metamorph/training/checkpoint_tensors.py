@@ -6,12 +6,17 @@ random.DEVICE.RANK     the state of a process's generator, uint8
 """
 
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.filesystem import FileSystem
 
+from metamorph.disk import PieceHashes
+from metamorph.errors import UserError
 from metamorph.processes import rank
 
 METADATA_CLASSES = {
@@ -24,6 +29,51 @@ METADATA_CLASSES = {
     "pathlib": {"PosixPath"},
     "torch": {"Size", "uint8", "int64", "float32", "bfloat16"},
 }  # fmt: skip
+
+
+class HashingWriter(FileSystemWriter):
+    """A writer that hashes what it writes, on the way."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.hashing = _HashingFileSystem()
+        # pyrefly: ignore[bad-override-mutable-attribute]  nobody sets another one later
+        self.fs = self.hashing
+
+    @property
+    def hashes(self) -> dict[str, list[str]]:
+        """The SHA-256 of the pieces of each file that this process has written, by its name."""
+        return self.hashing.hashes
+
+
+class _HashingFileSystem(FileSystem):
+    def __init__(self):
+        self.hashes: dict[str, list[str]] = {}
+
+    @contextmanager
+    def create_stream(self, path, mode) -> Generator:
+        with super().create_stream(path, mode) as file:
+            stream = _HashingStream(file)
+            yield stream
+        self.hashes[Path(path).name] = stream.pieces.hexadecimal()
+
+    def rename(self, path, new_path) -> None:
+        super().rename(path, new_path)
+        self.hashes[Path(new_path).name] = self.hashes.pop(Path(path).name)
+
+
+class _HashingStream:
+    """A file that torch writes from its beginning to its end."""
+
+    def __init__(self, file):
+        self.file, self.pieces = file, PieceHashes()
+
+    def write(self, data) -> int:
+        self.pieces.update(data)
+        return self.file.write(data)
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)  # tell, flush, fileno, close
 
 
 class MetadataUnpickler(pickle.Unpickler):
@@ -87,6 +137,11 @@ def _set_rate(group: dict, rate: float) -> None:
         group["lr"] = rate
 
 
+def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict:
+    """What some optimizers count once for a group, not for each parameter."""
+    return {"optimizer_steps": [group.get("step") for group in optimizer.param_groups]}
+
+
 def random_states(saved: Collection[str] | None = None) -> dict[str, Tensor]:
     """The states of this process's generators; only those that are `saved`, if given."""
     states = {f"random.cpu.{rank()}": torch.get_rng_state()}
@@ -100,3 +155,24 @@ def set_random_states(tensors: dict[str, Tensor]) -> None:
     for device, restore in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
         if f"random.{device}.{rank()}" in tensors:
             restore(tensors[f"random.{device}.{rank()}"])
+
+
+def check_fits(path: Path, saved: dict, module: nn.Module) -> None:
+    """Raises `UserError` unless the tensors `saved` in a checkpoint, by name, are those that
+    `module` trains."""
+    parameters: dict[str, Tensor] = {
+        f"model.{n}": p for n, p in module.named_parameters() if p.requires_grad
+    }
+    trained = {name for name in saved if name.startswith("model.")}
+    differing = sorted(trained ^ parameters.keys())
+    if differing:
+        raise UserError(
+            f"checkpoint {path} does not fit: {len(differing)} parameters are trained in only one "
+            f"of the two, the first is {differing[0].removeprefix('model.')}"
+        )
+    for name, parameter in parameters.items():
+        if saved[name].size != parameter.shape:
+            raise UserError(
+                f"checkpoint {path}: {name.removeprefix('model.')} has shape "
+                f"{tuple(saved[name].size)}, the model needs {tuple(parameter.shape)}"
+            )

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
+from metamorph.config.reading import flat
 from metamorph.data.skips import Skips, check_skip_limit, sum_skips
 from metamorph.data.sources import Source
 from metamorph.devices import resolve_device
@@ -264,6 +265,7 @@ class Run:
     def save(self, step: int) -> None:
         """Begins to write a checkpoint."""
         state = {
+            "config": flat(self.config),
             "stage": self.stage.state_dict(),
             "means": self.means.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),

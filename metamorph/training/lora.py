@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
+from metamorph.disk import atomic_path
 from metamorph.model.unified import MetaMorph
-from metamorph.model.weights import atomic_path
 from metamorph.processes import is_first
 from metamorph.training.parallel import local_part, local_rows, whole
 

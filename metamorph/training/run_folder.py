@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from metamorph.config import RunConfig
-from metamorph.config.reading import load_config, save_config
+from metamorph.config.reading import flat, iter_fields, load_config, save_config
 from metamorph.errors import UserError
-from metamorph.training.checkpoint import latest_checkpoint
+from metamorph.training.checkpoint import latest_checkpoint, read_state
 
 # What may differ between the two parts of a resumed run without changing its result.
-FREE_ON_RESUME = ("resume", "overwrite", "output", "device")
-FREE_KEYS_ON_RESUME = (
+FREE_ON_RESUME = (
+    "resume",
+    "overwrite",
+    "output",
+    "device",
+    "parallel.",  # it may go on with other processes
+    "monitor.",  # and be seen by others
     "data.workers",
     "data.skip_limit",
     "training.checkpoint_every",
@@ -43,7 +48,7 @@ def find_checkpoint(config: RunConfig) -> Path | None:
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} has no checkpoint to go on from")
-        _check_same_run(config, load_config(folder / "config.yaml"))
+        _check_same_run(config, read_state(checkpoint)["config"])
         return checkpoint
     if folder.exists() and any(folder.iterdir()):
         if not config.overwrite:
@@ -55,19 +60,15 @@ def find_checkpoint(config: RunConfig) -> Path | None:
     return None
 
 
-def _check_same_run(config: RunConfig, saved: RunConfig) -> None:
-    now: dict[str, Any] = dataclasses.asdict(config)
-    before: dict[str, Any] = dataclasses.asdict(saved)
-    for section in ("parallel", "monitor"):  # it may go on with other processes, seen by others
-        del now[section], before[section]
-    for section in ("model", "data", "training", "decoder"):
-        now |= {f"{section}.{key}": value for key, value in now.pop(section).items()}
-        before |= {f"{section}.{key}": value for key, value in before.pop(section).items()}
-    free = {*FREE_ON_RESUME, *FREE_KEYS_ON_RESUME}
-    for key, value in now.items():
-        if key not in free and value != before[key]:
+def _check_same_run(config: RunConfig, before: dict[str, Any]) -> None:
+    """`before`: the keys and values that the checkpoint was made with, from itself: `config.yaml`
+    is for people, who may break it. A key that is newer than the checkpoint had its default."""
+    now = flat(config)
+    for key, _, default, _ in iter_fields(RunConfig):
+        value, was = now[key], before.get(key, default)
+        if not key.startswith(FREE_ON_RESUME) and value != was:
             raise UserError(
-                f"resume: {key} is {value!r} now and was {before[key]!r} when {config.output} "
+                f"resume: {key} is {value!r} now and was {was!r} when {config.output} "
                 f"began; a resumed run must be the same run"
             )
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from metamorph.disk import atomic_path
 from metamorph.errors import UserError
 from metamorph.model import weights
 from metamorph.model.weights import (
-    atomic_path,
     check_tensors,
     read_json,
     read_tensors,
