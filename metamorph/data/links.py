@@ -63,4 +63,5 @@ class Root:
 
 def is_clutter(name: str) -> bool:
     """Whether a file is not the user's but a desktop's: `._a.png`, `.DS_Store`, `Thumbs.db`."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+    hidden = name.startswith(".") and name not in (".", "..")
+    return hidden or name in ("__MACOSX", "Thumbs.db", "desktop.ini")

@@ -16,7 +16,7 @@ OF_OUR_CODE = (NameError, ImportError, AssertionError, NotImplementedError)
 
 
 @contextmanager
-def skippable(sample: str = "") -> Generator[None, None, None]:
+def skippable(sample: str = "") -> Generator[None]:
     """While one sample is prepared, an error of any type is a `SampleError`: no file can end a run.
 
     `sample`: what its message begins with. A `SampleError` or `UserError` stays as it is.
@@ -38,7 +38,7 @@ def skippable(sample: str = "") -> Generator[None, None, None]:
 
 
 @contextmanager
-def located(sample: str) -> Generator[None, None, None]:
+def located(sample: str) -> Generator[None]:
     """As `skippable`; the message of a `SampleError` begins with `sample`, too."""
     try:
         with skippable():

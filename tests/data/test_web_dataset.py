@@ -115,6 +115,9 @@ def test_bad_members_are_causes_of_their_own(tmp_path):
         "corrupt image", "image too large", "malformed record", "malformed record",
         "missing image", "malformed record",
     ]  # fmt: skip
+    for index, words in ((3, ".json is not valid JSON: expecting"), (5, ".txt' is not UTF-8 text")):
+        with pytest.raises(SampleError, match=words):
+            source.sample(index)
 
 
 def test_folders_in_a_tar_are_no_samples(tmp_path):
@@ -130,21 +133,35 @@ def test_folders_in_a_tar_are_no_samples(tmp_path):
     assert len(source) == 1 and source.sample(0).images[0].open()
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "text", "gzip"])
-def test_broken_tars_are_user_errors(tmp_path, damage):
-    path = write_tar(tmp_path / "a.tar", {f"{i}.png": image_bytes() for i in range(4)})
-    data = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(data[: 3 * 1024 + 520])
-    elif damage == "header":
-        path.write_bytes(data[:2048] + b"x" * 512 + data[2560:])
-    elif damage == "text":
-        path.write_text("hello " * 1000)
-    else:
-        with tarfile.open(path, "w:gz"):
-            pass
-    with pytest.raises(UserError, match="data.path:.*a.tar is not an uncompressed tar"):
-        open_tar(path)
+@pytest.mark.parametrize(
+    ("name", "side", "content", "text"),
+    [
+        ("0.PNG", "0.TXT", "a cat", "a cat"),
+        ("0.Jpg", "0.JSON", '{"caption": "a cat"}', "a cat"),
+        ("0.GIF", "0.txt", "\ufeffa cat\r\n", "a cat"),
+        ("0.png", "0.json", '\ufeff{"caption": "a cat"}', "a cat"),
+        ("0.tiff", "0.json", '{"caption": "a cat", "image": "TIFF"}', "a cat"),
+    ],
+)
+def test_side_files_as_cameras_and_editors_write_them(tmp_path, name, side, content, text):
+    write_tar(tmp_path / "a.tar", {name: image_bytes(), side: content.encode()})
+    sample = open_tar(tmp_path / "a.tar").sample(0)
+    assert sample.turns[0].text == f"Generate an image of {text}."
+    assert len(sample.images) == 1
+
+
+def test_fields_in_names_keep_their_capitals(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.png": image_bytes(), "0.TEXT.TXT": b"a cat"})
+    sample = open_tar(tmp_path / "a.tar", caption="TEXT").sample(0)
+    assert sample.turns[0].text == "Generate an image of a cat."
+
+
+def test_a_tar_made_on_a_mac(tmp_path):
+    junk = b"\0\5\x16\7" + b"\0" * 60
+    files = {"./.DS_Store": junk, "./._0.png": junk, "./0.png": image_bytes(), "./._0.txt": junk}
+    files |= {"./0.txt": b"a cat", "__MACOSX/._0.png": junk, "a/Thumbs.db": junk}
+    source = open_tar(write_tar(tmp_path / "a.tar", files))
+    assert len(source) == 1 and source.sample(0).images[0].open()
 
 
 def test_nothing_there_is_a_user_error(tmp_path):

@@ -5,8 +5,6 @@ dot. Nothing is ever extracted: the headers are read once, and bytes are read in
 are called by what follows the first dot; `000.edit_prompt.txt` is the field `edit_prompt`.
 """
 
-import json
-import tarfile
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from metamorph.data.formats.records import Record, checked_text, files_of
-from metamorph.data.images import LARGEST_FILE, Picture, StoredImage, shorten
+from metamorph.data.formats.tar import members
+from metamorph.data.formats.text import read_object, read_text
+from metamorph.data.images import Picture, StoredImage, shorten
+from metamorph.data.links import is_clutter
 from metamorph.data.video import DEMUXERS, Video, open_video
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError, UserError, shown
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 FIELDS_IN_NAMES = ("original_image", "edited_image")  # as in 000.edited_image.jpg
-TAR_BLOCK = 512
 
 
 class WebDataset:
@@ -36,24 +36,31 @@ class WebDataset:
         self.shards = files_of(path, ".tar", follow_links)
         self.max_pixels, self.names = max_pixels, names
         self.endings: list[str] = []  # what follows the first dot, each once
-        self.unusable: dict[int, str] = {}  # sample: why a file of it is refused
+        self.unusable: dict[int, tuple[str, str]] = {}  # sample: cause and reason
         numbers: dict[str, int] = {}  # ending: its place in `endings`
         offsets, sizes, endings = array("q"), array("q"), array("i")  # of every file
         firsts, shards = array("q"), array("i")  # of every sample
         for shard, file in enumerate(self.shards):
-            stem = None
-            for member in _members(file):
-                key, ending, problem = _split(member, file)
+            stem, held = None, set()  # of the sample that is being read: its name, its endings
+            for member in members(file):
+                if any(map(is_clutter, PurePosixPath(member.name).parts)):
+                    continue
+                key, ending = _split(member.name)
                 if key != stem:
-                    stem = key
+                    stem, held = key, set()
                     firsts.append(len(offsets))
                     shards.append(shard)
-                if problem:
-                    self.unusable.setdefault(len(firsts) - 1, problem)
                 number = numbers.setdefault(ending, len(self.endings))
                 if number == len(self.endings):
                     self.endings.append(ending)
-                offsets.append(member.offset_data)
+                problem = member.problem
+                if number in held and problem is None:
+                    twice = f"{file}: two files of the name {shown(member.name)} in one sample"
+                    problem = "duplicate tar member", twice
+                if problem is not None:
+                    self.unusable.setdefault(len(firsts) - 1, problem)
+                held.add(number)
+                offsets.append(member.offset)
                 sizes.append(member.size)
                 endings.append(number)
         if not firsts:
@@ -73,26 +80,24 @@ class WebDataset:
 
     def record(self, position: int) -> Record:
         if position in self.unusable:
-            raise SampleError("unsafe tar member", self.unusable[position])
+            raise SampleError(*self.unusable[position])
         files = {
             self.endings[self.ending_numbers[i]]: (int(self.offsets[i]), int(self.sizes[i]))
             for i in range(self.firsts[position], self.firsts[position + 1])
         }
-        members = Members(self.shards[self.sample_shards[position]], files, self.max_pixels)
+        held = Members(self.shards[self.sample_shards[position]], files, self.max_pixels)
         values: dict[str, Any] = {}
         if "json" in files:
-            values = json.loads(members.read("json"))
-            if not isinstance(values, dict):
-                raise ValueError(f"json: expected an object, got {shorten(repr(values))}")
-        images = [name for name in files if name.lower().endswith(IMAGE_ENDINGS)]
+            values = read_object(held.read("json"), ".json")
+        images = [name for name in files if name.rpartition(".")[2] in IMAGE_ENDINGS]
         values.setdefault("image", images)
         for name in files:
             field, _, kind = name.rpartition(".")
             if kind == "txt":
-                values.setdefault(field or "caption", members.read(name).decode())
+                values.setdefault(field or "caption", read_text(held.read(name), f".{shown(name)}"))
             elif field in FIELDS_IN_NAMES or f".{kind}" in DEMUXERS:
                 values.setdefault(field or "video", name)
-        return Record(self.where(position), values, members, self.names)
+        return Record(self.where(position), values, held, self.names)
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,11 @@ class Members:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `SampleError` if there is none, or the tar ends early."""
-        if name not in self.files:
-            message = f"no file .{shorten(name)} among {sorted(self.files)}"
+        place = self.files.get(_lower_kind(name))
+        if place is None:
+            message = f"no file named {shown(name)} among {shown(sorted(self.files))}"
             raise SampleError("missing image", message)
-        offset, size = self.files[name]
+        offset, size = place
         with self.shard.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
@@ -134,32 +140,14 @@ class _MemberReader:
         return self.members.read(self.name)
 
 
-def _members(path: Path):
-    """The headers of a tar in order. Raises `UserError` for what is no whole, plain tar."""
-    try:
-        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            for member in tar:
-                if not member.isdir():
-                    yield member
-                # Else every header stays in memory.
-                tar.members.clear()  # pyrefly: ignore[missing-attribute]  not in its stub
-            file.seek(tar.offset)
-            if file.read(TAR_BLOCK).strip(b"\0"):  # tarfile takes a broken header for the end
-                raise tarfile.ReadError(f"no header at byte {tar.offset}")
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"data.path: {path} is not an uncompressed tar: {error}") from error
-
-
-def _split(member: tarfile.TarInfo, shard: Path) -> tuple[str, str, str]:
-    """The name shared by a sample's files, what follows it, and why the file is refused, if so."""
-    path = PurePosixPath(member.name)
+def _split(name: str) -> tuple[str, str]:
+    """The name shared by a sample's files, and what follows it: `a/000` and `left.jpg`."""
+    path = PurePosixPath(name)
     stem, _, ending = path.name.partition(".")
-    shown = f"{shard}: member {shorten(member.name)!r}"
-    problem = ""
-    if not member.isfile():
-        problem = f"{shown} is not a plain file"
-    elif path.is_absolute() or ".." in path.parts:
-        problem = f"{shown} leaves the tar"
-    elif member.size > LARGEST_FILE:
-        problem = f"{shown} is larger than 1 GiB"
-    return str(path.parent / stem), ending, problem
+    return str(path.parent / stem), _lower_kind(ending)
+
+
+def _lower_kind(ending: str) -> str:
+    """`left.JPG` as `left.jpg`: cameras write capitals."""
+    field, dot, kind = ending.rpartition(".")
+    return f"{field}{dot}{kind.lower()}"
