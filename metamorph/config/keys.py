@@ -99,6 +99,11 @@ class DataConfig(SourceConfig):
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
+    verify_features: bool = option(
+        "read cached features once and compare their SHA-256 before training",
+        True,
+        **LANGUAGE_STAGES,
+    )
     workers: int = option(
         "processes that prepare samples ahead, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
     )

@@ -138,7 +138,7 @@ def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes
     whole = tuple(shard for shard in found.shards if _is_whole(folder, shard))
     index = replace(found, shards=whole)
     write_json(folder / INDEX, index.to_dict())
-    return index, set(FeatureFolder(folder).all_keys())
+    return index, set(FeatureFolder(folder, verify=False).all_keys())
 
 
 def _new_images(

@@ -10,6 +10,7 @@ scale for each token would give.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,18 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from metamorph.disk import in_threads, sha256_of
 from metamorph.errors import SampleError, UserError
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
+from metamorph.processes import gather, share
 
 DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp32": torch.float32}
+IN_FILES = {"bf16": "BF16", "int8": "I8", "fp32": "F32"}  # as safetensors calls them
 INDEX = "index.json"
 KEY_BYTES = 32
 LARGEST_CODE = 127
+ANEW = "metamorph encode with the same output makes it anew"
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,23 @@ class FeatureIndex:
             values = read_json(path)
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = cls(**values, shards=shards)
-            sound = index.dtype in DTYPES and all(Path(s.file).name == s.file for s in shards)
+            sound = index.is_sound()
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is no index of features: {error}") from error
         if not sound:
-            raise UserError(f"{path} is no index of features: unknown dtype or file name")
+            raise UserError(f"{path} is no index of features: unknown dtype, file name or number")
         return index
+
+    def is_sound(self) -> bool:
+        """Whether all is of its kind: `index.json` may hold anything."""
+        counts = [self.grid, self.width, *(shard.rows for shard in self.shards)]
+        errors = [e for shard in self.shards for e in (shard.mean_error, shard.largest_error)]
+        return (
+            self.dtype in DTYPES
+            and all(Path(shard.file).name == shard.file != "" for shard in self.shards)
+            and all(type(count) is int and count > 0 for count in counts)
+            and all(type(error) in (int, float) for error in errors)
+        )
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -114,18 +130,22 @@ def restore(stored: Tensor) -> Tensor:
 
 
 class FeatureFolder:
-    """Features by key. Files are mapped into memory; all keys are held, 32 bytes each."""
+    """Features by key. Files are mapped into memory; all keys are held, 32 bytes each.
 
-    def __init__(self, folder: Path):
+    With `verify`, all shards are read once and compared with the SHA-256 that the index has of
+    them; all processes of a run call this then, and share the reading. Raises `UserError` for a
+    shard that differs, or is no shard.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True):
         self.folder = folder
         self.index = FeatureIndex.read(folder)
-        keys = [np.zeros((0, KEY_BYTES), np.uint8)]
-        for shard in self.index.shards:
-            found = self._open(shard).get_tensor("keys").numpy()
-            if found.shape != (shard.rows, KEY_BYTES):
-                raise UserError(f"{folder / shard.file}: keys have shape {found.shape}")
-            keys.append(found)
-        unsorted = np.concatenate(keys)
+        if verify:
+            self._verify()
+        shards = self.index.shards
+        unsorted = np.concatenate(
+            [np.zeros((0, KEY_BYTES), np.uint8), *(self._keys(shard) for shard in shards)]
+        )
         self.order = np.argsort(_beginnings(unsorted))  # rows of all shards, sorted by key
         self.keys = unsorted[self.order]
         self.beginnings = _beginnings(self.keys)
@@ -164,15 +184,45 @@ class FeatureFolder:
             place += 1
         return None
 
+    def _verify(self) -> None:
+        own = share(list(self.index.shards))
+        paths = [self.folder / shard.file for shard in own]
+        try:
+            hashes = in_threads(sha256_of, paths)
+            differing = [p for p, s, h in zip(paths, own, hashes, strict=True) if h != s.sha256]
+            problems = [
+                f"{path} is not what was written (its SHA-256 differs)" for path in differing
+            ]
+        except OSError as error:
+            problems = [f"{error.filename} cannot be read ({error.strerror})"]
+        for problem in chain.from_iterable(gather(problems)):
+            raise UserError(f"{problem}; {ANEW}")
+
+    def _keys(self, shard: Shard) -> np.ndarray:
+        """uint8 [rows, 32] of a shard that is what the index says of it."""
+        path, file = self.folder / shard.file, self._open(shard)
+        try:
+            stored = file.get_slice("features")
+            shape, dtype = stored.get_shape(), stored.get_dtype()
+            keys = file.get_tensor("keys")
+        except SafetensorError as error:
+            raise UserError(f"{path} is no shard of features ({error}); {ANEW}") from error
+        expected = [shard.rows, self.index.grid**2, self.index.width]
+        if shape != expected or dtype != IN_FILES[self.index.dtype]:
+            raise UserError(
+                f"{path}: features are {dtype} of shape {shape}, expected "
+                f"{IN_FILES[self.index.dtype]} of shape {expected}; {ANEW}"
+            )
+        if keys.shape != (shard.rows, KEY_BYTES) or keys.dtype != torch.uint8:
+            raise UserError(f"{path}: keys are {keys.dtype} of shape {list(keys.shape)}; {ANEW}")
+        return keys.numpy()
+
     def _open(self, shard: Shard):
         path = self.folder / shard.file
         try:
             return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); metamorph encode with the same output "
-                f"makes it anew"
-            ) from error
+            raise UserError(f"{path} cannot be read ({error}); {ANEW}") from error
 
 
 def _beginnings(keys: np.ndarray) -> np.ndarray:
@@ -180,9 +230,10 @@ def _beginnings(keys: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
 
 
-def open_features(folder: str, vision: VisionEncoder) -> FeatureFolder:
-    """The folder `data.features`. Raises `UserError` if another encoder made it."""
-    features = FeatureFolder(Path(folder))
+def open_features(folder: str, vision: VisionEncoder, verify: bool = True) -> FeatureFolder:
+    """The folder `data.features`, see `FeatureFolder`. Raises `UserError` if another encoder made
+    it."""
+    features = FeatureFolder(Path(folder), verify)
     if features.index.encoder != identity(vision):
         raise UserError(
             f"data.features: {folder} was made by another encoder, or for another grid than "

@@ -114,6 +114,8 @@ def open_lanes(
     """
     if source is None:
         source = open_source(config, seed)
-    features = open_features(config.features, vision) if config.features else None
+    features = None
+    if config.features:
+        features = open_features(config.features, vision, config.verify_features)
     documents = Documents(source, encoder, config.row_length, vision.image_size, features)
     return Lanes(documents, pad_id, rows_per_step, rank, world_size, config.workers)

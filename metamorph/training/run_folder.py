@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "parallel.",  # it may go on with other processes
     "monitor.",  # and be seen by others
     "data.workers",
+    "data.verify_features",
     "data.skip_limit",
     "training.checkpoint_every",
     "training.keep_checkpoints",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from data_files import turns, write_lines
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from metamorph.config import DataConfig
 from metamorph.data.encode import FeatureWriter, encode, verify
@@ -212,3 +213,58 @@ def test_unreadable_images_are_skipped_and_counted(vision, tmp_path):
     index, skips = encode(parts_of(source), vision, tmp_path / "f", "bf16")
     assert index.rows == 1 and skips.tried == 4
     assert skips.counts == {"corrupt image": 1, "missing image": 1}
+
+
+def test_shards_are_compared_with_their_hashes_when_opened(source, vision, tmp_path):
+    index, _ = write(source, vision, tmp_path)
+    path = tmp_path / index.shards[1].file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of a key: safetensors has nothing against it
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-00001\S* is not what was written .*makes it anew"):
+        open_features(str(tmp_path), vision)
+    open_features(str(tmp_path), vision, verify=False)
+    path.unlink()
+    with pytest.raises(UserError, match=r"shard-00001\S* cannot be read"):
+        open_features(str(tmp_path), vision)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"keys": torch.zeros(8, 31, dtype=torch.uint8)}, r"keys are torch.uint8 of shape \[8, 31"),
+        ({"keys": torch.zeros(8, 32)}, r"keys are torch.float32 of shape \[8, 32\]"),
+        ({"keys": None}, "is no shard of features"),
+        ({"features": torch.zeros(7, 4, 24)}, r"of shape \[7, 4, 24\], expected F32 .*\[8, 4, 24"),
+        ({"features": torch.zeros(8, 4, 24, dtype=torch.int8)}, "features are I8"),
+        ({"features": torch.zeros(())}, r"features are .*shape \[\]"),
+        ({"features": None}, "is no shard of features"),
+    ],
+)
+def test_shards_that_are_none_are_named_without_hashes_too(
+    source, vision, tmp_path, change, problem
+):
+    index, _ = write(source, vision, tmp_path)
+    path = tmp_path / index.shards[0].file
+    tensors = load_file(path) | change
+    save_file({name: t for name, t in tensors.items() if t is not None}, path)
+    with pytest.raises(UserError, match=problem):
+        FeatureFolder(tmp_path, verify=False)
+    path.write_text("no safetensors")
+    with pytest.raises(UserError, match="cannot be read .*makes it anew"):
+        FeatureFolder(tmp_path, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("grid", "2"), ("grid", 0), ("width", 1.5), ("dtype", ["fp32"]), ("dtype", "fp16")],
+)
+def test_numbers_of_an_index_are_numbers(source, vision, tmp_path, key, value):
+    index, _ = write(source, vision, tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps(index.to_dict() | {key: value}))
+    with pytest.raises(UserError, match="is no index of features"):
+        FeatureFolder(tmp_path)
+    shards = [index.to_dict()["shards"][0] | {"rows": True}]
+    (tmp_path / "index.json").write_text(json.dumps(index.to_dict() | {"shards": shards}))
+    with pytest.raises(UserError, match="is no index of features"):
+        FeatureFolder(tmp_path)
