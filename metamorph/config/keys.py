@@ -5,7 +5,8 @@ A `Literal` type names the values of a key that takes one of a few. How files an
 and checked: `reading`.
 """
 
-from dataclasses import MISSING, dataclass, field
+from copy import copy
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, Literal
 
 Stage = Literal["language", "align", "instruct", "decoder"]
@@ -18,6 +19,8 @@ FileFormat = Literal["jsonl", "webdataset", "parquet"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
+NAME_LIST = list[str]
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # linear layers of a block
 SHARE = {"minimum": 0, "maximum": 1}
 MAX_SEED = 2**32 - 1
 MAX_PIXELS = 50_000_000  # of an image
@@ -26,13 +29,15 @@ MAX_ROW_LENGTH = 2**20  # eight times the longest context of Llama 3
 LANGUAGE_STAGES = {"stages": ("language", "align", "instruct")}
 DECODER_STAGE = {"stages": ("decoder",)}
 INSTRUCT_STAGE = {"stages": ("instruct",)}
+PICTURE_STAGES = {"stages": ("align", "instruct")}
 
 
 def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
-    """A config field: its help, its limits (minimum, above, maximum, below, filled), its stages."""
+    """A config field: its help, its limits (minimum, above, maximum, below, filled, names), its
+    stages. A default of None stands for one that `RunConfig` chooses."""
     metadata = {"help": help, **metadata}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -122,9 +127,30 @@ class TrainingConfig:
     weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)
     beta1: float = option("AdamW decay of the first moment", 0.9, minimum=0, below=1)
     beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
-    gradient_clip: float = option("largest gradient norm", 1.0, above=0)
+    gradient_clip: float = option("largest gradient norm, 0 not to clip", 1.0, minimum=0)
+    projector_rate_factor: float = option(
+        "the projector's learning rate is this times learning_rate",
+        1.0,
+        minimum=0,
+        **PICTURE_STAGES,
+    )
+    vision_head_rate_factor: float = option(
+        "the vision head's learning rate is this times learning_rate",
+        1.0,
+        minimum=0,
+        **INSTRUCT_STAGE,
+    )
+    language_rate_factor: float = option(
+        "the language model's learning rate, token rows included, is this times learning_rate",
+        1.0,
+        minimum=0,
+        **PICTURE_STAGES,
+    )
     visual_coefficient: float = option(
-        "weight of the visual loss beside text", 1.0, minimum=0, **LANGUAGE_STAGES
+        "weight of the visual loss beside text: 1 in stage instruct; in others 0, and no other",
+        None,
+        minimum=0,
+        **LANGUAGE_STAGES,
     )
     precision: Precision = option("arithmetic of the step", "fp32")
     fp8_backend: Fp8Backend = option(
@@ -155,6 +181,16 @@ class TrainingConfig:
     lora_alpha: float = option(
         "an adapter counts lora_alpha / lora_rank", 16.0, above=0, **INSTRUCT_STAGE
     )
+    lora_targets: NAME_LIST = option(
+        "which linear layers of a block get adapters",
+        list(LORA_TARGETS),
+        names=LORA_TARGETS,
+        **INSTRUCT_STAGE,
+    )
+    lora_dropout: float = option(
+        "share of an adapter's inputs that a step leaves out", 0.0, minimum=0, below=1,
+        **INSTRUCT_STAGE,
+    )  # fmt: skip
     max_bad_steps: int = option(
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
     )
@@ -175,6 +211,11 @@ class ParallelConfig:
     )
     cpu_offload: bool = option(
         "keep weights, gradients and optimizer in host memory", False, **LANGUAGE_STAGES
+    )
+    gpus: int = option(
+        "GPUs that the file is cut for, which a dry run plans for; 0 to open the model instead",
+        0,
+        minimum=0,
     )
 
 
@@ -229,3 +270,9 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self):
+        """Chooses what depends on the stage and was not said."""
+        if self.training.visual_coefficient is None and self.stage != "decoder":
+            chosen = 1.0 if self.stage == "instruct" else 0.0
+            self.training = replace(self.training, visual_coefficient=chosen)

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from metamorph.config.keys import NAMES, NUMBERS, RunConfig
+from metamorph.config.keys import NAME_LIST, NAMES, NUMBERS, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.disk import write_text
 from metamorph.errors import UserError, shown
@@ -39,8 +39,9 @@ KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     bool: ("BOOL", "true or false"),
     NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
     NAMES: ("MAPPING", "a mapping of names to names, such as {caption: TEXT}"),
+    NAME_LIST: ("LIST", "a list of names, such as [one, two]"),
 }
-PARSED = (int, float, bool, NUMBERS, NAMES)  # types that an option's text is YAML of
+PARSED = (int, float, bool, NUMBERS, NAMES, NAME_LIST)  # types that an option's text is YAML of
 LIMITS = {  # limit: in words, and what holds between a value and it
     "minimum": ("at least", operator.ge),
     "above": ("above", operator.gt),
@@ -166,6 +167,11 @@ def iter_unused(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield key, stages
 
 
+def is_set(config: RunConfig, key: str) -> bool:
+    """Whether a dotted key differs from its default."""
+    return read_key(config, key) != _default(dict(_leaves(RunConfig))[key])
+
+
 def read_key(config: RunConfig, key: str) -> Any:
     """The value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
@@ -202,6 +208,8 @@ def _mapping(value: Any, what: str, origin: str) -> dict:
 
 
 def _convert(key: str, entry: dataclasses.Field, value: Any, origin: str) -> Any:
+    if value is None and entry.default is None:
+        return None
     converted = _coerce(str if choices_of(entry) else entry.type, value)
     items = converted.values() if isinstance(converted, dict) else [converted]
     if converted is None or not all(_within(entry, item) for item in items):
@@ -218,6 +226,9 @@ def _coerce(kind: Any, value: Any) -> Any:
         items = {name: _coerce(item_kind, item) for name, item in value.items()}
         named = all(isinstance(name, str) for name in items)
         return items if named and None not in items.values() else None
+    if kind == NAME_LIST:
+        named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        return list(value) if named else None
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is not float:
@@ -233,6 +244,8 @@ def _within(entry: dataclasses.Field, value: Any) -> bool:
     limits = entry.metadata
     if choices := choices_of(entry):
         return value in choices
+    if "names" in limits:
+        return bool(value) and set(value) <= set(limits["names"])
     if "filled" in limits:
         return bool(value.strip())
     return all(ok(value, limits[name]) for name, (_, ok) in LIMITS.items() if name in limits)
@@ -242,6 +255,8 @@ def _needs(entry: dataclasses.Field) -> str:
     limits = entry.metadata
     if choices := choices_of(entry):
         return "one of " + ", ".join(choices)
+    if names := limits.get("names"):
+        return f"a list of some of {', '.join(names)}, such as [{', '.join(names[:2])}]"
     bounds = [f"{word} {limits[name]}" for name, (word, _) in LIMITS.items() if name in limits]
     filled = ["not empty"] if "filled" in limits else []
     return ", ".join([KINDS[entry.type][1], *filled, *bounds])

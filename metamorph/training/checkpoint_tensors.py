@@ -125,9 +125,9 @@ def init_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of all groups."""
+    """Sets the learning rate of all groups, each times its `rate_factor` if it has one."""
     for group in optimizer.param_groups:
-        _set_rate(group, rate)
+        _set_rate(group, rate * group.get("rate_factor", 1.0))
 
 
 def _set_rate(group: dict, rate: float) -> None:

@@ -27,7 +27,7 @@ from metamorph.processes import any_process, gather, is_first, process_group, wa
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
-from metamorph.training.optimizer import learning_rate
+from metamorph.training.optimizer import learning_rate, logged_rates
 from metamorph.training.parallel import clip_gradients, local_part
 from metamorph.training.rules import check_rules
 from metamorph.training.run_folder import claim_run_folder, find_checkpoint
@@ -241,7 +241,8 @@ class Run:
         self.bad_steps.read()
         found, skips = self.bad_steps.take(), self.all_skips()
         telemetry = self.stage.telemetry
-        line = {**self.means.values(), "learning_rate": rate, **telemetry.read_meters()}
+        rates = logged_rates(rate, self.config.training)
+        line = {**self.means.values(), **rates, **telemetry.read_meters()}
         if self.reports is not None:
             self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
         self.means = Means()

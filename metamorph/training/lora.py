@@ -18,7 +18,6 @@ from metamorph.model.unified import MetaMorph
 from metamorph.processes import is_first
 from metamorph.training.parallel import local_part, local_rows, whole
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PEFT_PREFIX = "base_model.model."  # of what a PeftModel wraps
 HEADS_FILE = "projector_and_vision_head.safetensors"
 
@@ -29,7 +28,8 @@ def _settings(config: RunConfig):
     return LoraConfig(
         r=config.training.lora_rank,
         lora_alpha=config.training.lora_alpha,
-        target_modules=TARGETS,
+        lora_dropout=config.training.lora_dropout,
+        target_modules=[f"{name}_proj" for name in config.training.lora_targets],
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.model.folder or config.model.language,
     )

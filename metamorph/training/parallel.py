@@ -52,7 +52,7 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
     """
     blocks = model.language.model.layers
     for block in blocks:
-        recompute(block, config.training.activation_checkpointing)
+        recompute(block, config.training.activation_checkpointing, config.training.lora_dropout > 0)
         if config.training.compile:
             block.compile(fullgraph=True)
     dtype = DTYPES[config.training.weights]
@@ -113,17 +113,18 @@ def precision_policy(precision: str) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
-def recompute(block: nn.Module, mode: str) -> None:
+def recompute(block: nn.Module, mode: str, is_random: bool = False) -> None:
     """Lets a block compute its activations again in the backward instead of keeping them.
 
-    `full` keeps its input alone, `selective` also what is in `KEPT`.
+    `full` keeps its input alone, `selective` also what is in `KEPT`. A block that `is_random`
+    draws the same random numbers again.
     """
     if mode == "none":
         return
     inner = block.forward
     options: dict[str, Any] = {
         "use_reentrant": False,
-        "preserve_rng_state": False,  # there is no dropout
+        "preserve_rng_state": is_random,
     }
     if mode == "selective":
         options["context_fn"] = _selective_contexts
@@ -162,7 +163,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
-    """Scales gradients of a larger norm down to `limit`.
+    """Scales gradients of a larger norm down to `limit`; 0 leaves them all as they are.
 
     Returns their norm before, a scalar, as `gradient_norm`, and as `gradient_norm_CHILD` that of
     each child of `module` that has any.
@@ -173,7 +174,8 @@ def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
     }
     norms = {name: _norm(part) for name, part in gradients.items() if part}
     norm = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-    nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    if limit:
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     children = {f"gradient_norm_{name}": part for name, part in norms.items()}
     return {"gradient_norm": norm, **children}
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from metamorph.config import RunConfig
-from metamorph.config.reading import iter_unused
+from metamorph.config.reading import is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path
 from metamorph.errors import UserError
@@ -32,6 +32,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_parallel(config, world_size())
     check_recomputation(config, device)
     check_optimizer(config, device)
+    check_visual_coefficient(config)
     check_lora(config, device)
     check_float8(config, device)
 
@@ -43,6 +44,7 @@ def check_plan(config: RunConfig, processes: int) -> None:
         check_decoder(config, processes)
     else:
         check_parallel(config, processes)
+        check_visual_coefficient(config)
 
 
 def check_stage_uses(config: RunConfig) -> None:
@@ -135,9 +137,23 @@ def check_optimizer(config: RunConfig, device: torch.device) -> None:
         )
 
 
+def check_visual_coefficient(config: RunConfig) -> None:
+    """The visual loss counts only where the vision head is trained."""
+    coefficient = config.training.visual_coefficient
+    if config.stage != "instruct" and coefficient:
+        raise UserError(
+            f"training.visual_coefficient: got {coefficient:g}, but stage {config.stage} leaves "
+            f"the vision head as it is, random at first, and a loss through it is noise; leave the "
+            f"key out (0), and set it in stage instruct, which trains the head"
+        )
+
+
 def check_lora(config: RunConfig, device: torch.device) -> None:
-    """Adapters, if asked for, can be trained."""
+    """Adapters, if asked for, can be trained; without them nothing is said of them."""
     if not config.training.lora_rank:
+        for key in ("lora_alpha", "lora_targets", "lora_dropout"):
+            if is_set(config, f"training.{key}"):
+                raise UserError(f"training.{key}: it needs training.lora_rank above 0")
         return
     require("training.lora_rank", ["peft"], device)
     if config.training.precision == "fp8":

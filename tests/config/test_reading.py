@@ -41,6 +41,10 @@ def message(path, overrides=None) -> str:
     return str(caught.value)
 
 
+def trained(stage="align", **keys) -> TrainingConfig:
+    return RunConfig(stage, "runs/a", training=TrainingConfig(**keys)).training
+
+
 def parse(*arguments: str) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser()
     parser.add_argument("config")
@@ -63,12 +67,12 @@ def test_file_values_reach_their_fields(write):
     assert loaded.data == DataConfig(
         source="toy_scenes", kinds={"caption": 1.0, "edit": 0.5}, shuffle=False
     )
-    assert loaded.training == TrainingConfig(learning_rate=1e-4, gradient_clip=2.0)
+    assert loaded.training == trained(learning_rate=1e-4, gradient_clip=2.0)
     assert type(loaded.training.gradient_clip) is float
 
 
 def test_an_empty_section_keeps_its_defaults(write):
-    assert load_config(write(MINIMAL + "training:\n")).training == TrainingConfig()
+    assert load_config(write(MINIMAL + "training:\n")).training == trained()
 
 
 def test_yaml_round_trip(write, tmp_path):
@@ -88,6 +92,27 @@ def test_yaml_round_trip(write, tmp_path):
     assert load_config(path) == original
 
 
+@pytest.mark.parametrize(
+    ("stage", "coefficient"), [("language", 0), ("align", 0), ("instruct", 1), ("decoder", None)]
+)
+def test_the_visual_coefficient_follows_the_stage_unless_it_is_said(
+    write, tmp_path, stage, coefficient
+):
+    config = load_config(write(MINIMAL), {"stage": stage})
+    assert config.training.visual_coefficient == coefficient
+    save_config(config, tmp_path / "saved.yaml")  # as a number
+    assert load_config(tmp_path / "saved.yaml") == config
+    said = load_config(write(MINIMAL), {"stage": stage, "training.visual_coefficient": "0.5"})
+    assert said.training.visual_coefficient == 0.5
+
+
+def test_a_list_of_names_is_read_from_the_file_or_an_option(write):
+    path = write(MINIMAL + "training: {lora_targets: [q, v]}")
+    assert load_config(path).training.lora_targets == ["q", "v"]
+    option = {"training.lora_targets": "[gate, up]"}
+    assert load_config(path, option).training.lora_targets == ["gate", "up"]
+
+
 def test_two_configs_do_not_share_their_mappings():
     first, second = RunConfig("align", "a"), RunConfig("align", "b")
     first.data.kinds["caption"] = 1.0
@@ -98,7 +123,7 @@ def test_two_configs_do_not_share_their_mappings():
 def test_overrides_win_over_the_file_and_the_file_over_defaults(write):
     path = write(MINIMAL + "training: {steps: 20, log_every: 3}\n")
     loaded = load_config(path, {"training.steps": "30", "stage": "instruct"})
-    assert loaded.training == TrainingConfig(steps=30, log_every=3)
+    assert loaded.training == trained("instruct", steps=30, log_every=3)
     assert loaded.stage == "instruct"
 
 
@@ -158,6 +183,12 @@ def test_required_keys_may_come_from_overrides(write):
         ("seed: " + "[" * 5000, ["nested too deeply"]),
         (f"seed: {2**32}", ["'seed'", "at least 0, at most 4294967295"]),
         ("data: {kinds: 1}", ["such as {question: 1.0}"]),
+        ("training: {lora_targets: q}", ["a list of some of q, k, v, o, gate, up, down"]),
+        ("training: {lora_targets: [q, w]}", ["got ['q', 'w']", "some of q, k", "such as [q, k]"]),
+        ("training: {lora_targets: []}", ["'training.lora_targets'", "got []"]),
+        ("training: {lora_dropout: 1}", ["got 1", "at least 0, below 1"]),
+        ("training: {gradient_clip: -1}", ["got -1", "at least 0"]),
+        ("training: {visual_coefficient: much}", ["got 'much'", "a number, at least 0"]),
     ],
 )
 def test_what_does_not_fit_is_refused_by_file_and_key(write, text, expected):
@@ -239,7 +270,7 @@ def test_options_become_overrides(write):
         "training.weight_decay",
     }
     loaded = load_config(namespace.config, overrides)
-    assert loaded.training == TrainingConfig(steps=12, weight_decay=0.1)
+    assert loaded.training == trained(steps=12, weight_decay=0.1)
     assert loaded.data == DataConfig(kinds={"caption": 1.0}, shuffle=False)
     assert loaded.resume and loaded.model.folder == "1e3"
 

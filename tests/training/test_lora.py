@@ -1,5 +1,7 @@
 """Adapters: what moves, what is saved, and that other programs can read it."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from metamorph.training.loop import train
 from tests.processes import run_processes
 from tests.tiny_run import tiny_config
 from tests.training.test_parallel import train_and_record
+
+Q_PROJ = "language.model.layers.0.self_attn.q_proj.weight"
 
 
 def weights_of(folder) -> dict:
@@ -66,6 +70,55 @@ def test_two_processes_train_the_same_adapters_and_resume(folder):
         torch.testing.assert_close(weight, one[name], rtol=1e-3, atol=1e-4)
     losses = [[line["text_loss"] for line in read_metrics(Path(c.output))] for c in (config, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_adapters_stand_on_the_layers_that_were_asked_for(folder):
+    config = lora_config(folder)
+    config.training.lora_targets = ["q", "down"]
+    before, after = weights_of(folder / "start"), weights_of(train(config))
+    moved = {name for name in before if ".layers." in name}
+    moved = {name.split(".")[-2] for name in moved if not torch.equal(before[name], after[name])}
+    assert moved == {"q_proj", "down_proj"}
+    written = json.loads((folder / "instruct" / "adapter" / "adapter_config.json").read_text())
+    assert set(written["target_modules"]) == {"q_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_dropout_trains_the_same_way_recomputed_or_resumed(folder, checkpointing):
+    """A block that is computed again leaves out what it left out before, and so does a run."""
+    config = lora_config(folder)
+    without = weights_of(train(replace(config, output=str(folder / "without"))))
+    config.training.lora_dropout = 0.5
+    whole = weights_of(train(replace(config, output=str(folder / "whole"))))
+    assert not torch.equal(without[Q_PROJ], whole[Q_PROJ])
+
+    config.training.activation_checkpointing = checkpointing
+    config.training.checkpoint_every, config.training.keep_checkpoints = 2, 9
+    again = replace(config, output=str(folder / checkpointing))
+    train(again)
+    shutil.rmtree(folder / checkpointing / "checkpoints" / "step-000003")
+    resumed = weights_of(train(replace(again, resume=True)))
+    for name, weight in resumed.items():
+        torch.testing.assert_close(weight, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_of_one_layer_can_be_merged_by_peft(folder):
+    config = lora_config(folder)
+    config.training.lora_targets, config.training.lora_dropout = ["v"], 0.25
+    merged = weights_of(train(config))
+    base = LlamaForCausalLM.from_pretrained(folder / "start_llama")
+    found = PeftModel.from_pretrained(base, folder / "instruct" / "adapter").merge_and_unload()
+    for name, weight in found.state_dict().items():
+        torch.testing.assert_close(weight, merged["language." + name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lora_alpha", 8.0), ("lora_targets", ["q"]), ("lora_dropout", 0.1)]
+)
+def test_a_key_of_adapters_needs_adapters(folder, key, value):
+    config = tiny_config(folder, "instruct", **{key: value})
+    with pytest.raises(UserError, match=f"training.{key}: it needs training.lora_rank above 0"):
+        train(config)
 
 
 @pytest.mark.parametrize(

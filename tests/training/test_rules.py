@@ -10,7 +10,7 @@ from metamorph.cli.command import main
 from metamorph.config import DataConfig
 from metamorph.config.reading import iter_unused, load_config, save_config
 from metamorph.errors import UserError
-from metamorph.training.rules import check_rules
+from metamorph.training.rules import check_plan, check_rules
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -54,6 +54,30 @@ def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_run_files_set_no_key_in_vain(path):
     assert list(iter_unused(load_config(path))) == []
+
+
+@pytest.mark.parametrize("stage", ["language", "align"])
+def test_a_visual_loss_needs_a_vision_head_that_is_trained(tmp_path, stage):
+    config = tiny_config(tmp_path, stage, visual_coefficient=0.5)
+    for check in (lambda: check_rules(config, CPU), lambda: check_plan(config, 1)):
+        with pytest.raises(UserError, match=f"visual_coefficient: got 0.5, but stage {stage} leav"):
+            check()
+    config.training.visual_coefficient = 0.0
+    check_rules(config, CPU)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("language", "projector_rate_factor"),
+        ("align", "vision_head_rate_factor"),
+        ("decoder", "language_rate_factor"),
+    ],
+)
+def test_a_rate_of_what_the_stage_does_not_train(tmp_path, stage, key):
+    config = tiny_config(tmp_path, stage, **{key: 2.0})
+    with pytest.raises(UserError, match=f"training.{key}: stage {stage} does not use it"):
+        check_rules(config, CPU)
 
 
 def test_data_that_are_not_named(tmp_path):
