@@ -118,9 +118,12 @@ def reduced(arguments: list[str]) -> list[str]:
     verb = arguments[0]
     if verb != "train":
         return [*arguments, *REDUCED.get(verb, "").split()]
-    if "--help" in arguments or "--world-size" in arguments:
+    if "--help" in arguments:
         return arguments
-    return [*arguments, *REDUCED[load_config(find_config(arguments[1])).stage].split()]
+    config = load_config(find_config(arguments[1]))
+    if "--dry-run" in arguments and config.parallel.gpus:
+        return arguments
+    return [*arguments, *REDUCED[config.stage].split()]
 
 
 def launched(arguments: list[str]) -> list[str]:

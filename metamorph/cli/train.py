@@ -18,7 +18,7 @@ Every key can be overridden:
   metamorph train configs/toy/instruct.yaml --data.kinds '{question: 1, draw: 1}'
   metamorph train configs/toy/instruct.yaml --resume true
   metamorph train configs/toy/instruct.yaml --dry-run
-  metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256
+  metamorph train configs/metamorph_8b/instruct.yaml --dry-run
 
 Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
 folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, a second one stops it
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file; configs/... are shipped")
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="load everything, show the plan and the first row of data, and train nothing",
+        help="train nothing: plan for the GPUs that the file is cut for (parallel.gpus); where it "
+        "names none, load everything and show the first row of data, too",
     )  # fmt: skip
     parser.add_argument(
         "--world-size", type=whole(1), metavar="INT",
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--gpu-type", choices=tuple(GPUS), default="h100",
-        help="with --world-size: which GPUs to plan for (default: %(default)s)",
+        help="with --dry-run: which GPUs to plan for (default: %(default)s)",
     )  # fmt: skip
     add_config_arguments(parser)
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.dry_run:
         from metamorph.planning.dry_run import dry_run
 
-        print(dry_run(config))
+        print(dry_run(config, GPUS[arguments.gpu_type]))
     else:
         from metamorph.processes import is_first
         from metamorph.training.loop import train

@@ -38,12 +38,15 @@ def figure(text: str, name: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("size", "stage", "world_size"),
+    ("size", "stage", "gpus"),
     [("8b", "align", 32), ("8b", "instruct", 256), ("1b", "align", 8), ("1b", "instruct", 8)],
 )
-def test_recipes_of_the_language_model(capsys, size, stage, world_size):
+def test_recipes_of_the_language_model(capsys, size, stage, gpus):
+    """On any machine: a dry run plans for the GPUs that the file is cut for, and says so."""
     recipe = CONFIGS / f"metamorph_{size}" / f"{stage}.yaml"
-    text = plan(capsys, recipe, "--world-size", str(world_size))
+    text = plan(capsys, recipe, "--gpu-type", "h200")
+    assert text.startswith(f"planned for {gpus} GPUs, which this run file is cut for (parallel.gp")
+    assert f"plan of stage {stage} on {gpus} x H200" in text
     hidden, width = HIDDEN[size], 1152
     language = LLAMA[size] + TABLES[size] * 2 * hidden
     projector = width * hidden + hidden + hidden * hidden + hidden
@@ -76,10 +79,11 @@ def test_the_papers_run_in_numbers(capsys):
     assert rate > 0.73
 
 
-@pytest.mark.parametrize(("size", "world_size"), [("8b", 32), ("1b", 8)])
-def test_recipes_of_the_decoder(capsys, size, world_size):
+@pytest.mark.parametrize(("size", "gpus"), [("8b", 88), ("1b", 8)])
+def test_recipes_of_the_decoder(capsys, size, gpus):
     recipe = CONFIGS / f"metamorph_{size}" / "decoder.yaml"
-    text = plan(capsys, recipe, "--world-size", str(world_size))
+    text = plan(capsys, recipe)
+    assert text.startswith(f"planned for {gpus} GPUs") and f"decoder on {gpus} x H100" in text
     adapter = 1152 * 2048 + 2048 + 2 * 2048 + 2048 * 768 + 768 + 2 * 768
     assert table(text) == {
         "encoder": (0, SIGLIP), "vae": (0, VAE), "unet": (UNET, 0), "adapter": (adapter, 0)
@@ -116,6 +120,16 @@ def test_recipes_of_the_decoder(capsys, size, world_size):
 def test_what_cannot_run_is_not_planned(capsys, recipe, options, message):
     assert main(["train", str(CONFIGS / f"{recipe}.yaml"), "--dry-run", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_another_number_of_gpus_may_be_asked_for(capsys):
+    recipe = CONFIGS / "metamorph_1b" / "instruct.yaml"
+    text = plan(capsys, recipe, "--world-size", "4")
+    assert text.startswith("plan of stage instruct on 4 x") and "cut for" not in text
+    assert plan(capsys, recipe, "--parallel.gpus", "16").startswith("planned for 16 GPUs")
+    options = ["--parallel.gpus", "0", "--training.compile", "false"]
+    assert main(["train", str(recipe), "--dry-run", *options]) == 2  # for it opens the model
+    assert "runs/metamorph_1b/align/model" in capsys.readouterr().err
 
 
 def test_a_world_size_is_for_plans_only(capsys):
