@@ -12,16 +12,16 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
-    ModelMixin,
     UNet2DConditionModel,
 )
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.parts import check_parts, load_part, load_scheduler
 from metamorph.errors import UserError
+from metamorph.folders import check_folder
 from metamorph.model.weights import read_json
 
 COMPONENTS = {  # as model_index.json names them; no other class is ever loaded
@@ -30,9 +30,6 @@ COMPONENTS = {  # as model_index.json names them; no other class is ever loaded
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "adapter": ["metamorph.decoder.adapter", "FeatureAdapter"],
 }
-DAMAGE = (  # what diffusers raises for files that are missing, broken or do not fit together
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError,
-)  # fmt: skip
 
 
 class VisualDecoder(DiffusionPipeline):
@@ -63,22 +60,24 @@ class VisualDecoder(DiffusionPipeline):
 
         Raises `UserError` naming the folder if it is missing, broken or another pipeline.
         """
-        folder = Path(folder)
+        folder = check_folder(folder)
         index = _read_index(folder / "model_index.json")
-        try:
-            return cls(
-                _load_module(AutoencoderKL, folder / "vae"),
-                _load_module(UNet2DConditionModel, folder / "unet"),
-                DPMSolverMultistepScheduler.from_pretrained(
-                    folder / "scheduler", local_files_only=True
-                ),
-                _load_module(FeatureAdapter, folder / "adapter"),
-                index["guidance_scale"],
-                index["sampling_steps"],
+        expected = check_parts(folder)
+        adapter = load_part(FeatureAdapter, folder / "adapter")
+        width = adapter.config.condition_width
+        if width != expected:
+            raise UserError(
+                f"{folder}: its adapter makes conditions of width {width}, but cross_attention_dim "
+                f"of its UNet is {expected}"
             )
-        except DAMAGE as error:
-            message = " ".join(str(error).split())
-            raise UserError(f"{folder}: cannot load the decoder: {message}") from error
+        return cls(
+            load_part(AutoencoderKL, folder / "vae"),
+            load_part(UNet2DConditionModel, folder / "unet"),
+            load_scheduler(DPMSolverMultistepScheduler, folder / "scheduler"),
+            adapter,
+            index["guidance_scale"],
+            index["sampling_steps"],
+        )
 
     @classmethod
     def for_model(cls, folder: str | Path, visual_width: int) -> "VisualDecoder":
@@ -152,17 +151,6 @@ class VisualDecoder(DiffusionPipeline):
                 "is too low for them, or its guidance scale too large"
             )
         return self.image_processor.postprocess(pixels.float(), output_type="pil")
-
-
-def _load_module(module_class: type[ModelMixin], folder: Path) -> ModelMixin:
-    # Without `low_cpu_mem_usage=False` diffusers asks for a package that nothing else needs.
-    module, info = module_class.from_pretrained(
-        folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True,
-        torch_dtype=torch.float32, output_loading_info=True,
-    )  # fmt: skip
-    if info["missing_keys"]:  # diffusers would go on with random weights
-        raise ValueError(f"{folder.name} lacks the tensor {info['missing_keys'][0]!r}")
-    return module
 
 
 def _read_index(path: Path) -> dict:

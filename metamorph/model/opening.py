@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig, RunConfig
 from metamorph.errors import UserError
+from metamorph.folders import check_folder
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.language import Llama
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
@@ -112,9 +113,11 @@ def open_model(
     start = config.model
     parts = choose_parts(start, device)  # what is missing should be known before weights are read
     if start.folder:
-        model = MetaMorph.from_pretrained(start.folder)
+        model = MetaMorph.from_pretrained(check_folder(start.folder, "model.folder"))
         tokenizer = read_tokenizer(start.folder)
     elif start.language and start.vision:
+        check_folder(start.language, "model.language")
+        check_folder(start.vision, "model.vision")
         torch.manual_seed(config.seed)  # projector and vision head start from scratch
         model, tokenizer = assemble(start.language, start.vision, grid=start.grid)
     else:
@@ -136,7 +139,8 @@ def grid_of(start: ModelConfig) -> int:
 def open_encoder(start: ModelConfig) -> VisionEncoder:
     """The frozen encoder: `model.vision`, or that of `model.folder` with the folder's grid."""
     if start.folder:
-        return VisionEncoder.from_pretrained(Path(start.folder) / "encoder", grid_of(start))
+        folder = check_folder(start.folder, "model.folder")
+        return VisionEncoder.from_pretrained(folder / "encoder", grid_of(start))
     if start.vision:
-        return VisionEncoder.from_pretrained(start.vision, start.grid)
+        return VisionEncoder.from_pretrained(check_folder(start.vision, "model.vision"), start.grid)
     raise UserError("model: give model.vision (a SigLIP folder) or model.folder")

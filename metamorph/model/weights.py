@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from metamorph.disk import atomic_path, write_text
 from metamorph.errors import UserError
+from metamorph.folders import check_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,6 +28,7 @@ def read_json(path: Path) -> dict:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        check_folder(Path(path).parent)
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
@@ -70,6 +72,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.exists():
+        check_folder(path.parent)
         raise UserError(f"{path}: no such file (weights are read from safetensors only)")
     try:
         return load_file(path)
@@ -169,6 +172,7 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
+        check_folder(folder)
         raise UserError(f"{path}: no such file (a model folder needs its tokenizer)")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,7 +1,6 @@
 """Drawings of a model in training: requests of its data, the real picture, and what it draws."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from metamorph.data.sources import Source
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import SampleError, UserError
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.folders import check_folder
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
 from metamorph.tokens import IMAGE_PLACEHOLDER
@@ -68,9 +68,7 @@ class SampleSheet:
     """
 
     def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
-        folder = Path(config.monitor.decoder)
-        if not folder.is_dir():
-            raise UserError(f"monitor.decoder: {folder} is not a folder")
+        folder = check_folder(config.monitor.decoder, "monitor.decoder")
         self.decoder = VisualDecoder.for_model(folder, model.config.visual_width)
         self.requests = find_requests(source, config.monitor.samples)
         self.tokenizer, self.precision = tokenizer, config.training.precision

@@ -18,6 +18,7 @@ from metamorph.costs.roofline import TERA
 from metamorph.costs.sharding import units
 from metamorph.costs.step import GIBI
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.parts import check_parts
 from metamorph.model.describe import describe_parameters
 from metamorph.model.outline import outline_encoder, public_sizes
 from metamorph.model.weights import read_json
@@ -30,6 +31,7 @@ class DecoderOutline(nn.Module):
         super().__init__()
         base, settings = config.decoder.base, config.decoder
         if Path(base).is_dir():
+            check_parts(Path(base))
             sizes = {name: read_json(Path(base) / name / "config.json") for name in ("unet", "vae")}
             source = f"sizes of decoder.base, {base}"
         else:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
@@ -22,8 +21,9 @@ from metamorph.data.pictures import PictureLanes
 from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.parts import load_base
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
-from metamorph.errors import UserError
+from metamorph.folders import check_folder
 from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_encoder
 from metamorph.model.precision import autocast
@@ -36,25 +36,9 @@ class DecoderTrainer(nn.Module):
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        base = Path(config.decoder.base)
-        for part in ("unet", "vae", "scheduler"):
-            if not (base / part).is_dir():
-                raise UserError(f"decoder.base: {base} has no {part}/, expected a diffusers folder")
+        base = check_folder(config.decoder.base, "decoder.base")
         self.vision = open_encoder(config.model)
-        options = {
-            "torch_dtype": torch.float32,
-            "use_safetensors": True,
-            "low_cpu_mem_usage": False,  # else diffusers asks for a package nothing else needs
-        }
-        try:
-            self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **options)
-            self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", **options)
-            self.noise_scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-        except (OSError, ValueError) as error:
-            raise UserError(f"decoder.base: {base} cannot be read: {error}") from error
-        prediction = self.noise_scheduler.config.prediction_type
-        if prediction != "epsilon":
-            raise UserError(f"decoder.base: {base} predicts {prediction!r}, expected 'epsilon'")
+        self.vae, self.unet, self.noise_scheduler = load_base(base)
         self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
         self.unet.train().to(memory_format=torch.channels_last)  # convolutions run faster so
         torch.manual_seed(config.seed)  # the adapter starts from scratch

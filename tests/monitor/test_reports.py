@@ -155,7 +155,7 @@ def test_a_resumed_run_goes_on_in_the_same_page_of_wandb(config, monkeypatch):
     [
         ({"wandb": True}, "monitor.wandb cannot be used here .*not installed"),
         ({"samples_every": 1, "decoder": ""}, "monitor.decoder: monitor.samples_every needs"),
-        ({"samples_every": 1, "decoder": "nowhere"}, "monitor.decoder: nowhere is not a folder"),
+        ({"samples_every": 1, "decoder": "nowhere"}, "monitor.decoder: nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_shown_is_known_before_training(config, monitor, message):

@@ -204,7 +204,7 @@ def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
     with pytest.raises(UserError, match="v_prediction"):
         DecoderTrainer(replace(config, decoder=other))
     (tmp_path / "other" / "unet" / "config.json").write_text("{oops")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="unet/config.json: not readable as JSON"):
         DecoderTrainer(replace(config, decoder=other))
 
 

@@ -1,0 +1,36 @@
+"""Folders that a user names: what is said of one that is not there."""
+
+import re
+from pathlib import Path
+
+from metamorph.errors import UserError
+
+# ORG/NAME, or the address of its page.
+HUB_NAME = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)?"
+    r"(?P<name>\w[\w.-]*/(?P<last>\w[\w.-]*))(?:/tree/[\w.-]+)?/?"
+)
+
+
+def check_folder(folder: str | Path, key: str = "") -> Path:
+    """The folder as a path. Nothing is ever downloaded in its place.
+
+    Raises `UserError` unless it is a folder; the message begins with `key` if that is given, and
+    has the command for a download if it may be the name of a model on Hugging Face's hub.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    where = f"{key}: {folder}" if key else str(folder)
+    if path.is_file():
+        raise UserError(f"{where} is a file, expected a folder")
+    if path.is_symlink():
+        raise UserError(f"{where} is a link to nothing, expected a folder")
+    found = HUB_NAME.fullmatch(str(folder))
+    if found is None or path.parent.is_dir():
+        raise UserError(f"{where} does not exist, expected a folder")
+    name, local = found["name"], f"models/{found['last']}"
+    raise UserError(
+        f"{where} is no folder here, and nothing is downloaded unasked; if it is a model on "
+        f"Hugging Face, run `hf download {name} --local-dir {local}` and give {local}"
+    )
