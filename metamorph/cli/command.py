@@ -27,6 +27,7 @@ VERBS = {
         quickstart, train, validate_data, encode, generate, export, import_weights, doctor,
     )
 }  # fmt: skip
+WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
-    if unknown and arguments.verb != train.NAME:  # which names the nearest of its many keys
+    if unknown and arguments.verb not in WITH_KEYS:  # which name the nearest of their many keys
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.unknown_arguments = unknown
     try:

@@ -1,46 +1,96 @@
-"""What the data tools on the command line work on: a run file, or a mixture file alone."""
+"""What the data tools on the command line work on: a run file, a mixture file or a folder of
+pictures, with `--data.*` and `--model.*` as `metamorph train` takes them."""
 
+import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from metamorph.config import DataConfig, RunConfig
-from metamorph.config.reading import load_config
+from metamorph.config import PartConfig, RunConfig
+from metamorph.config.reading import (
+    add_config_arguments,
+    build_config,
+    load_config,
+    overrides_from_namespace,
+)
 from metamorph.config.shipped import find_config
 from metamorph.config.strict_yaml import read_yaml
-from metamorph.data.conversation import ChatEncoder
 from metamorph.errors import UserError
-from metamorph.model.opening import add_image_tokens, grid_of
-from metamorph.model.weights import read_tokenizer
+
+if TYPE_CHECKING:
+    from metamorph.data.conversation import ChatEncoder
+
+SECTIONS = ("data", "model")
+PART_KEYS = {entry.name for entry in fields(PartConfig)}
+RUN_KEYS = {entry.name for entry in fields(RunConfig)}
 
 
-def read_data_file(path: Path) -> RunConfig:
-    """A run file, or a mixture file as the data of a run that has no model.
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """FILE, `--bad`, and every key of a run's data and model."""
+    parser.add_argument(
+        "data", type=Path, metavar="FILE", help="run file, mixture file, or folder of pictures"
+    )
+    parser.add_argument(
+        "--bad", type=Path, metavar="FILE", help="list every bad sample there, one JSON line each"
+    )
+    add_config_arguments(parser, *SECTIONS)
 
-    They are told apart by the key `stage`. Raises `UserError` for anything else.
+
+def read_data_inputs(arguments: argparse.Namespace) -> RunConfig:
+    """The run whose data is meant: that of a run file; of a mixture file, which names no model; or
+    of a decoder, for a folder of pictures. Then the keys of the command line.
+
+    Raises `UserError` for anything else, and for what the stage does not use.
     """
-    path = find_config(path)
-    written = read_yaml(path)
-    if isinstance(written, dict) and "stage" in written:
-        return load_config(path)
-    return RunConfig("instruct", "none", data=DataConfig(source="mixture", path=str(path)))
+    from metamorph.training.rules import check_stage_uses
+
+    overrides = overrides_from_namespace(arguments, arguments.unknown_arguments, *SECTIONS)
+    path = find_config(arguments.data)
+    if path.is_dir():
+        config = _build(path, overrides, stage="decoder", source="pictures")
+    elif is_run_file(read_yaml(path)):
+        config = load_config(path, overrides)
+    else:
+        config = _build(path, overrides, stage="instruct", source="mixture")
+    check_stage_uses(config)
+    return config
 
 
-def open_chat_encoder(config: RunConfig) -> ChatEncoder:
+def _build(path: Path, overrides: dict[str, str], stage: str, source: str) -> RunConfig:
+    """A run that was never written down."""
+    given = {"stage": stage, "output": "none", "data.source": source, "data.path": str(path)}
+    return build_config(given, str(path), overrides)
+
+
+def is_run_file(written: Any) -> bool:
+    """Whether YAML is meant as a run file, complete or not, rather than as a mixture.
+
+    A part of a mixture may be called `training` or `data`; then its keys are those of a part.
+    """
+
+    def is_part(values: Any) -> bool:
+        return isinstance(values, dict) and bool(values) and set(values) <= PART_KEYS
+
+    if not isinstance(written, dict):
+        return False
+    return not all(is_part(values) for name, values in written.items() if name in RUN_KEYS)
+
+
+def open_chat_encoder(config: RunConfig) -> "ChatEncoder":
     """The tokens of a run's samples, from its model's tokenizer. No weights are read.
 
     Raises `UserError` if the run names no model.
     """
+    from metamorph.data.conversation import ChatEncoder
+    from metamorph.model.opening import add_image_tokens, grid_of
+    from metamorph.model.weights import read_tokenizer
+
     folder = config.model.folder or config.model.language
     if not folder:
-        raise UserError("--tokenizer: a mixture file names no model, give a folder with one")
+        raise UserError(
+            "model.language: nothing says whose tokens to count; give --model.language FOLDER, "
+            "or --model.folder"
+        )
     tokenizer = read_tokenizer(Path(folder))
     add_image_tokens(tokenizer)
     return ChatEncoder(tokenizer, grid_of(config.model) ** 2)
-
-
-def set_grid(config: RunConfig, grid: int | None) -> None:
-    """Lets `--grid`, if given, stand for `model.grid`. `UserError` where the model has its own."""
-    if grid is None:
-        return
-    if config.model.folder:
-        raise UserError(f"--grid: the model in {config.model.folder} has a grid of its own")
-    config.model.grid = grid

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from metamorph.cli.arguments import whole
+from metamorph.cli.data_inputs import add_data_arguments, read_data_inputs
 from metamorph.config.keys import FeatureDtype
 from metamorph.errors import UserError
 
@@ -14,19 +15,19 @@ SUMMARY = "write the encoder's features of all images to disk"
 DESCRIPTION = """\
 Writes the frozen encoder's features of every image of a run's data to a folder, once. Training with
 --data.features FOLDER then reads them and never runs the encoder. What is there already is kept.
+Only pictures count, whatever words stand beside them. Keys of the run can be overridden as in
+metamorph train.
 
   metamorph encode my.yaml --output features
-  metamorph encode mixture.yaml --vision siglip --grid 8 --dtype int8 --output features
+  metamorph encode my.yaml --output features --data.path other.jsonl --bad bad.jsonl
+  metamorph encode mixture.yaml --model.vision siglip --model.grid 8 --dtype int8 --output features
+  metamorph encode photographs --model.vision siglip --output features
   metamorph encode my.yaml --output features --verify"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="FILE", help="run file, or mixture file")
+    add_data_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--vision", default="", metavar="FOLDER", help="SigLIP (mixture file)")
-    parser.add_argument(
-        "--grid", type=whole(1), metavar="INT", help="tokens a side of an image (mixture file)"
-    )
     parser.add_argument(
         "--dtype", choices=get_args(FeatureDtype), default="bf16",
         help="how features are stored (default: %(default)s)",
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from metamorph.cli.data_inputs import read_data_file, set_grid
+    from metamorph.data.bad_list import bad_list
     from metamorph.data.encode import encode, verify
     from metamorph.data.mixture import parts_of
     from metamorph.data.opening import open_source
@@ -67,19 +68,17 @@ def run(arguments: argparse.Namespace) -> None:
             )
         print(f"every file in {arguments.output} is as it was written")
         return
-    config = read_data_file(arguments.data)
-    if arguments.vision:
-        config.model.folder, config.model.vision = "", arguments.vision
-    set_grid(config, arguments.grid)
+    config = read_data_inputs(arguments)
     vision = open_encoder(config.model).to(resolve_device(arguments.device))
-    source = open_source(replace(config.data, shuffle=False), config.seed)
-    index, skips = encode(
-        parts_of(source), vision, arguments.output, arguments.dtype,
-        precision=arguments.precision, batch_size=arguments.batch,
-        shard_rows=arguments.shard_images, threads=arguments.threads,
-    )  # fmt: skip
+    source = open_source(replace(config.data, shuffle=False), config.seed, words=False)
+    with bad_list(arguments.bad) as on_bad:
+        index, skips = encode(
+            parts_of(source), vision, arguments.output, arguments.dtype,
+            precision=arguments.precision, batch_size=arguments.batch,
+            shard_rows=arguments.shard_images, threads=arguments.threads, on_bad=on_bad,
+        )  # fmt: skip
     for cause, (count, example) in skips.by_cause().items():
-        print(f"skipped {count} samples: {cause} (first: {example})")
+        print(f"skipped {count} of {skips.tried} samples: {cause} (first: {example})")
     print(
         f"{arguments.output} holds {index.rows} images as {index.dtype}; 1 - cosine to fp32: "
         f"mean {index.mean_error:.1e}, largest {index.largest_error:.1e}"

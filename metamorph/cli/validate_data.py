@@ -2,34 +2,30 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from metamorph.cli.arguments import whole
+from metamorph.cli.data_inputs import add_data_arguments, open_chat_encoder, read_data_inputs
 
 NAME = "validate-data"
 SUMMARY = "check the data of a run"
 DESCRIPTION = """\
 Reads every sample of a run's data once, its images too, and reports for each part: counts, lengths
-in tokens, bad samples by cause, how full packed rows will be. Ends with 1 if more samples of a part
-are bad than data.skip_limit allows.
+in tokens, sizes of images, bad samples by cause, how full packed rows will be. Of the data of a
+decoder only the pictures count. Ends with 1 if more samples of a part are bad than data.skip_limit
+allows. Keys of the run can be overridden as in metamorph train:
 
   metamorph validate-data my.yaml
-  metamorph validate-data mixture.yaml --tokenizer llama --samples 1000"""
+  metamorph validate-data my.yaml --data.path other.jsonl --bad bad.jsonl
+  metamorph validate-data mixture.yaml --model.language llama --samples 1000
+  metamorph validate-data photographs"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="FILE", help="run file, or mixture file")
+    add_data_arguments(parser)
     parser.add_argument(
         "--samples", type=whole(0), default=0, metavar="INT",
         help="look at so many of each part, 0 for all (default)",
     )  # fmt: skip
-    parser.add_argument(
-        "--tokenizer", default="", metavar="FOLDER", help="whose tokens to count (mixture file)"
-    )
-    parser.add_argument(
-        "--grid", type=whole(1), metavar="INT", help="tokens a side of an image (mixture file)"
-    )
-    parser.add_argument("--row-length", type=whole(2), metavar="INT", help="tokens in a packed row")
     parser.add_argument(
         "--workers", type=whole(0), default=0, metavar="INT",
         help="processes that read samples (default: none but this one)",
@@ -37,26 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from metamorph.cli.data_inputs import open_chat_encoder, read_data_file, set_grid
+    config = read_data_inputs(arguments)
+    from metamorph.data.bad_list import bad_list
     from metamorph.data.mixture import parts_of
     from metamorph.data.opening import open_source
     from metamorph.data.validate import validate_part
 
-    config = read_data_file(arguments.data)
-    if arguments.tokenizer:
-        config.model.folder, config.model.language = "", arguments.tokenizer
-    set_grid(config, arguments.grid)
-    encoder = open_chat_encoder(config)
-    row_length = arguments.row_length or config.data.row_length
-    reports = [
-        validate_part(
-            name, part, encoder, row_length, samples=arguments.samples, workers=arguments.workers
-        )
-        for name, part in parts_of(open_source(config.data, config.seed)).items()
-    ]
-    for report in reports:
-        print(report.text())
-    over = [report.name for report in reports if report.bad_share > config.data.skip_limit]
+    words = config.stage != "decoder"
+    encoder = open_chat_encoder(config) if words else None
+    parts = parts_of(open_source(config.data, config.seed, words))
+    over = []
+    with bad_list(arguments.bad) as on_bad:
+        for name, part in parts.items():
+            report = validate_part(
+                name, part, encoder, config.data.row_length, samples=arguments.samples,
+                workers=arguments.workers, on_bad=on_bad,
+            )  # fmt: skip
+            print(report.text(), flush=True)
+            if report.bad_share > config.data.skip_limit:
+                over.append(name)
     if over:
         limit = f"{config.data.skip_limit:.0%}"
         print(f"metamorph: more than {limit} of {', '.join(over)} are bad", file=sys.stderr)

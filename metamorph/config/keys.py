@@ -15,7 +15,7 @@ Fp8Backend = Literal["torchao", "transformer_engine", "native"]
 Recomputation = Literal["none", "selective", "full"]
 FeatureDtype = Literal["bf16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
-FileFormat = Literal["jsonl", "webdataset", "parquet"]
+FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
@@ -70,7 +70,9 @@ class SourceConfig:
         "what conversation a record stands for (all but toy_scenes), see docs/data.md",
         "conversations",
     )
-    path: str = option("file of the samples; webdataset and parquet: or a folder, or *.tar", "")
+    path: str = option(
+        "file of the samples; webdataset and parquet: or a folder, or *.tar; pictures: a folder", ""
+    )
     image_root: str = option(
         "folder that image and video paths start from, empty for the folder of the file (jsonl)", ""
     )

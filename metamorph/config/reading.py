@@ -52,8 +52,14 @@ LIMITS = {  # limit: in words, and what holds between a value and it
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a YAML run file, then apply `overrides` {dotted key: value, or its text}."""
-    values = _flatten(read_yaml(Path(path)), str(path))
-    origin = dict.fromkeys(values, str(path))
+    return build_config(_flatten(read_yaml(Path(path)), str(path)), str(path), overrides)
+
+
+def build_config(
+    given: Mapping[str, Any], path: str, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """As `load_config`, of {dotted key: value}. `path`: where they stand, for messages."""
+    values, origin = dict(given), dict.fromkeys(given, path)
     fields = dict(_leaves(RunConfig))
     for key, value in (overrides or {}).items():
         if key in fields and isinstance(value, str) and fields[key].type in PARSED:
@@ -98,8 +104,9 @@ def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Any, str]]:
         yield key, entry.type, _default(entry), entry.metadata["help"]
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--section.key VALUE` for every key of `RunConfig`, a group for each section.
+def add_config_arguments(parser: argparse.ArgumentParser, *sections: str) -> None:
+    """Add `--section.key VALUE` for every key of `RunConfig`, or of some of its sections alone, a
+    group for each section.
 
     Abbreviations are switched off: a shortened key would change its meaning when keys are added.
     """
@@ -107,6 +114,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     groups: dict[str, Any] = {}
     for key, entry in _leaves(RunConfig):
         section = key.rpartition(".")[0] or "run"
+        if sections and section not in sections:
+            continue
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} options")
         default = _default(entry)
@@ -122,22 +131,28 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides_from_namespace(
-    namespace: argparse.Namespace, unknown: Sequence[str] = ()
+    namespace: argparse.Namespace, unknown: Sequence[str] = (), *sections: str
 ) -> dict[str, str]:
-    """The config options given on the command line; `unknown` is from `parse_known_args`."""
+    """The config options given on the command line; `unknown` is from `parse_known_args`.
+    `sections`: as `add_config_arguments` had them."""
+    given, keys = vars(namespace), [key for key, _ in _leaves(RunConfig)]
     for argument in unknown:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0]
-            raise UserError(f"unknown option '--{name}'; the nearest is '--{nearest(name)}'")
+            if name in keys:
+                raise UserError(f"--{name}: only metamorph train uses it, leave it out here")
+            closest = nearest(name, *sections)
+            raise UserError(f"unknown option '--{name}'; the nearest is '--{closest}'")
     if unknown:
         raise UserError(f"unexpected argument '{unknown[0]}'")
-    given = vars(namespace)
-    return {key: given[key] for key, _ in _leaves(RunConfig) if key in given}
+    chosen = [key for key in keys if not sections or key.partition(".")[0] in sections]
+    return {key: given[key] for key in chosen if key in given}
 
 
-def nearest(key: str) -> str:
-    """The key of `RunConfig` that `key` most likely stands for."""
+def nearest(key: str, *among: str) -> str:
+    """The key of `RunConfig`, or of some of its sections, that `key` most likely stands for."""
     keys = [name for name, _ in _leaves(RunConfig) if name != key]
+    keys = [name for name in keys if not among or name.partition(".")[0] in among]
     sections = {name.partition(".")[0] for name in keys} - {key}
     leaf = key.rpartition(".")[2]
     misplaced = [name for name in keys if name.rpartition(".")[2] == leaf]

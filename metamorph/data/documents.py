@@ -58,11 +58,7 @@ class Documents:
         with skippable(where):
             document = self.encoder.encode(sample)
         if len(document) > self.row_length:
-            raise SampleError(
-                "longer than a row",
-                f"sample {document.sample_id}: {len(document)} tokens, "
-                f"a row holds {self.row_length} (data.row_length)",
-            )
+            raise longer_than_a_row(document, self.row_length)
         with located(where):
             if self.features is not None:
                 features = self.features.read([key_of(image) for image in document.images])
@@ -72,6 +68,14 @@ class Documents:
     def _opened(self, image) -> Image.Image:
         image = opened(image)
         return squashed(image, self.image_size) if self.image_size else image
+
+
+def longer_than_a_row(document: Document, row_length: int) -> SampleError:
+    return SampleError(
+        "longer than a row",
+        f"sample {document.sample_id}: {len(document)} tokens, "
+        f"a row holds {row_length} (data.row_length)",
+    )
 
 
 class DocumentSource(Protocol):
@@ -90,7 +94,7 @@ class DocumentsAhead:
     The processes hold no position: what is prepared ahead and never asked for is dropped.
     """
 
-    def __init__(self, documents: Documents, workers: int, stride: int, readers: int):
+    def __init__(self, documents: DocumentSource, workers: int, stride: int, readers: int):
         self.documents, self.stride = documents, stride
         self.row_length = documents.row_length
         self.depth = -(-AHEAD * workers // readers)
@@ -126,10 +130,10 @@ class DocumentsAhead:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-_documents: Documents  # of a process that prepares
+_documents: DocumentSource  # of a process that prepares
 
 
-def _start(documents: Documents) -> None:
+def _start(documents: DocumentSource) -> None:
     global _documents
     _documents = documents
     torch.set_num_threads(1)  # processes share the cores

@@ -3,12 +3,15 @@
 Shards appear whole or not at all, so a run that was cut short goes on after its last shard.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from metamorph.data.bad_list import OnBad, ignore
 from metamorph.data.features import (
     INDEX,
     KEY_BYTES,
@@ -38,6 +42,14 @@ from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import write_json
 
 AHEAD = 4  # samples that a thread opens ahead
+
+
+class Waiting(NamedTuple):
+    """An image that is not encoded yet."""
+
+    sample: int  # its number
+    key: bytes
+    image: Image.Image  # squashed
 
 
 @dataclass
@@ -94,25 +106,68 @@ def encode(
     batch_size: int = 64,
     shard_rows: int = 4096,
     threads: int = 4,
+    on_bad: OnBad = ignore,
 ) -> tuple[FeatureIndex, Skips]:
     """Features of every image of the parts, each once, in `folder`.
 
     What is there already and still has its hash is kept. Returns the index and the samples that
-    could not be read. Raises `UserError` if the folder holds features of another kind.
+    could not be read, of which `on_bad` is told at once. Raises `UserError` if the folder holds
+    features of another kind.
     """
     index, done = _resume(folder, FeatureIndex(identity(vision), vision.grid, vision.width, dtype))
     write_json(folder / INDEX, index.to_dict())
     writer = FeatureWriter(folder, index, shard_rows)
     device = vision.tower.embeddings.patch_embedding.weight.device
     skips = Skips()
-    images = _new_images(parts, vision.image_size, done, skips, threads)
-    while batch := [*islice(images, batch_size)]:
-        pixels = vision.preprocess([image for _, image in batch])
+    waiting: list[Waiting] = []
+
+    def encode_batch() -> None:
+        _, keys, images = zip(*waiting[:batch_size], strict=True)
         with torch.no_grad(), autocast(precision, device):
-            features = vision(pixels)
-        writer.add([key for key, _ in batch], features)
-    writer.flush()
+            features = vision(vision.preprocess([*images]))
+        writer.add(keys, features)
+        del waiting[:batch_size]
+
+    with closing(Progress(sum(map(len, parts.values())), len(done))) as progress:
+        try:
+            for name, images in _loaded(parts, vision.image_size, done, threads):
+                skips.tried += 1
+                if isinstance(images, SampleError):
+                    skips.add(images)
+                    on_bad(name, images)
+                else:
+                    waiting += [Waiting(skips.tried, *image) for image in images]
+                while len(waiting) >= batch_size:
+                    encode_batch()
+                progress.show(skips, len(done), waiting)
+            while waiting:
+                encode_batch()
+            progress.show(skips, len(done), waiting)
+        finally:
+            writer.flush()  # what is encoded is kept, too, when Ctrl-C ends it
     return writer.index, skips
+
+
+class Progress:
+    """A bar over all samples. One is done when its images are encoded or known, or it is bad."""
+
+    def __init__(self, samples: int, images: int):
+        """`images`: how many an earlier run encoded."""
+        self.images = images
+        self.bar = tqdm(total=samples, desc="encode", unit=" samples", mininterval=1, smoothing=0)
+
+    def show(self, skips: Skips, images: int, waiting: list[Waiting]) -> None:
+        """`images`: how many were found so far, those included that wait to be encoded."""
+        samples = skips.tried - len({image.sample for image in waiting})
+        if images == self.images:
+            # To find what an earlier run did is quick, and says nothing of the time for the rest.
+            self.bar.initial, self.bar.start_t = samples, time.time()
+        counts = f"{images - len(waiting)} images, {skips.counts.total()} skipped"
+        self.bar.set_postfix_str(counts, refresh=False)
+        self.bar.update(samples - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def verify(folder: Path) -> list[str]:
@@ -141,39 +196,39 @@ def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes
     return index, set(FeatureFolder(folder, verify=False).all_keys())
 
 
-def _new_images(
-    parts: dict[str, Source], size: int, done: set[bytes], skips: Skips, threads: int
-) -> Iterator[tuple[bytes, Image.Image]]:
-    """Key and squashed image of every image that is not `done`, each once."""
+def _loaded(
+    parts: dict[str, Source], size: int, done: set[bytes], threads: int
+) -> Iterator[tuple[str, list[tuple[bytes, Image.Image]] | SampleError]]:
+    """Every sample in turn: its part, with key and squashed image of those of its images that are
+    not `done`, each once, or why it is bad. What is given counts as done."""
 
-    def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]]:
+    def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]] | SampleError:
         loaded = []
-        with skippable(f"sample {index}"):
-            sample = source.sample(index)
-        with located(sample.where or f"sample {sample.id}"):
-            for image in sample.images:
-                key = key_of(image)
-                if key not in done:
-                    loaded.append((key, squashed(opened(image), size)))
+        try:
+            with skippable(f"sample {index}"):
+                sample = source.sample(index)
+            with located(sample.where or f"sample {sample.id}"):
+                for image in sample.images:
+                    key = key_of(image)
+                    if key not in done:
+                        loaded.append((key, squashed(opened(image), size)))
+        except SampleError as error:
+            return error
         return loaded
 
     with ThreadPoolExecutor(threads) as pool:
         for name, source in parts.items():
             loading = deque()
             following = iter(range(len(source)))
-            for _ in tqdm(range(len(source)), desc=name, unit=" samples", mininterval=1):
+            for _ in range(len(source)):
                 for index in islice(following, AHEAD * threads - len(loading)):
                     loading.append(pool.submit(load, source, index))
-                skips.tried += 1
-                try:
-                    loaded = loading.popleft().result()
-                except SampleError as error:
-                    skips.add(error)
-                    continue
-                for key, image in loaded:
-                    if key not in done:
-                        done.add(key)
-                        yield key, image
+                loaded = loading.popleft().result()
+                if not isinstance(loaded, SampleError):
+                    new = {key: image for key, image in loaded if key not in done}
+                    done.update(new)
+                    loaded = [*new.items()]
+                yield name, loaded
 
 
 def _is_whole(folder: Path, shard: Shard) -> bool:

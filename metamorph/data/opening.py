@@ -19,10 +19,11 @@ from metamorph.config import DataConfig, PartConfig, SourceConfig
 from metamorph.config.reading import read_section
 from metamorph.config.strict_yaml import read_yaml
 from metamorph.data.families.boxes import boxes
-from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.families.pictures import captions, conversations, edits, pictures
 from metamorph.data.families.videos import Sampling, video_frames, video_questions
 from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.formats.parquet import Parquet
+from metamorph.data.formats.picture_folder import PictureFolder
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.mixture import PERIOD, Mixture
 from metamorph.data.order import mixed
@@ -31,11 +32,15 @@ from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
 
 
-def open_source(config: DataConfig, seed: int) -> Source:
-    """The source that a run's `data` section names. Raises `UserError` if it cannot be used."""
+def open_source(config: DataConfig, seed: int, words: bool = True) -> Source:
+    """The source that a run's `data` section names. Raises `UserError` if it cannot be used.
+
+    `words`: whether samples need any. Without, as for the decoder, pictures alone suffice: records
+    may lack their text, and a source may be a folder of pictures.
+    """
     if config.source == "mixture":
-        return open_mixture(config, seed)
-    return open_part(config, config, Path(), seed)
+        return open_mixture(config, seed, words)
+    return open_part(config, config, Path(), seed, words)
 
 
 def check_path(config: SourceConfig) -> None:
@@ -45,12 +50,16 @@ def check_path(config: SourceConfig) -> None:
     what = "the file or folder of the samples"
     if config.source == "mixture":
         what = "a YAML file that names the parts"
+    elif config.source == "pictures":
+        what = "a folder of pictures"
     raise UserError(f"data.path: it is empty, expected {what}")
 
 
-def open_part(config: SourceConfig, data: DataConfig, base: Path, seed: int) -> Source:
+def open_part(
+    config: SourceConfig, data: DataConfig, base: Path, seed: int, words: bool = True
+) -> Source:
     """One source that is no mixture; relative paths start from `base`. `data`: the section that
-    it stands in, whose settings hold for all parts."""
+    it stands in, whose settings hold for all parts. `words`: see `open_source`."""
     if config.source == "toy_scenes":
         return ToyScenes(seed, config.kinds, config.samples)
     check_path(config)
@@ -58,6 +67,9 @@ def open_part(config: SourceConfig, data: DataConfig, base: Path, seed: int) -> 
     if config.source == "jsonl":
         image_root = base / config.image_root if config.image_root else path.parent
         records = JsonLines(path, image_root, data.max_pixels, config.fields, data.follow_links)
+    elif config.source == "pictures":
+        check_pictures(config, words)
+        records = PictureFolder(path, data.max_pixels, data.follow_links)
     elif config.source == "webdataset":
         records = WebDataset(path, data.max_pixels, config.fields, data.follow_links)
     else:
@@ -71,11 +83,29 @@ def open_part(config: SourceConfig, data: DataConfig, base: Path, seed: int) -> 
         "video_questions": partial(video_questions, sampling=sampling),
         "video_frames": partial(video_frames, sampling=sampling, seed=seed),
     }
+    if not words:
+        alone = partial(pictures, fields=("image",))
+        families |= {"conversations": alone, "captions": alone}
+        families["edits"] = partial(pictures, fields=("original_image", "edited_image"))
     return RecordSource(records, families[config.family], seed, data.shuffle)
 
 
-def open_mixture(config: DataConfig, seed: int) -> Mixture:
+def check_pictures(config: SourceConfig, words: bool) -> None:
+    """Raises `UserError` if a folder of pictures is to say something."""
+    if words:
+        raise UserError(
+            f"data.source: {config.path} is a folder of pictures without a word about them, from "
+            f"which only stage decoder learns; expected jsonl, webdataset or parquet"
+        )
+    if config.family != SourceConfig.family:
+        raise UserError(
+            f"data.family: {config.family} needs more than source pictures has; leave it out"
+        )
+
+
+def open_mixture(config: DataConfig, seed: int, words: bool = True) -> Mixture:
     """The mixture file `data.path`. Without a weight, a part counts by its number of samples.
+    `words`: see `open_source`.
 
     Raises `UserError` if the file or one of its parts cannot be used.
     """
@@ -86,7 +116,7 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
         try:
             # Equal files under other names should not come in the same order.
             part_seed = mixed(seed, number) % 2**32
-            parts[name] = open_part(part, config, path.parent, part_seed)
+            parts[name] = open_part(part, config, path.parent, part_seed, words)
         except UserError as error:
             raise UserError(f"{path}: part '{name}': {error}") from error
         weights.append(part.weight or len(parts[name]))

@@ -1,18 +1,21 @@
-"""What a run will find in its data: counts, lengths, bad samples by cause, packing.
+"""What a run will find in its data: counts, lengths, sizes, bad samples by cause, packing.
 
 metamorph validate-data my.yaml
 """
 
 import sys
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
 
+from metamorph.data.bad_list import OnBad, ignore
 from metamorph.data.conversation import ChatEncoder, Document
-from metamorph.data.documents import Documents, DocumentsAhead
+from metamorph.data.documents import Documents, DocumentsAhead, longer_than_a_row
+from metamorph.data.images import opened
 from metamorph.data.packing import RowStream
-from metamorph.data.skips import Skips
+from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError
 
@@ -21,7 +24,8 @@ PACKED = 4096  # documents that are packed for the expected efficiency
 
 @dataclass
 class PartReport:
-    """What was found in one part. Lengths are in tokens, of documents that can be used."""
+    """What was found in one part. Lengths are in tokens, of documents that can be used; there are
+    none where only pictures count."""
 
     name: str
     samples: int  # of an epoch
@@ -29,6 +33,7 @@ class PartReport:
     skips: Skips = field(default_factory=Skips)
     lengths: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)  # of each document
+    sides: list[int] = field(default_factory=list)  # of each image, the shorter one, in pixels
     visual_tokens: int = 0
     longer: int = 0  # documents that no row holds
 
@@ -51,21 +56,22 @@ class PartReport:
 
     def text(self) -> str:
         """The report as lines."""
-        usable = len(self.lengths) - self.longer
+        usable = len(self.images) - self.longer
         lines = [
             f"{self.name}: {self.skips.tried} of {self.samples} samples looked at, {usable} usable"
         ]
         if self.lengths:
-            low, middle, high, most = (
-                int(np.percentile(self.lengths, share, method="nearest"))
-                for share in (0, 50, 95, 100)
+            lines.append(f"  tokens: {_spread(self.lengths)}")
+        if self.images:
+            lines.append(
+                f"  images a sample: mean {np.mean(self.images):.2f}, max {max(self.images)}"
             )
-            total = sum(self.lengths)
+        if self.sides:
+            lines.append(f"  shorter side of an image, in pixels: {_spread(self.sides)}")
+        if self.lengths:
+            visual = self.visual_tokens / sum(self.lengths)
             lines += [
-                f"  tokens: min {low}, median {middle}, 95% {high}, max {most}",
-                f"  images a sample: mean {np.mean(self.images):.2f}, max {max(self.images)}",
-                f"  share of tokens: visual {self.visual_tokens / total:.0%}, "
-                f"text {1 - self.visual_tokens / total:.0%}",
+                f"  share of tokens: visual {visual:.0%}, text {1 - visual:.0%}",
                 f"  rows of {self.row_length}: {self.packing_efficiency():.1%} full when packed",
             ]
         if self.longer:
@@ -75,48 +81,91 @@ class PartReport:
         return "\n".join(lines)
 
 
+def _spread(values: list[int]) -> str:
+    low, middle, high, most = (
+        int(np.percentile(values, share, method="nearest")) for share in (0, 50, 95, 100)
+    )
+    return f"min {low}, median {middle}, 95% {high}, max {most}"
+
+
 def validate_part(
     name: str,
     source: Source,
-    encoder: ChatEncoder,
+    encoder: ChatEncoder | None,
     row_length: int,
     *,
     samples: int = 0,
     workers: int = 0,
+    on_bad: OnBad = ignore,
 ) -> PartReport:
-    """Looks at the first `samples` of a source, 0 for all, with every image opened."""
+    """Looks at the first `samples` of a source, 0 for all, with every image opened.
+
+    Without an `encoder` only pictures count, as for the decoder.
+    """
     report = PartReport(name, len(source), row_length)
     checked = min(samples or len(source), len(source))
-    documents = _Checked(source, encoder)
+    documents = _Pictures(source) if encoder is None else _Checked(source, encoder)
     ahead = DocumentsAhead(documents, workers, stride=1, readers=1) if workers else None
     try:
         for index in tqdm(range(checked), desc=name, unit=" samples", mininterval=1):
             report.skips.tried += 1
             try:
-                document = (ahead or documents).document(index)
+                document = cast(_Seen, (ahead or documents).document(index))
             except SampleError as error:
                 report.skips.add(error)
+                on_bad(name, error)
+                continue
+            report.images.append(len(document.sides))
+            report.sides += document.sides
+            if encoder is None:
                 continue
             report.lengths.append(len(document))
-            report.images.append(len(document.spans))
             report.visual_tokens += len(document.spans) * encoder.tokens_per_image
-            report.longer += len(document) > row_length
+            if len(document) > row_length:
+                report.longer += 1
+                on_bad(name, longer_than_a_row(document, row_length))
     finally:
         if ahead is not None:
             ahead.close()
     return report
 
 
+@dataclass
+class _Seen(Document):
+    """A document whose images were opened and closed again."""
+
+    sides: list[int] = field(default_factory=list)  # of each image, the shorter one
+
+
 class _Checked(Documents):
-    """Documents of any length, whose images were opened and closed again."""
+    """Documents of any length."""
 
     def __init__(self, source: Source, encoder: ChatEncoder):
         super().__init__(source, encoder, row_length=sys.maxsize)
 
-    def document(self, index: int) -> Document:
+    def document(self, index: int) -> _Seen:
         document = super().document(index)
-        document.images = ()
-        return document
+        sides = [min(opened(image).size) for image in document.images]
+        return _Seen(**vars(document) | {"images": (), "sides": sides})
+
+
+class _Pictures:
+    """The pictures of samples as documents without a token."""
+
+    row_length = 0
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def document(self, index: int) -> _Seen:
+        with skippable(f"sample {index}"):
+            sample = self.source.sample(index)
+        with located(sample.where or f"sample {sample.id}"):
+            sides = [min(opened(image).size) for image in sample.images]
+        return _Seen(sample.id, sides=sides)
 
 
 @dataclass

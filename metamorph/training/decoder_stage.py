@@ -115,7 +115,7 @@ class DecoderStage:
             fused=True,
         )
         if source is None:
-            source = open_source(config.data, config.seed)
+            source = open_source(config.data, config.seed, words=False)
         self.lanes = PictureLanes(source, config.decoder.batch_size, rank(), world_size())
         self.telemetry = PictureTelemetry()
 

@@ -45,8 +45,8 @@ def folder(tmp_path):
 
 
 def test_a_mixture_file_alone(folder, capsys):
-    command = ["validate-data", str(folder / "mixture.yaml"), "--tokenizer", str(folder / "llama")]
-    command += ["--grid", "2", "--row-length", "200"]
+    command = ["validate-data", str(folder / "mixture.yaml"), "--model.language"]
+    command += [str(folder / "llama"), "--model.grid", "2", "--data.row_length", "200"]
     assert main(command) == 1
     printed = capsys.readouterr()
     good, bad = printed.out.split("bad: 8 of 8")
@@ -73,8 +73,55 @@ def test_a_run_file_brings_tokenizer_row_length_and_limit(folder, capsys):
     (folder / "run.yaml").write_text(json.dumps(run))
     assert main(["validate-data", str(folder / "run.yaml")]) == 0
     assert "rows of 128: " in capsys.readouterr().out
+    other = ["--data.source", "jsonl", "--data.path", str(folder / "bad.jsonl")]
+    assert main(["validate-data", str(folder / "run.yaml"), *other, "--data.skip_limit", "0"]) == 1
+    assert capsys.readouterr().out.startswith("data: 8 of 8 samples looked at, 6 usable\n")
 
 
 def test_a_mixture_file_needs_a_tokenizer(folder, capsys):
     assert main(["validate-data", str(folder / "mixture.yaml")]) == 2
-    assert "--tokenizer: a mixture file names no model" in capsys.readouterr().err
+    assert "model.language: nothing says whose tokens" in capsys.readouterr().err
+
+
+def test_every_bad_sample_is_listed_on_request(folder, capsys):
+    path = folder / "list.jsonl"
+    command = ["validate-data", str(folder / "mixture.yaml"), "--bad", str(path)]
+    command += ["--model.language", str(folder / "llama"), "--model.grid", "2"]
+    for row_length, causes in (
+        ("200", ["corrupt image", "image outside its root"]),
+        ("2", ["longer than a row"] * 14 + ["corrupt image", "image outside its root"]),
+    ):  # the second list replaces the first
+        assert main([*command, "--data.row_length", row_length]) == 1
+        listed = [json.loads(line) for line in path.read_text().splitlines()]
+        assert sorted(line["cause"] for line in listed) == sorted(causes)
+        broken = next(line for line in listed if line["cause"] == "corrupt image")
+        assert broken["part"] == "bad" and "bad.jsonl:7" in broken["message"]
+    path.write_text("my only copy\n")
+    assert main(command) == 2
+    assert "list.jsonl exists and is no list of bad samples" in capsys.readouterr().err
+    assert path.read_text() == "my only copy\n"
+    assert main([*command[:3], str(folder), *command[4:]]) == 2
+    assert "is a folder, expected a file to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_only_pictures_count_for_a_decoder(folder, capsys, workers):
+    """Neither a tokenizer nor words are asked for."""
+    write_lines(folder / "alone.jsonl", {"image": "a.png"}, {"image": "half.png"}, {"image": []})
+    run = {"stage": "decoder", "output": "x", "data": {"path": str(folder / "alone.jsonl")}}
+    (folder / "decoder.yaml").write_text(json.dumps(run))
+    command = ["validate-data", str(folder / "decoder.yaml"), "--workers", workers]
+    assert main([*command, "--bad", str(folder / "list.jsonl")]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("data: 3 of 3 samples looked at, 2 usable\n  images a sample: ")
+    assert "shorter side of an image, in pixels: min 10, median 10" in printed
+    assert "bad: 1 corrupt image" in printed and "rows of" not in printed
+    assert "half.png" in json.loads((folder / "list.jsonl").read_text())["message"]
+
+
+def test_a_folder_of_pictures_is_data_as_it_stands(folder, capsys):
+    (folder / "half.png").unlink()
+    assert main(["validate-data", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("data: 1 of 1 samples looked at, 1 usable\n")
+    assert main(["validate-data", str(folder / "llama")]) == 2
+    assert "llama holds no picture" in capsys.readouterr().err

@@ -38,3 +38,8 @@ def edits(record: Record) -> Sample:
     return sample_of(
         record, turns, [record.picture("original_image"), record.picture("edited_image")]
     )
+
+
+def pictures(record: Record, fields: tuple[str, ...]) -> Sample:
+    """The images of some fields, each none, one or a list, whatever words stand beside them."""
+    return sample_of(record, (), [image for name in fields for image in record.pictures(name)])
