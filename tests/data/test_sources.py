@@ -107,7 +107,8 @@ def test_blank_lines_are_no_samples_and_lines_are_named(folder):
     ids=lambda record: str(record)[:40],
 )
 def test_malformed_records(folder, record):
-    assert cause_of(write(folder, record))[0] == "malformed record"
+    good = {"conversations": conversation("q", "a")}
+    assert cause_of(write(folder, good, record), 1)[0] == "malformed record"
 
 
 def test_a_null_image_is_no_image(folder):

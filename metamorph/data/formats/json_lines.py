@@ -1,19 +1,25 @@
-"""Records as one JSON object a line, with images and videos below a folder."""
+"""Records as JSON objects, one a line or together in one array, with images and videos below a
+folder.
+"""
 
-import json
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
+from metamorph.data.formats.compression import compression_of
+from metamorph.data.formats.places import Places, elements, lines
 from metamorph.data.formats.records import Folder, Record
-from metamorph.errors import UserError
+from metamorph.data.formats.text import LONGEST_RECORD, read_object
+from metamorph.data.images import reason
+from metamorph.errors import SampleError, UserError
+
+MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+BEGINNING = 2**16  # bytes that tell what a file is
 
 
 class JsonLines:
-    """A JSONL file. Only line offsets are kept in memory, 16 bytes a line; a line is parsed when
-    its turn comes."""
+    """A JSONL file, or LLaVA's one JSON array. Only places are kept in memory, 24 bytes a record;
+    a record is parsed when its turn comes."""
 
     blocks = None
 
@@ -25,38 +31,53 @@ class JsonLines:
         names: Mapping[str, str],
         follow_links: bool = False,
     ):
-        if not path.is_file():
-            raise UserError(f"data.path: {path} does not exist, expected a JSONL file")
         if not image_root.is_dir():
             raise UserError(f"data.image_root: {image_root} is not a folder")
         self.path, self.names = path, names
         self.files = Folder(image_root, max_pixels, follow_links)
-        self.offsets, self.numbers = _lines_with_content(path)
-        if not len(self.offsets):
+        self.places, self.is_array = _read_places(path)
+        if not len(self.places):
             raise UserError(f"data.path: {path} holds no samples")
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.places)
 
     def record(self, position: int) -> Record:
+        start, end = int(self.places.starts[position]), int(self.places.ends[position])
+        if self.places.is_cut and position == len(self) - 1:
+            raise SampleError("cut off file", "the file ends within its array, the rest is lost")
+        if end - start > LONGEST_RECORD:
+            raise ValueError(f"it is longer than {LONGEST_RECORD // 2**20} MiB")
         with self.path.open("rb") as file:
-            file.seek(self.offsets[position])
-            line = file.readline()
-        values = json.loads(line)
-        return Record(self.where(position), values, self.files, self.names)
+            file.seek(start)
+            content = file.read(end - start)
+        what = "the element" if self.is_array else "the line"
+        return Record(self.where(position), read_object(content, what), self.files, self.names)
 
     def where(self, position: int) -> str:
-        return f"{self.path}:{self.numbers[position]}"
+        number = self.places.numbers[position]
+        return f"{self.path}[{number}]" if self.is_array else f"{self.path}:{number}"
 
 
-def _lines_with_content(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Byte offsets and numbers, from 1, of the lines that are not blank: two int64 arrays."""
-    offsets, numbers = array("q"), array("q")
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                offsets.append(offset)
-                numbers.append(number)
-            offset += len(line)
-    return np.frombuffer(offsets, np.int64), np.frombuffer(numbers, np.int64)
+def _read_places(path: Path) -> tuple[Places, bool]:
+    """Where the records stand, and whether in an array. Raises `UserError` for another file."""
+    try:
+        if path.is_dir():
+            raise UserError(f"data.path: {path} is a folder, expected a JSONL file")
+        with path.open("rb") as file:
+            beginning = file.read(BEGINNING)
+        content = beginning.removeprefix(MARK).lstrip()
+        problem = compression_of(beginning)
+        if not problem and (beginning[:2] in UTF_16_MARKS or b"\0" in beginning[:4]):
+            problem = "it is UTF-16 or UTF-32, save it as UTF-8"
+        elif content.partition(b"\n")[0].strip() == b"{":
+            problem = "it holds an object of several lines, expected one a line or an array of them"
+        if problem:
+            raise UserError(f"data.path: {path} cannot be read: {problem}")
+        is_array = content.startswith(b"[")
+        start = len(MARK) if beginning.startswith(MARK) else 0
+        return (elements if is_array else lines)(path, start), is_array
+    except FileNotFoundError as error:
+        raise UserError(f"data.path: {path} does not exist, expected a JSONL file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.path: {path} cannot be read: {reason(error)}") from error

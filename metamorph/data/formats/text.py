@@ -5,6 +5,7 @@ from typing import Any
 
 from metamorph.errors import shown
 
+MOST_DIGITS = 4300
 LONGEST_RECORD = 2**24  # bytes of JSON or text; parsed, they may take thirty times as much
 
 
@@ -22,7 +23,7 @@ def read_object(content: bytes, what: str) -> dict[str, Any]:
     """A JSON object; a key that stands twice in it is refused, for one would be lost."""
     text = read_text(content, what)
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        value = json.loads(text, object_pairs_hook=_once, parse_int=_whole)
     except json.JSONDecodeError as error:
         problem = f"{error.msg[0].lower()}{error.msg[1:]}"
         raise ValueError(
@@ -33,6 +34,12 @@ def read_object(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what}: expected a JSON object, got {shown(value)}")
     return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:  # Python reads no more, for it takes the square of their time
+        raise ValueError(f"not valid JSON: a number of more than {MOST_DIGITS} digits")
+    return int(digits)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
