@@ -37,6 +37,14 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class Halted(Exception):
+    """A run had to end through no fault of what it was given: no place on the disk, or another
+    process of it has died. The message is one sentence; the last checkpoint is kept."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
 class Stopped(Exception):
     """A run was asked to stop (Ctrl-C, SIGTERM) and has saved a checkpoint."""
 

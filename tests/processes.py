@@ -17,6 +17,7 @@ CONTEXT.set_forkserver_preload(
         "metamorph.training.language_stage",
         "metamorph.cli.command",
         "tests.training.test_checkpoint",
+        "tests.training.test_damage",
         "tests.training.test_parallel",
         "tests.training.test_stopping",
     ]
@@ -24,8 +25,9 @@ CONTEXT.set_forkserver_preload(
 SECONDS = 100
 
 
-def run_processes(count: int, function: Callable, *arguments) -> list:
-    """What `function(*arguments)` returns in each of `count` processes, in their order.
+def run_processes(count: int, function: Callable, *arguments, dying: int = 0) -> list:
+    """What `function(*arguments)` returns in each of `count` processes, in their order; `dying` of
+    them are expected to die before they return.
 
     Raises `AssertionError` with the traceback of a process that failed, or if they hang.
     """
@@ -41,7 +43,7 @@ def run_processes(count: int, function: Callable, *arguments) -> list:
         process.start()
     found = {}
     try:
-        while len(found) < count:
+        while len(found) < count - dying:
             rank, error, value = results.get(timeout=SECONDS)
             assert error is None, f"process {rank} of {count}:\n{error}"
             found[rank] = value
@@ -49,9 +51,9 @@ def run_processes(count: int, function: Callable, *arguments) -> list:
         raise AssertionError(f"only {sorted(found)} of {count} processes ended") from None
     finally:
         for process in processes:
-            process.join(5 if len(found) == count else 0)
+            process.join(5 if len(found) == count - dying else 0)
             process.kill()
-    return [found[rank] for rank in range(count)]
+    return [found[rank] for rank in sorted(found)]
 
 
 def _run(rank: int, count: int, port: int, results, function: Callable, arguments: tuple) -> None:

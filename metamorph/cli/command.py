@@ -18,7 +18,7 @@ from metamorph.cli import (
     train,
     validate_data,
 )
-from metamorph.errors import Stopped, UserError
+from metamorph.errors import Halted, Stopped, UserError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"metamorph: {error}", file=sys.stderr)
         return 2
+    except Halted as error:
+        print(f"metamorph: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # a full disk, a folder of someone else
         where = "" if error.filename is None else f"{error.filename}: "
         message = where + (error.strerror or str(error))

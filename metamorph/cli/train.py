@@ -21,8 +21,8 @@ Every key can be overridden:
   metamorph train configs/metamorph_8b/instruct.yaml --dry-run
 
 Writes config.yaml, metrics.jsonl, checkpoints/ and the result (model/ or decoder/) to the run
-folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, a second one stops it
-at once. Several GPUs: torchrun --nproc-per-node 8 -m metamorph train CONFIG"""
+folder. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint before they stop it, another one after 2
+seconds stops it at once. Several GPUs: torchrun --nproc-per-node 8 -m metamorph train CONFIG"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

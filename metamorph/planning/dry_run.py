@@ -11,6 +11,7 @@ from metamorph.config import RunConfig
 from metamorph.costs.hardware import Gpu
 from metamorph.devices import resolve_device
 from metamorph.planning.world import plan_run
+from metamorph.processes import check_processes
 from metamorph.training.checkpoint import load_checkpoint
 from metamorph.training.loop import open_stage
 from metamorph.training.rules import check_rules
@@ -34,6 +35,7 @@ def dry_run(config: RunConfig, gpu: Gpu) -> str:
 
 def describe_run(config: RunConfig) -> str:
     """Opens a run as training would, at its checkpoint if it resumes, and describes it."""
+    check_processes()
     device = resolve_device(config.device)
     checkpoint = find_checkpoint(config)
     check_rules(config, device)

@@ -1,7 +1,7 @@
 """Training, whatever the stage: rate, gradients, clip, step or skip, record; resume and stop.
 
 `run_steps` is the whole of it. What differs between stages is behind `Stage`; what a run keeps
-besides weights (means, log lines, checkpoints, drawings, signals) is in `Run`.
+besides weights (means, log lines, checkpoints, drawings) is in `Run`.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,20 @@ from metamorph.monitor.bad_steps import BadSteps
 from metamorph.monitor.means import Means
 from metamorph.monitor.profiler import profiled
 from metamorph.monitor.reports import Reports
-from metamorph.processes import any_process, gather, is_first, process_group, wait_for_all
+from metamorph.processes import (
+    any_process,
+    check_processes,
+    gather,
+    is_first,
+    process_group,
+    wait_for_all,
+)
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.optimizer import learning_rate, logged_rates
 from metamorph.training.parallel import clip_gradients, local_part
-from metamorph.training.rules import check_rules
+from metamorph.training.rules import check_rules, check_same_config
 from metamorph.training.run_folder import claim_run_folder, find_checkpoint
 
 
@@ -100,15 +107,17 @@ def train(config: RunConfig, source: Source | None = None) -> Path:
 
     Raises `UserError` for what a user can mend, `Stopped` if interrupted.
     """
+    check_processes()
     device = resolve_device(config.device)
     with process_group(device):
+        check_same_config(config)
         checkpoint = find_checkpoint(config)
         check_rules(config, device, own_source=source is not None)
-        with closing(open_stage(config, device, source)) as stage:
-            with Run(config, stage, checkpoint) as run:
+        with closing(open_stage(config, device, source)) as stage, StopSignal() as stop:
+            with Run(config, stage, checkpoint, stop) as run:
                 run_steps(run, stage)
-            folder = stage.save(run.folder)
-        wait_for_all()
+            folder = stage.save(run.folder)  # a signal no longer stops it: it is nearly done
+            wait_for_all()
     return folder
 
 
@@ -168,8 +177,8 @@ class Run:
     processes call all methods.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage, checkpoint: Path | None):
-        self.config, self.stage = config, stage
+    def __init__(self, config: RunConfig, stage: Stage, checkpoint: Path | None, stop: StopSignal):
+        self.config, self.stage, self.stop = config, stage, stop
         self.folder = Path(config.output)
         self.means = Means()
         self.bad_steps = BadSteps(config.training.max_bad_steps)
@@ -192,7 +201,6 @@ class Run:
             self.checkpoints = opened.enter_context(
                 Checkpoints(self.folder, config.training.keep_checkpoints)
             )
-            self.stop = opened.enter_context(StopSignal())
             self.profile = opened.enter_context(
                 profiled(self.folder / "profile", self.first_step, profile_at)
             )

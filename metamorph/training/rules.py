@@ -4,17 +4,46 @@ Limits of single keys stand beside them in `config.keys`; here is what keys, pro
 installed libraries say together. Each raises `UserError` that names the key.
 """
 
+import hashlib
+import json
+
 import torch
 import torch.distributed as dist
 
 from metamorph.config import RunConfig
-from metamorph.config.reading import is_set, iter_unused
+from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown
 from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
-from metamorph.processes import share_of, world_size
+from metamorph.processes import gather, share_of, world_size
+
+# What each process may have its own way: it changes neither results nor what they tell each other.
+OWN_KEYS = ("device", "data.workers")
+
+
+def check_same_config(config: RunConfig) -> None:
+    """All processes have the same configuration; they compare a hash of it. All call this.
+
+    Raises `UserError`, in all of them, that names the keys that differ.
+    """
+    values = {key: value for key, value in flat(config).items() if key not in OWN_KEYS}
+    text = json.dumps(values, sort_keys=True)
+    if len(set(gather(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        return
+    everywhere = gather(values)
+    differing = []
+    for key, first in everywhere[0].items():
+        for process, others in enumerate(everywhere):
+            if others.get(key) != first:
+                there = f"{shown(first)} in process 0 and {shown(others.get(key))} in {process}"
+                differing.append(f"{key} is {there}")
+                break
+    raise UserError(
+        f"the processes have different configurations, expected the same in all: "
+        f"{'; '.join(differing)}"
+    )
 
 
 def check_rules(config: RunConfig, device: torch.device, own_source: bool = False) -> None:
