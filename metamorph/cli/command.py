@@ -14,6 +14,7 @@ from metamorph.cli import (
     export,
     generate,
     import_weights,
+    join,
     quickstart,
     train,
     validate_data,
@@ -24,7 +25,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
     verb.NAME: verb
     for verb in (
-        quickstart, train, validate_data, encode, generate, export, import_weights, doctor,
+        quickstart, train, validate_data, encode, generate, join, export, import_weights, doctor,
     )
 }  # fmt: skip
 WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)

@@ -17,7 +17,8 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
 
   metamorph generate "Generate an image of a large red circle at the top left."
   metamorph generate "What colour is the shape?" --image picture.png
-  metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings"""
+  metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings
+  metamorph generate "Generate a puppy." --model runs/mine/model --decoder runs/decoder/decoder"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, default=Path("runs/quickstart/model"), metavar="FOLDER",
         help="model folder (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder", type=Path, metavar="FOLDER",
+        help="folder of a decoder that draws (default: decoder/ in the model folder)",
     )  # fmt: skip
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE",
@@ -86,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     chat = Assistant.from_pretrained(
         arguments.model,
         device,
+        decoder=arguments.decoder,
         precision=arguments.precision,
         fp8_backend=arguments.fp8_backend,
     )
@@ -114,7 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
     if reply.features and not can_draw:
         raise UserError(
             f"the pictures of the answer ({len(reply.features)}) could not be drawn: "
-            f"{arguments.model} has no decoder/"
+            f"{arguments.model} has no decoder/; give one that was trained apart by --decoder "
+            f"FOLDER, or join both: metamorph join {arguments.model} --decoder FOLDER --output BOTH"
         )
 
 

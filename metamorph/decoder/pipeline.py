@@ -18,10 +18,13 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from metamorph.data.features import identity
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import check_parts, load_part, load_scheduler
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown
 from metamorph.folders import check_folder
+from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 
 COMPONENTS = {  # as model_index.json names them; no other class is ever loaded
@@ -35,7 +38,9 @@ COMPONENTS = {  # as model_index.json names them; no other class is ever loaded
 class VisualDecoder(DiffusionPipeline):
     """Draws what visual features say, with classifier-free guidance against a zero condition.
 
-    `guidance_scale` and `sampling_steps` are the defaults of a call; they are saved with it.
+    `guidance_scale` and `sampling_steps` are the defaults of a call; they are saved with it, as are
+    the features that it was trained on: so many a picture, of the encoder with this `identity`.
+    None where that is not known.
     """
 
     def __init__(
@@ -46,10 +51,15 @@ class VisualDecoder(DiffusionPipeline):
         adapter: FeatureAdapter,
         guidance_scale: float = 3.0,
         sampling_steps: int = 20,
+        tokens_per_image: int | None = None,
+        encoder: str | None = None,
     ):
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, adapter=adapter)
-        self.register_to_config(guidance_scale=guidance_scale, sampling_steps=sampling_steps)
+        self.register_to_config(
+            guidance_scale=guidance_scale, sampling_steps=sampling_steps,
+            tokens_per_image=tokens_per_image, encoder=encoder,
+        )  # fmt: skip
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1)
         )
@@ -77,20 +87,34 @@ class VisualDecoder(DiffusionPipeline):
             adapter,
             index["guidance_scale"],
             index["sampling_steps"],
+            index.get("tokens_per_image"),
+            index.get("encoder"),
         )
 
     @classmethod
-    def for_model(cls, folder: str | Path, visual_width: int) -> "VisualDecoder":
-        """`from_folder`, quiet, of a decoder for features [tokens, visual_width].
+    def for_model(
+        cls, folder: str | Path, config: MetaMorphConfig, vision: VisionEncoder | None
+    ) -> "VisualDecoder":
+        """`from_folder`, quiet, of a decoder for the features that a model predicts.
 
-        Raises `UserError` for one that draws from features of another width, too.
+        Raises `UserError` for one that was trained on others: of another width, another number of
+        them a picture, or of another encoder than `vision`, where both are known.
         """
         decoder = cls.from_folder(folder)
-        given = decoder.adapter.config.feature_width
-        if given != visual_width:
+        for what, given, expected in (
+            ("of width {}", decoder.adapter.config.feature_width, config.visual_width),
+            ("in pictures of {} tokens", decoder.config.tokens_per_image, config.tokens_per_image),
+        ):
+            if given not in (None, expected):
+                raise UserError(
+                    f"{folder}: it draws from features {what.format(given)}, but the model "
+                    f"predicts them {what.format(expected)}"
+                )
+        known = decoder.config.encoder
+        if known is not None and vision is not None and known != identity(vision):
             raise UserError(
-                f"{folder}: it draws from features of width {given}, but the model predicts width "
-                f"{visual_width}"
+                f"{folder}: it draws from features of another encoder than that of the model: "
+                f"other weights, or another normalisation or size of pictures"
             )
         decoder.set_progress_bar_config(disable=True)
         return decoder
@@ -155,6 +179,9 @@ class VisualDecoder(DiffusionPipeline):
 
 def _read_index(path: Path) -> dict:
     """model_index.json. `UserError` unless it is that of a `VisualDecoder`."""
+    result = path.parent / "decoder"
+    if not path.exists() and (result / path.name).exists():
+        raise UserError(f"{path.parent} is the folder of a run, whose decoder is {result}")
     index = read_json(path)
     if index.get("_class_name") != VisualDecoder.__name__:
         found = index.get("_class_name")
@@ -166,6 +193,9 @@ def _read_index(path: Path) -> dict:
         value: Any = index.get(name)
         if type(value) not in kinds or not least <= value < math.inf:
             raise UserError(f"{path}: {name} is {value!r}, expected a number of at least {least}")
+    for name, kind in (("tokens_per_image", int), ("encoder", str)):
+        if type(index.get(name)) not in (kind, type(None)):
+            raise UserError(f"{path}: {name} is {shown(index[name])}, expected {kind.__name__}")
     return index
 
 

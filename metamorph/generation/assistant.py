@@ -58,11 +58,13 @@ class Assistant:
         folder: str | Path,
         device: torch.device | str = "cpu",
         *,
+        decoder: str | Path | None = None,
         precision: str = "fp32",
         fp8_backend: str = "torchao",
     ) -> "Assistant":
         """Loads what the quickstart or `metamorph train` saved.
 
+        `decoder` is the folder of the diffusion decoder, if not that in the model folder.
         `precision` and `fp8_backend` are of the language model and mean what they mean in
         training; weights keep the file's dtype. Raises `UserError`.
         """
@@ -72,11 +74,12 @@ class Assistant:
         if precision == "fp8":
             convert_to_float8(model, fp8_backend)
         tokenizer = read_tokenizer(folder)
-        decoder = None
-        if (folder / "decoder").exists():
-            width = model.config.visual_width
-            decoder = VisualDecoder.for_model(folder / "decoder", width).to(device)
-        return cls(model, tokenizer, decoder, precision=precision)
+        drawing = None
+        if decoder is None and (folder / "decoder").exists():
+            decoder = folder / "decoder"
+        if decoder is not None:
+            drawing = VisualDecoder.for_model(decoder, model.config, model.vision).to(device)
+        return cls(model, tokenizer, drawing, precision=precision)
 
     def prompt(self, text: str, images: tuple[Image.Image, ...] = ()) -> Prompt:
         """Tokens and features of one user turn. Pictures without a placeholder come first."""
@@ -165,7 +168,10 @@ class Assistant:
     ) -> list[list[Image.Image]]:
         """What `draw` gives for each of several answers and its seed, as one batch."""
         if self.decoder is None:
-            raise UserError("this model folder has no decoder/, it cannot draw pixels")
+            raise UserError(
+                "this model folder has no decoder/, it cannot draw pixels; name one that was "
+                "trained apart as decoder=, or join both by `metamorph join`"
+            )
         features = [image for images in answers for image in images]
         if not features:
             return [[] for _ in answers]

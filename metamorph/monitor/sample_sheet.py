@@ -69,7 +69,7 @@ class SampleSheet:
 
     def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
         folder = check_folder(config.monitor.decoder, "monitor.decoder")
-        self.decoder = VisualDecoder.for_model(folder, model.config.visual_width)
+        self.decoder = VisualDecoder.for_model(folder, model.config, model.vision)
         self.requests = find_requests(source, config.monitor.samples)
         self.tokenizer, self.precision = tokenizer, config.training.precision
 

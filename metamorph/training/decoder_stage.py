@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metamorph.config import DecoderConfig, RunConfig
+from metamorph.data.features import identity
 from metamorph.data.opening import open_source
 from metamorph.data.pictures import PictureLanes
 from metamorph.data.skips import Skips
@@ -174,5 +175,6 @@ def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) 
     pipeline = VisualDecoder(
         parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,
         config.guidance_scale, config.sampling_steps,
+        parts.vision.tokens_per_image, identity(parts.vision),
     )  # fmt: skip
     pipeline.save_pretrained(folder)

@@ -204,12 +204,13 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
     monkeypatch.setattr(Assistant, "from_pretrained", open_chat)
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
     code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
-    assert asked == {"precision": "fp8", "fp8_backend": "native"}
+    assert asked == {"decoder": None, "precision": "fp8", "fp8_backend": "native"}
     shown = capsys.readouterr()
     path = tmp_path / "picture-1.png"
     if decoder is None:
         assert code == 2 and shown.out == "before\nafter\n" and not path.exists()
         assert shown.err.count("\n") == 1 and "some/model has no decoder/" in shown.err
+        assert "--decoder FOLDER" in shown.err and "metamorph join some/model" in shown.err
     else:
         assert code == 0 and shown.out == f"before\n[picture: {path}]\nafter\n"
         assert Image.open(path).size == (8, 8)

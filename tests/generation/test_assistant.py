@@ -206,7 +206,7 @@ def test_the_classes_that_saving_writes_are_the_expected_ones(tmp_path):
 def test_a_decoder_of_another_width_is_refused(folder):
     shutil.rmtree(folder / "decoder")
     tiny_decoder(WIDTH + 1).save_pretrained(folder / "decoder")
-    assert "features of width 25, but the model predicts width 24" in refused(folder)
+    assert "features of width 25, but the model predicts them of width 24" in refused(folder)
 
 
 def test_a_corrupt_tokenizer_is_refused(folder):
