@@ -30,7 +30,7 @@ import yaml
 from metamorph.config.keys import NAME_LIST, NAMES, NUMBERS, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.disk import write_text
-from metamorph.errors import UserError, shown
+from metamorph.errors import LONGEST_VALUE, UserError, shown
 
 KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     str: ("TEXT", "text (quote it in YAML)"),
@@ -67,7 +67,9 @@ def build_config(
         values[key], origin[key] = value, "override"
     for key in values:
         if key not in fields:
-            raise UserError(f"{origin[key]}: unknown key '{key}'; the nearest is '{nearest(key)}'")
+            raise UserError(
+                f"{origin[key]}: unknown key {shown(key)}; the nearest is '{nearest(key)}'"
+            )
     for key, entry in fields.items():
         if key in values:
             values[key] = _convert(key, entry, values[key], origin[key])
@@ -83,8 +85,8 @@ def read_section(config_class: type, values: Any, origin: str) -> Any:
     values = {str(key): value for key, value in _mapping(values, "it", origin).items()}
     for key in values:
         if key not in fields:
-            closest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
-            raise UserError(f"{origin}: unknown key '{key}'; the nearest is '{closest}'")
+            closest = difflib.get_close_matches(key[:LONGEST_VALUE], fields, n=1, cutoff=0)[0]
+            raise UserError(f"{origin}: unknown key {shown(key)}; the nearest is '{closest}'")
     return config_class(**{k: _convert(k, fields[k], v, origin) for k, v in values.items()})
 
 
@@ -142,9 +144,9 @@ def overrides_from_namespace(
             if name in keys:
                 raise UserError(f"--{name}: only metamorph train uses it, leave it out here")
             closest = nearest(name, *sections)
-            raise UserError(f"unknown option '--{name}'; the nearest is '--{closest}'")
+            raise UserError(f"unknown option {shown(f'--{name}')}; the nearest is '--{closest}'")
     if unknown:
-        raise UserError(f"unexpected argument '{unknown[0]}'")
+        raise UserError(f"unexpected argument {shown(unknown[0])}")
     chosen = [key for key in keys if not sections or key.partition(".")[0] in sections]
     return {key: given[key] for key in chosen if key in given}
 
@@ -207,7 +209,9 @@ def _flatten(mapping: Any, origin: str) -> dict[str, Any]:
     values = {}
     for name, value in _mapping(mapping, "the run file", origin).items():
         if "." in str(name):
-            raise UserError(f"{origin}: key '{name}' has a dot; in YAML, nest keys in sections")
+            raise UserError(
+                f"{origin}: key {shown(name)} has a dot; in YAML, nest keys in sections"
+            )
         if name in sections:
             section = _mapping(value, f"section '{name}'", origin)
             values |= {f"{name}.{key}": item for key, item in section.items()}
