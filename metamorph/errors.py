@@ -1,6 +1,9 @@
 """The exceptions whose message is meant for the person at the command line."""
 
 import reprlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 LONGEST_MESSAGE = 1000  # characters
 LONGEST_VALUE = 200
@@ -43,6 +46,15 @@ class Halted(Exception):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+@contextmanager
+def within(place: Path | str) -> Generator[None, None, None]:
+    """The message of a `UserError` that comes out begins with `place`: the file that is read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""Folders that a user names: what is said of one that is not there."""
+"""Folders and files that a user names: what is said of one that is not there."""
 
 import re
 from pathlib import Path
@@ -34,3 +34,21 @@ def check_folder(folder: str | Path, key: str = "") -> Path:
         f"{where} is no folder here, and nothing is downloaded unasked; if it is a model on "
         f"Hugging Face, run `hf download {name} --local-dir {local}` and give {local}"
     )
+
+
+def check_file(path: Path, expected: str) -> Path:
+    """The path of a file that is needed. Raises `UserError` that says what is there in its place,
+    or that its folder is missing. `expected`: what it should be, in words."""
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, expected {expected}")
+        if path.is_symlink():
+            raise UserError(f"{path} is a link that leads nowhere, expected {expected}")
+        if path.exists():
+            raise UserError(f"{path} is a device, expected {expected}")
+        check_folder(path.parent)
+    except OSError as error:  # a folder above may not be entered
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    raise UserError(f"{path}: no such file, expected {expected}")

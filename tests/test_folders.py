@@ -1,11 +1,15 @@
 """What is said of a folder that is not there: nothing is downloaded in its place."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from metamorph.cli.command import main
 from metamorph.config import RunConfig
 from metamorph.errors import UserError
-from metamorph.folders import check_folder
+from metamorph.folders import check_file, check_folder
+from metamorph.model.weights import read_json
 from metamorph.monitor.sample_sheet import SampleSheet
 
 NAME = "HuggingFaceTB/SmolLM2-135M"
@@ -81,3 +85,51 @@ def test_the_decoder_of_the_monitor_says_so(tmp_path):
     config.monitor.decoder = NAME
     with pytest.raises(UserError, match=f"^monitor.decoder: {NAME} is no folder here"):
         SampleSheet(config, source=None, model=None, tokenizer=None)
+
+
+def put_nothing(path: Path) -> None: ...
+
+
+def put_link_nowhere(path: Path) -> None:
+    path.symlink_to("gone")
+
+
+def put_circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("put", "problem"),
+    [
+        (put_nothing, "model/a.json: no such file, expected settings"),
+        (Path.mkdir, "model/a.json is a folder, expected settings"),
+        (put_link_nowhere, "model/a.json is a link that leads nowhere, expected settings"),
+        (put_circle, "model/a.json is a link that leads nowhere, expected settings"),
+        (os.mkfifo, "model/a.json is a device, expected settings"),
+    ],
+)
+def test_what_is_there_in_place_of_a_file_is_said(put, problem):
+    path = Path("model/a.json")
+    path.parent.mkdir()
+    put(path)
+    with pytest.raises(UserError) as caught:
+        check_file(path, "settings")
+    assert str(caught.value) == problem
+
+
+def test_a_file_that_may_not_be_reached_or_read_is_named(monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    Path("config.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UserError, match="config.json: cannot be read: Permission denied"):
+        read_json(Path("config.json"))
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(UserError, match="config.json cannot be read: Permission denied"):
+        check_file(Path("config.json"), "settings")
+
+
+def test_a_file_in_a_folder_that_is_missing_is_a_missing_folder():
+    with pytest.raises(UserError, match="model does not exist, expected a folder"):
+        check_file(Path("model/a.json"), "settings")

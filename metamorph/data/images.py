@@ -128,7 +128,8 @@ def read_file(path: Path, kind: str = "image") -> bytes:
     """The bytes of a file. Raises `SampleError` for one that is missing or far too large."""
     try:
         if not path.is_file():
-            raise SampleError(f"missing {kind}", f"{kind} {shorten(str(path))} does not exist")
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise SampleError(f"missing {kind}", f"{kind} {shorten(str(path))} {problem}")
         if path.stat().st_size > LARGEST_FILE:
             raise SampleError(f"{kind} too large", f"{kind} {path} is larger than 1 GiB")
         return path.read_bytes()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.model.language_config import LanguageConfig
-from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
+from metamorph.model.weights import load_module, read_tensors, write_json, write_tensors
 
 # attention(layer_index, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -223,7 +223,7 @@ class Llama(nn.Module):
         Raises UserError if the architecture is another one or a tensor does not fit.
         """
         folder = Path(folder)
-        config = LanguageConfig.from_dict(read_json(folder / "config.json"))
+        config = LanguageConfig.read(folder)
         with torch.device("meta"):
             model = cls(config)
         tensors = read_tensors(folder)

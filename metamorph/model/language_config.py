@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from metamorph.errors import UserError
+from metamorph.errors import UserError, within
+from metamorph.model.weights import read_json
 
 COMPUTED: Any = None  # the default of a field that `__post_init__` computes from the others
 LLAMA3_SCALING_KEYS = (
@@ -58,6 +60,13 @@ class LanguageConfig:
             )
         if self.rope_scaling is not None:
             self.rope_scaling = _llama3_scaling(self.rope_scaling)
+
+    @classmethod
+    def read(cls, folder: Path) -> "LanguageConfig":
+        """As `from_dict`, from the config.json of a folder, which every message names."""
+        data = read_json(folder / "config.json")
+        with within(folder / "config.json"):
+            return cls.from_dict(data)
 
     @classmethod
     def from_dict(cls, data: dict) -> "LanguageConfig":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metamorph.config.keys import ExportFormat
-from metamorph.errors import UserError
+from metamorph.errors import UserError, within
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.opening import add_image_tokens, all_stops
 from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
@@ -93,7 +93,8 @@ def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 
     """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
-    language = LanguageConfig.from_dict(settings | {"model_type": "llama"})  # its tensors must fit
+    with within(folder / "config.json"):  # of another type, but its tensors must fit a Llama
+        language = LanguageConfig.from_dict(settings | {"model_type": "llama"})
     tokenizer = read_tokenizer(folder)
     before = len(tokenizer)
     ids = add_image_tokens(tokenizer)

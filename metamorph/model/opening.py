@@ -133,7 +133,7 @@ def grid_of(start: ModelConfig) -> int:
     """Tokens a side of an image: as `model.folder` has them if it is given, else `model.grid`."""
     if not start.folder:
         return start.grid
-    return MetaMorphConfig.from_dict(read_json(Path(start.folder) / "config.json")).grid
+    return MetaMorphConfig.read(Path(start.folder)).grid
 
 
 def open_encoder(start: ModelConfig) -> VisionEncoder:

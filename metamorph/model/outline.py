@@ -7,14 +7,13 @@ sizes of a model of the same name in `metamorph/model/architectures`.
 from pathlib import Path
 
 import torch
-from transformers import SiglipVisionConfig
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.opening import TokenIds, add_image_tokens
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.vision import VisionEncoder, vision_config
 from metamorph.model.weights import read_json, read_tokenizer
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -28,7 +27,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
     """
     folder = Path(start.folder)
     if start.folder and folder.is_dir():
-        config = MetaMorphConfig.from_dict(read_json(folder / "config.json"))
+        config = MetaMorphConfig.read(folder)
         vision = read_json(folder / "encoder" / "config.json")
         sources = [f"sizes of model.folder, {folder}"]
     elif start.language and start.vision:
@@ -43,7 +42,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
             "model.folder that is there"
         )
     with torch.device("meta"):
-        encoder = VisionEncoder(_vision_config(vision), config.grid)
+        encoder = VisionEncoder(vision_config(vision), config.grid)
         return MetaMorph(config, vision=encoder), sources
 
 
@@ -53,7 +52,7 @@ def outline_encoder(start: ModelConfig) -> tuple[VisionEncoder, str]:
         raise UserError("model.vision: to plan a decoder, give the SigLIP folder")
     sizes, source = _sizes("model.vision", start.vision)
     with torch.device("meta"):
-        return VisionEncoder(_vision_config(sizes), start.grid), source
+        return VisionEncoder(vision_config(sizes), start.grid), source
 
 
 def public_sizes(key: str, folder: str) -> dict:
@@ -76,10 +75,6 @@ def _sizes(key: str, folder: str) -> tuple[dict, str]:
     )
 
 
-def _vision_config(data: dict) -> SiglipVisionConfig:
-    return SiglipVisionConfig(**data.get("vision_config", data))
-
-
 def _unified(folder: Path, language: dict, vision: dict, grid: int) -> MetaMorphConfig:
     """As `assemble` would make it: the two image tokens join the vocabulary."""
     sizes = LanguageConfig.from_dict(language)
@@ -89,5 +84,5 @@ def _unified(folder: Path, language: dict, vision: dict, grid: int) -> MetaMorph
         first = sizes.vocab_size
         ids = TokenIds(image_start_id=first, image_end_id=first + 1, pad_id=0, eos_ids=[0])
     sizes.vocab_size = max(sizes.vocab_size, ids["image_start_id"] + 1, ids["image_end_id"] + 1)
-    width = _vision_config(vision).hidden_size
+    width = vision_config(vision).hidden_size
     return MetaMorphConfig(language=sizes, visual_width=width, grid=grid, **ids)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown, within
 from metamorph.model.language import Attention, Llama
 from metamorph.model.language_config import COMPUTED, LanguageConfig, check_types
 from metamorph.model.vision import VisionEncoder
@@ -67,6 +67,13 @@ class MetaMorphConfig:
         return self.grid * self.grid
 
     @classmethod
+    def read(cls, folder: Path) -> "MetaMorphConfig":
+        """As `from_dict`, from the config.json of a folder, which every message names."""
+        data = read_json(folder / "config.json")
+        with within(folder / "config.json"):
+            return cls.from_dict(data)
+
+    @classmethod
     def from_dict(cls, data: dict) -> "MetaMorphConfig":
         """Read what `to_dict` wrote.
 
@@ -74,15 +81,15 @@ class MetaMorphConfig:
         """
         if data.get("model_type") != MODEL_TYPE:
             raise UserError(
-                f"config.json: expected model_type {MODEL_TYPE!r}, got {data.get('model_type')!r}"
+                f"expected model_type {MODEL_TYPE!r}, got {shown(data.get('model_type'))}"
             )
         values = {key: value for key, value in data.items() if key != "model_type"}
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
-            raise UserError(f"config.json: unknown key {unknown[0]!r}")
+            raise UserError(f"unknown key {unknown[0]!r}")
         for field in fields(cls):
             if field.default is MISSING and field.name not in values:
-                raise UserError(f"config.json: the key {field.name!r} is missing")
+                raise UserError(f"the key {field.name!r} is missing")
         return cls(**values | {"language": LanguageConfig.from_dict(values["language"])})
 
     def to_dict(self) -> dict:
@@ -127,12 +134,13 @@ class MetaMorph(nn.Module):
         self.projector = MLPGelu(width, config.projector_hidden_size, hidden)
         self.vision_head = MLPGelu(hidden, config.vision_head_hidden_size, width)
         self.vision = vision
+        self.folder: str | Path = "this model"  # where it was loaded from, for messages
 
     @property
     def encoder(self) -> VisionEncoder:
         """`vision`, for who has to have it. Raises UserError if the model came without."""
         if self.vision is None:
-            raise UserError("this model folder has no encoder/, it cannot read images")
+            raise UserError(f"{self.folder} has no encoder/, it cannot read images")
         return self.vision
 
     def embed(self, token_ids: Tensor, features: Tensor, visual_positions: Tensor) -> Tensor:
@@ -201,7 +209,7 @@ class MetaMorph(nn.Module):
         Weights keep the file's dtype unless `dtype` is given. UserError if anything does not fit.
         """
         folder = Path(folder)
-        config = MetaMorphConfig.from_dict(read_json(folder / "config.json"))
+        config = MetaMorphConfig.read(folder)
         with torch.device("meta"):
             model = cls(config)
         tensors = read_tensors(folder)
@@ -210,6 +218,7 @@ class MetaMorph(nn.Module):
         model.load_state_dict(
             {parameter_name(key): value for key, value in tensors.items()}, assign=True
         )
+        model.folder = folder
         if (folder / "encoder").exists():
             model.vision = VisionEncoder.from_pretrained(folder / "encoder", config.grid)
         return model.to(device=device, dtype=dtype)

@@ -11,13 +11,22 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.activations import ACT2FN
 
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown, within
 from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
 from metamorph_kernels import pool_normalize, tokens_read
 
 TOWER_PREFIX = "vision_model."
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
+LARGEST = {  # sizes of an encoder; a damaged number would take hours or all memory
+    "num_hidden_layers": 1000,
+    "hidden_size": 100_000,
+    "intermediate_size": 400_000,
+    "num_attention_heads": 10_000,
+    "image_size": 10_000,
+    "patch_size": 10_000,
+}
 # What `_last_layer` computes with; a layer made of anything else is refused.
 LAYER_PARTS = {"layer_norm1", "self_attn", "layer_norm2", "mlp"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "out_proj"}
@@ -117,13 +126,10 @@ class VisionEncoder(nn.Module):
         """
         folder = Path(folder)
         data = read_json(folder / "config.json")
-        if data.get("model_type") not in ("siglip", "siglip_vision_model"):
-            raise UserError(
-                f"{folder / 'config.json'}: expected a SigLIP model, got {data.get('model_type')!r}"
-            )
-        config = SiglipVisionConfig(**data.get("vision_config", data))
+        with within(folder / "config.json"):
+            config = vision_config(data)
         mean, std = _read_normalisation(folder / "preprocessor_config.json", config.image_size)
-        with torch.device("meta"):
+        with torch.device("meta"), within(folder):
             encoder = cls(config, grid, mean, std)
         tensors = read_tensors(folder)
         if any(name.startswith(TOWER_PREFIX) for name in tensors):
@@ -200,6 +206,38 @@ def _last_layer(layer: Any, hidden: Tensor, read: Tensor) -> Tensor:
     states = states + attention.out_proj(attended.transpose(1, 2).flatten(2))
     states = states + layer.mlp(layer.layer_norm2(states))
     return hidden.index_copy(1, read, states)
+
+
+def vision_config(data: dict) -> SiglipVisionConfig:
+    """The vision half of the config.json of a SigLIP. UserError for another model, or for sizes
+    that no encoder has."""
+    if data.get("model_type") not in ("siglip", "siglip_vision_model"):
+        raise UserError(f"expected a SigLIP model, got {shown(data.get('model_type'))}")
+    written = data.get("vision_config", data)
+    if not isinstance(written, dict):
+        raise UserError(f"vision_config: expected an object, got {shown(written)}")
+    for name, most in LARGEST.items():
+        size = written.get(name, 1)
+        if type(size) is not int or not 1 <= size <= most:
+            raise UserError(f"{name}: expected a whole number, 1 to {most}, got {shown(size)}")
+    try:
+        config = SiglipVisionConfig(**written)
+    except Exception as error:  # the hub's package, which checks the rest, raises nothing narrower
+        raise UserError(f"not the sizes of a SigLIP encoder: {error}") from error
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"num_attention_heads: {config.num_attention_heads} does not divide hidden_size, "
+            f"{config.hidden_size}"
+        )
+    if config.patch_size > config.image_size:
+        raise UserError(
+            f"patch_size: {config.patch_size} pixels do not fit image_size, {config.image_size}"
+        )
+    if config.num_channels != 3:
+        raise UserError(f"num_channels: expected 3 (RGB), got {config.num_channels}")
+    if config.hidden_act not in ACT2FN:
+        raise UserError(f"hidden_act: {shown(config.hidden_act)} is no activation of transformers")
+    return config
 
 
 def _read_normalisation(path: Path, image_size: int) -> tuple[list[float], list[float]]:

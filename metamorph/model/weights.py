@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from metamorph.disk import atomic_path, write_text
 from metamorph.errors import UserError
-from metamorph.folders import check_folder
+from metamorph.folders import check_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,11 +26,10 @@ SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")  # a bare name: a shard lies be
 def read_json(path: Path) -> dict:
     """Read one JSON object. Raises UserError if it is absent, unreadable or not an object."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        check_folder(Path(path).parent)
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(check_file(Path(path), "a JSON file").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
@@ -71,11 +70,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        check_folder(path.parent)
-        raise UserError(f"{path}: no such file (weights are read from safetensors only)")
+    check_file(path, "weights (they are read from safetensors only)")
     try:
         return load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UserError(f"{path}: damaged safetensors file: {error}") from None
 
@@ -170,10 +169,7 @@ def write_tokenizer(folder: Path, tokenizer) -> None:
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        check_folder(folder)
-        raise UserError(f"{path}: no such file (a model folder needs its tokenizer)")
+    path = check_file(Path(folder) / "tokenizer.json", "the tokenizer of a model folder")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers package raises nothing narrower

@@ -116,12 +116,19 @@ def test_a_null_image_is_no_image(folder):
     assert source.sample(0).images == ()
 
 
-@pytest.mark.parametrize("name", ["a\0.png", "a" * 5000, "a/" * 5000, "\ud800.png", "", "circle"])
+@pytest.mark.parametrize("name", ["a\0.png", "a" * 5000, "a/" * 5000, "\ud800.png", "circle"])
 def test_names_that_no_file_can_have(folder, name):
     (folder / "images" / "circle").symlink_to(folder / "images" / "circle")
     cause, message = cause_of(write(folder, picture_record(name)))
     assert cause == "missing image"
     assert len(message) < 1000
+
+
+@pytest.mark.parametrize("name", ["", ".", "album"])
+def test_a_folder_in_place_of_an_image_is_said_to_be_one(folder, name):
+    (folder / "images" / "album").mkdir()
+    cause, message = cause_of(write(folder, picture_record(name)))
+    assert cause == "missing image" and message.endswith("is a folder")
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "link.png"])

@@ -82,7 +82,7 @@ def test_absent_files_are_named(tmp_path):
     with pytest.raises(UserError, match="config.json: no such file"):
         read_json(tmp_path / "config.json")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match="model.safetensors: no such file .*safetensors only"):
+    with pytest.raises(UserError, match="model.safetensors: no such file, .*safetensors only"):
         read_tensors(tmp_path)
 
 

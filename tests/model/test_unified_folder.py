@@ -142,8 +142,9 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path, change, message):
     golden_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         MetaMorph.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))  # whose folder it is
 
 
 @pytest.mark.parametrize(

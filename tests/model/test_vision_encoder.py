@@ -250,3 +250,26 @@ def test_what_does_not_fit_is_refused(folder):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
     with pytest.raises(UserError, match="expected a SigLIP model, got 'clip'"):
         VisionEncoder.from_pretrained(folder, grid=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "24"}, "hidden_size: expected a whole number, 1 to 100000, got '24'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected a whole number, 1 to 1000"),
+        ({"patch_size": 0}, "patch_size: expected a whole number, 1 to 10000, got 0"),
+        ({"image_size": None}, "image_size: expected a whole number, 1 to 10000, got None"),
+        ({"num_attention_heads": 5}, "num_attention_heads: 5 does not divide hidden_size, 24"),
+        ({"patch_size": 57}, "patch_size: 57 pixels do not fit image_size, 56"),
+        ({"num_channels": 1}, r"num_channels: expected 3 \(RGB\), got 1"),
+        ({"hidden_act": "gleu"}, "hidden_act: 'gleu' is no activation"),
+        ({"layer_norm_eps": "small"}, "not the sizes of a SigLIP encoder: .*layer_norm_eps"),
+        ({"vision_config": 3}, "vision_config: expected an object, got 3"),
+        ({"model_type": ["siglip"]}, r"expected a SigLIP model, got \['siglip'\]"),
+    ],
+)
+def test_sizes_that_no_encoder_has_are_a_sentence_with_the_file(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=f"{folder}/config.json: {message}"):
+        VisionEncoder.from_pretrained(folder, grid=3)
