@@ -8,6 +8,7 @@ needs them, so that `--help` answers at once.
 import argparse
 import sys
 
+from metamorph import __version__
 from metamorph.cli import (
     doctor,
     encode,
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="metamorph",
         description="Teach a pretrained language model to see and to draw.",
     )
+    parser.add_argument("--version", action="version", version=f"metamorph {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         verb.add_arguments(

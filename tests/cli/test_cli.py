@@ -8,6 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
+import metamorph
 from metamorph.cli import doctor, generate
 from metamorph.cli.command import build_parser, main
 from metamorph.config import RunConfig
@@ -44,6 +45,13 @@ def test_help_of_train_explains_every_key(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for key, _, _, explanation in iter_fields(RunConfig):
         assert f"--{key}" in text and explanation.split()[0] in text
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"metamorph {metamorph.__version__}\n"
 
 
 def test_the_module_runs_and_help_is_quick():
