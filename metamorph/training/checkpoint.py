@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from metamorph.disk import PIECE, in_threads, piece_hash, sync, write_text
+from metamorph.disk import PIECE, in_threads, piece_hash, remove, sync, write_text
 from metamorph.errors import UserError
 from metamorph.processes import gather, is_first, merged, share, wait_for_all
 from metamorph.training.checkpoint_tensors import (
@@ -79,7 +79,7 @@ class Checkpoints:
         if is_first():
             self.parent.mkdir(parents=True, exist_ok=True)
             for left in self.parent.glob(".step-*.incomplete"):
-                _remove(left)
+                remove(left)
         wait_for_all()
 
     def save(
@@ -140,7 +140,7 @@ class Checkpoints:
             sync(self.parent)
             for old in _by_step(self.parent)[: -self.keep]:
                 (old / MARKER).unlink()  # first: a crash must not leave half of it marked
-                _remove(old)
+                remove(old)
         except OSError as error:
             return error
 
@@ -171,14 +171,6 @@ def _make_way(path: Path) -> None:
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
         path.rename(path.with_name(f"{path.name}.aside"))
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder or file; of a link only the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def read_state(path: Path) -> dict:

@@ -37,7 +37,7 @@ from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.optimizer import learning_rate, logged_rates
 from metamorph.training.parallel import clip_gradients, local_part
 from metamorph.training.rules import check_rules, check_same_config
-from metamorph.training.run_folder import claim_run_folder, find_checkpoint
+from metamorph.training.run_folder import claim_run_folder, find_checkpoint, locked_run_folder
 
 
 class Telemetry(Protocol):
@@ -111,13 +111,18 @@ def train(config: RunConfig, source: Source | None = None) -> Path:
     device = resolve_device(config.device)
     with process_group(device):
         check_same_config(config)
-        checkpoint = find_checkpoint(config)
         check_rules(config, device, own_source=source is not None)
-        with closing(open_stage(config, device, source)) as stage, StopSignal() as stop:
-            with Run(config, stage, checkpoint, stop) as run:
-                run_steps(run, stage)
-            folder = stage.save(run.folder)  # a signal no longer stops it: it is nearly done
-            wait_for_all()
+        with locked_run_folder(Path(config.output)):
+            return _train(config, device, source)
+
+
+def _train(config: RunConfig, device: torch.device, source: Source | None) -> Path:
+    checkpoint = find_checkpoint(config)
+    with closing(open_stage(config, device, source)) as stage, StopSignal() as stop:
+        with Run(config, stage, checkpoint, stop) as run:
+            run_steps(run, stage)
+        folder = stage.save(run.folder)  # a signal no longer stops it: it is nearly done
+        wait_for_all()
     return folder
 
 

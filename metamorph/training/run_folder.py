@@ -1,5 +1,6 @@
 """The folder of a run, and how a run claims it.
 
+run.lock        while a run goes on: which process it is
 config.yaml     the resolved configuration
 metrics.jsonl   one line per `log_every` steps
 samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
@@ -9,13 +10,17 @@ model/          the result (`decoder/` for the decoder stage)
 """
 
 import dataclasses
-import shutil
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from metamorph import lock
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat, iter_fields, load_config, save_config
+from metamorph.disk import remove
 from metamorph.errors import UserError
+from metamorph.processes import gather, is_first
 from metamorph.training.checkpoint import latest_checkpoint, read_state
 
 # What may differ between the two parts of a resumed run without changing its result.
@@ -37,21 +42,21 @@ FREE_ON_RESUME = (
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
-    """The checkpoint to go on from, or `None` for a new run. Changes nothing on disk.
+    """The checkpoint to go on from, or `None` for a new run. Changes nothing on disk. All processes
+    call this.
 
     Raises `UserError` if the folder may not be used: it exists and neither `resume` nor
     `overwrite` was asked for, it is no run folder, or it belongs to another configuration.
     """
     folder = Path(config.output)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output: {folder} is a file, expected a folder")
+    _check_no_file(folder)
     if config.resume:
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} has no checkpoint to go on from")
         _check_same_run(config, read_state(checkpoint)["config"])
         return checkpoint
-    if folder.exists() and any(folder.iterdir()):
+    if _content(folder):
         if not config.overwrite:
             raise UserError(
                 f"output: run folder {folder} exists; add --resume to go on from its last "
@@ -59,6 +64,50 @@ def find_checkpoint(config: RunConfig) -> Path | None:
             )
         _check_replaceable(config, folder)
     return None
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output: {folder} is a file, expected a folder")
+
+
+def _content(folder: Path) -> list[Path]:
+    """What is in a run folder beside its lock; last what makes it one, in case it is removed."""
+    paths = [path for path in folder.glob("*") if path.name != lock.FILE]
+    return sorted(paths, key=lambda path: path.name == "config.yaml")
+
+
+@contextmanager
+def locked_run_folder(folder: Path) -> Generator[None]:
+    """The folder, made if it is not there, is this run's for as long as the body runs. All
+    processes call this; the first one holds the lock. What is then still empty is removed.
+
+    Raises `UserError` in all of them if it is no folder, or another run has it.
+    """
+    refusal = None
+    with ExitStack() as held:
+        if is_first():
+            try:
+                held.enter_context(_locked(folder))
+            except (UserError, OSError) as error:
+                refusal = error
+        refusal = gather(refusal)[0]
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    _check_no_file(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock.locked(folder):
+            yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _check_same_run(config: RunConfig, before: dict[str, Any]) -> None:
@@ -100,11 +149,11 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
 
 
 def claim_run_folder(config: RunConfig) -> Path:
-    """Creates, keeps or replaces the folder as `find_checkpoint` allowed; writes its config."""
+    """Keeps or replaces what is in the folder as `find_checkpoint` allowed; writes its config."""
     folder = Path(config.output)
-    if config.overwrite and not config.resume and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if config.overwrite and not config.resume:
+        for path in _content(folder):
+            remove(path)
     # A config that is run again must not replace or resume anything unasked.
     save_config(dataclasses.replace(config, resume=False, overwrite=False), folder / "config.yaml")
     return folder

@@ -16,6 +16,7 @@ from metamorph import signals
 from metamorph.cli.command import main
 from metamorph.config.reading import save_config
 from metamorph.data.lanes import Lanes
+from metamorph.lock import locked
 from metamorph.model.unified import MetaMorph
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, latest_checkpoint
@@ -242,3 +243,39 @@ def test_processes_that_do_not_find_each_other_say_where(config_file, capsys, mo
         assert main(["train", config_file]) == 2
     error = capsys.readouterr().err
     assert f"do not find each other at localhost:{port}: " in error and error.count("\n") == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused_in_a_line(folder, config_file, monkeypatch):
+    """Whatever it asks for; the first one goes on, and its folder is free when it ends."""
+    refusals, next_rows = [], Lanes.next_rows
+
+    def begin_another(self):
+        if not refusals:
+            monkeypatch.setattr(Lanes, "next_rows", next_rows)
+            for options in ([], ["--resume"], ["--overwrite"]):
+                with contextlib.redirect_stderr(io.StringIO()) as shown:
+                    refusals.append((main(["train", config_file, *options]), shown.getvalue()))
+        return next_rows(self)
+
+    monkeypatch.setattr(Lanes, "next_rows", begin_another)
+    assert main(["train", config_file]) == 0
+    assert [code for code, _ in refusals] == [2, 2, 2]
+    for _, line in refusals:
+        assert line.count("\n") == 1 and "instruct is in use by process" in line
+    assert not (folder / "instruct" / "run.lock").exists()
+    assert main(["train", config_file, "--overwrite"]) == 0
+
+
+def test_all_processes_of_a_second_run_are_refused(folder, config_file):
+    (folder / "instruct").mkdir()
+    with locked(folder / "instruct"):
+        found = run_processes(2, last_words, [config_file])
+    assert found[0] == found[1] and found[0][0] == 2 and "is in use by process" in found[0][1]
+
+
+def test_a_run_that_is_refused_leaves_no_folder(folder, config_file, capsys):
+    assert main(["train", config_file, "--model.language", "nowhere"]) == 2
+    assert not (folder / "instruct").exists()
+    (folder / "instruct").mkdir()
+    assert main(["train", config_file, "--model.language", "nowhere"]) == 2
+    assert not list((folder / "instruct").iterdir())
