@@ -130,7 +130,7 @@ class _Trial:
         chat = ChatEncoder(tokenizer, self.vision.tokens_per_image)
         source = open_source(DataConfig(source="mixture", path=str(write_mixture(folder))), seed=0)
         encode(parts_of(source), self.vision, folder / "features", "fp32")
-        options = source, chat, case.row_length, self.vision.image_size
+        options = source, chat, case.row_length, self.vision.square
         self.live = Documents(*options)
         self.cached = Documents(*options, FeatureFolder(folder / "features"))
         self.rows = self._indices(Lanes(self.live, self.pad_id, case.rows))

@@ -20,10 +20,11 @@ from PIL import Image
 
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.features import FeatureFolder
-from metamorph.data.images import key_of, opened, squashed
+from metamorph.data.images import key_of, opened
 from metamorph.data.skips import located, skippable
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
+from metamorph.pixels import Square
 
 AHEAD = 8  # documents that a process prepares ahead
 
@@ -31,8 +32,8 @@ AHEAD = 8  # documents that a process prepares ahead
 class Documents:
     """What `RowStream` packs.
 
-    `image_size`: images are squashed to so many pixels a side, as the encoder would do it, to
-    keep those that wait small; 0 leaves them. `features` replaces images by cached features.
+    `square`: images are squashed as the encoder would do it, to keep those that wait small; without
+    it they keep their size. `features` replaces images by cached features.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Documents:
         source: Source,
         encoder: ChatEncoder,
         row_length: int,
-        image_size: int = 0,
+        square: Square | None = None,
         features: FeatureFolder | None = None,
     ):
         self.source, self.encoder, self.row_length = source, encoder, row_length
-        self.image_size, self.features = image_size, features
+        self.square, self.features = square, features
 
     def __len__(self) -> int:
         """Samples of one epoch."""
@@ -67,7 +68,7 @@ class Documents:
 
     def _opened(self, image) -> Image.Image:
         image = opened(image)
-        return squashed(image, self.image_size) if self.image_size else image
+        return image if self.square is None else self.square(image)
 
 
 def longer_than_a_row(document: Document, row_length: int) -> SampleError:

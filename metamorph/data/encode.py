@@ -29,10 +29,11 @@ from metamorph.data.features import (
     FeatureIndex,
     Shard,
     identity,
+    other_decoding,
     restore,
     store,
 )
-from metamorph.data.images import key_of, opened, squashed
+from metamorph.data.images import DECODING, key_of, opened
 from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
 from metamorph.disk import atomic_path, sha256_of
@@ -40,6 +41,7 @@ from metamorph.errors import SampleError, UserError
 from metamorph.model.precision import autocast
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import write_json
+from metamorph.pixels import Square
 
 AHEAD = 4  # samples that a thread opens ahead
 
@@ -114,7 +116,8 @@ def encode(
     could not be read, of which `on_bad` is told at once. Raises `UserError` if the folder holds
     features of another kind.
     """
-    index, done = _resume(folder, FeatureIndex(identity(vision), vision.grid, vision.width, dtype))
+    wanted = FeatureIndex(identity(vision), vision.grid, vision.width, dtype, decoding=DECODING)
+    index, done = _resume(folder, wanted)
     write_json(folder / INDEX, index.to_dict())
     writer = FeatureWriter(folder, index, shard_rows)
     device = vision.tower.embeddings.patch_embedding.weight.device
@@ -130,7 +133,7 @@ def encode(
 
     with closing(Progress(sum(map(len, parts.values())), len(done))) as progress:
         try:
-            for name, images in _loaded(parts, vision.image_size, done, threads):
+            for name, images in _loaded(parts, vision.square, done, threads):
                 skips.tried += 1
                 if isinstance(images, SampleError):
                     skips.add(images)
@@ -184,6 +187,8 @@ def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes
             raise UserError(f"--output: {folder} holds something else, expected a new folder")
         return wanted, set()
     found = FeatureIndex.read(folder)
+    if found.decoding != wanted.decoding:
+        raise UserError(f"--output: {folder} {other_decoding(found)}")
     for name in ("encoder", "grid", "width", "dtype"):
         if getattr(found, name) != getattr(wanted, name):
             raise UserError(
@@ -197,7 +202,7 @@ def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes
 
 
 def _loaded(
-    parts: dict[str, Source], size: int, done: set[bytes], threads: int
+    parts: dict[str, Source], square: Square, done: set[bytes], threads: int
 ) -> Iterator[tuple[str, list[tuple[bytes, Image.Image]] | SampleError]]:
     """Every sample in turn: its part, with key and squashed image of those of its images that are
     not `done`, each once, or why it is bad. What is given counts as done."""
@@ -211,7 +216,7 @@ def _loaded(
                 for image in sample.images:
                     key = key_of(image)
                     if key not in done:
-                        loaded.append((key, squashed(opened(image), size)))
+                        loaded.append((key, square(opened(image))))
         except SampleError as error:
             return error
         return loaded

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from metamorph.data.images import DECODING
 from metamorph.disk import in_threads, sha256_of
 from metamorph.errors import SampleError, UserError
 from metamorph.model.vision import VisionEncoder
@@ -46,13 +47,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """What `index.json` says. `encoder`: see `identity`."""
+    """What `index.json` says. `encoder`: see `identity`; `decoding`: `images.DECODING` of then."""
 
     encoder: str
     grid: int
     width: int
     dtype: str  # a key of DTYPES
     shards: tuple[Shard, ...] = ()
+    decoding: int = 1  # of folders that were written before it was kept
 
     @classmethod
     def read(cls, folder: Path) -> "FeatureIndex":
@@ -104,7 +106,7 @@ def identity(vision: VisionEncoder) -> str:
     """
     facts = [vision.config.image_size, vision.config.patch_size, vision.mean, vision.std]
     facts += [vision.grid, vision.config.num_attention_heads, vision.config.hidden_act]
-    facts.append(vision.config.layer_norm_eps)
+    facts += [vision.config.layer_norm_eps, int(vision.square.resample)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in sorted(vision.tower.state_dict().items()):
         if name.startswith(("embeddings.", "encoder.")):
@@ -230,9 +232,20 @@ def _beginnings(keys: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
 
 
+def other_decoding(index: FeatureIndex) -> str:
+    """Why features of another way to read pictures are refused."""
+    return (
+        f"holds features of pictures as another version of metamorph read them (decoding "
+        f"{index.decoding}, now {DECODING}); encode the data anew into another folder"
+    )
+
+
 def open_features(folder: str, vision: VisionEncoder, verify: bool = True) -> FeatureFolder:
     """The folder `data.features`, see `FeatureFolder`. Raises `UserError` if another encoder made
-    it."""
+    it, or if its pictures were read in another way."""
+    index = FeatureIndex.read(Path(folder))
+    if index.decoding != DECODING:
+        raise UserError(f"data.features: {folder} {other_decoding(index)}")
     features = FeatureFolder(Path(folder), verify)
     if features.index.encoder != identity(vision):
         raise UserError(

@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Protocol
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL.GifImagePlugin import GifImageFile
 
+from metamorph.data.png import picture_chunks
 from metamorph.errors import SampleError
+from metamorph.pixels import GROUND, as_shown
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+# How files become pixels. It goes up whenever the pixels of some file change, and is kept beside
+# cached features, so that those of two ways are never mixed: 1 stored pixels, 2 pictures as shown.
+DECODING = 2
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # told by content, whatever the name
 LONGEST_SHOWN = 200
 LARGEST_FILE = 2**30  # bytes of one image or video; more is never read into memory
 OUTLINE = 5  # pixels, of a marked box
+LONGEST_MARK = 60  # letters of the name beside it
 
 Box = tuple[float, float, float, float]  # x and y of the top left, then of the bottom right
 
@@ -29,7 +36,7 @@ class Picture(Protocol):
     """An image that is not open yet."""
 
     def open(self) -> Image.Image:
-        """The image in RGB. Raises `SampleError`."""
+        """The image in RGB, as shown. Raises `SampleError`."""
 
     def key(self) -> bytes:
         """32 bytes that are the same for the same content only. Raises `SampleError`."""
@@ -37,7 +44,7 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One JPEG, PNG or WebP file, wherever its bytes lie."""
+    """One file of `FORMATS`, wherever its bytes lie."""
 
     name: str  # for messages
     read: Callable[[], bytes]  # raises SampleError
@@ -59,11 +66,10 @@ class Crop:
 
     def open(self) -> Image.Image:
         image = self.picture.open()
-        left, top, right, bottom = (round(side) for side in self.box)
-        inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-        if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            size = f"{image.width} x {image.height}"
-            raise SampleError("empty box", f"box {list(self.box)} holds nothing of {size} pixels")
+        left, top, right, bottom = _inside(self.box, image)
+        inside = round(left), round(top), round(right), round(bottom)
+        if inside[0] == inside[2] or inside[1] == inside[3]:
+            raise _empty(self.box, image)
         return image.crop(inside)
 
     def key(self) -> bytes:
@@ -82,13 +88,30 @@ class Marked:
         draw = ImageDraw.Draw(image)
         for name, (left, top, right, bottom) in self.boxes:
             corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
-            draw.rectangle(corners, outline="red", width=OUTLINE)
-            shown = name.encode("ascii", "replace").decode()  # the built-in font has no more
-            draw.text((corners[0] + OUTLINE + 1, corners[1] + OUTLINE + 1), shown, fill="red")
+            beside = OUTLINE + 1  # a side beyond the picture stays beyond it
+            left, top, right, bottom = _inside(corners, image, beside)
+            if right < 0 or bottom < 0 or left >= image.width or top >= image.height:
+                raise _empty(corners, image)
+            draw.rectangle((left, top, right, bottom), outline="red", width=OUTLINE)
+            # The built-in font has no more than ASCII, and text is drawn in full where it is long.
+            letters = name[:LONGEST_MARK].encode("ascii", "replace").decode()
+            draw.text((left + beside, top + beside), letters, fill="red")
         return image
 
     def key(self) -> bytes:
         return _derived_key(self.picture, f"marked {self.boxes}")
+
+
+def _inside(box: Box, image: Image.Image, margin: int = 0) -> Box:
+    """The box, cut to the image and `margin` pixels around it."""
+    left, right = (min(max(x, -margin), image.width + margin) for x in (box[0], box[2]))
+    top, bottom = (min(max(y, -margin), image.height + margin) for y in (box[1], box[3]))
+    return left, top, right, bottom
+
+
+def _empty(box: Box, image: Image.Image) -> SampleError:
+    size = f"{image.width} x {image.height}"
+    return SampleError("empty box", f"box {list(box)} holds nothing of {size} pixels")
 
 
 def _derived_key(picture: Picture, change: str) -> bytes:
@@ -96,21 +119,15 @@ def _derived_key(picture: Picture, change: str) -> bytes:
 
 
 def opened(image: Image.Image | Picture) -> Image.Image:
-    """The image itself, opened if it is not. Raises `SampleError`."""
-    return image if isinstance(image, Image.Image) else image.open()
-
-
-def squashed(image: Image.Image, size: int) -> Image.Image:
-    """RGB, `size` pixels a side, exactly as `VisionEncoder.preprocess` would make it."""
-    if image.mode == "RGB" and image.size == (size, size):
-        return image
-    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    """The image in RGB, as shown. Raises `SampleError` for a picture that cannot be opened."""
+    return as_shown(image) if isinstance(image, Image.Image) else image.open()
 
 
 def key_of(image: Image.Image | Picture) -> bytes:
-    """The key of a picture, or of the pixels of an open image. Raises `SampleError`."""
+    """The key of a picture, or of the pixels that an open image shows. Raises `SampleError`."""
     if isinstance(image, Image.Image):
-        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).digest()
+        shown = as_shown(image)
+        return hashlib.sha256(f"{shown.mode} {shown.size} ".encode() + shown.tobytes()).digest()
     return image.key()
 
 
@@ -144,24 +161,39 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
 
 
 def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Decodes the bytes of one file to RGB. The size is checked before any pixel is decoded.
+    """The picture of one file in RGB, as a viewer shows it (see `as_shown`), of several the first.
 
-    Raises `SampleError` for what is larger than `max_pixels` or not a whole JPEG, PNG or WebP
-    picture.
+    The size is checked before any pixel is decoded. Raises `SampleError` for what is larger than
+    `max_pixels` or not a whole picture in one of `FORMATS`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # of Pillow, about what is odd in the file
+            with Image.open(io.BytesIO(picture_chunks(content)), formats=FORMATS) as image:
                 check_size(image.width, image.height, max_pixels, f"image {name}")
-                return image.convert("RGB")
+                covered = _first_frame(image)
+                image.load()
+                shown = as_shown(image)
+    except SampleError:
+        raise
     except Image.DecompressionBombError as error:
         raise SampleError("image too large", f"image {name}: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        problem = str(error)
-        if isinstance(error, UnidentifiedImageError):  # whose text names a buffer in memory
-            problem = f"not a {', '.join(FORMATS)} file"
-        raise SampleError("corrupt image", f"image {name} cannot be read: {problem}") from error
+    except UnidentifiedImageError as error:  # whose text names a buffer in memory
+        problem = f"image {name} is not a {', '.join(FORMATS)} file"
+        raise SampleError("corrupt image", problem) from error
+    except Exception as error:  # damaged bytes make Pillow raise errors of many types
+        problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
+        raise SampleError("corrupt image", problem) from error
+    if covered is None or covered == (0, 0, *shown.size):
+        return shown
+    ground = Image.new("RGB", shown.size, GROUND)
+    ground.paste(shown.crop(covered), covered)
+    return ground
+
+
+def _first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF that its first frame covers; its other pixels show the ground."""
+    return image.tile[0].extents if isinstance(image, GifImageFile) and image.tile else None
 
 
 def check_size(width: int, height: int, max_pixels: int, what: str) -> None:

@@ -117,5 +117,5 @@ def open_lanes(
     features = None
     if config.features:
         features = open_features(config.features, vision, config.verify_features)
-    documents = Documents(source, encoder, config.row_length, vision.image_size, features)
+    documents = Documents(source, encoder, config.row_length, vision.square, features)
     return Lanes(documents, pad_id, rows_per_step, rank, world_size, config.workers)

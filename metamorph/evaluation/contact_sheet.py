@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from metamorph.pixels import as_shown
+
 PICTURE_SIDE = 160  # pixels; 64 px pictures are enlarged 2.5 times
 PADDING = 18  # inside a cell
 GAP = 12  # between the two pictures, and between cells
@@ -164,7 +166,7 @@ def _paste_picture(
         middle = (x + PICTURE_SIDE / 2, y + PICTURE_SIDE / 2)
         draw.text(middle, "nothing", MUTED, label_font, anchor="mm")
     else:
-        enlarged = picture.convert("RGB").resize((PICTURE_SIDE,) * 2, Image.Resampling.LANCZOS)
+        enlarged = as_shown(picture).resize((PICTURE_SIDE,) * 2, Image.Resampling.LANCZOS)
         sheet.paste(enlarged, (x, y))
     draw.rectangle((x, y, x + PICTURE_SIDE - 1, y + PICTURE_SIDE - 1), outline=BORDER)
 

@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 
 from metamorph.errors import UserError, shown, within
 from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
+from metamorph.pixels import Square
 from metamorph_kernels import pool_normalize, tokens_read
 
 TOWER_PREFIX = "vision_model."
@@ -26,6 +27,12 @@ LARGEST = {  # sizes of an encoder; a damaged number would take hours or all mem
     "num_attention_heads": 10_000,
     "image_size": 10_000,
     "patch_size": 10_000,
+}
+STEPS = {  # of a preprocessor, as `VisionEncoder.preprocess` does them
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
 }
 # What `_last_layer` computes with; a layer made of anything else is refused.
 LAYER_PARTS = {"layer_norm1", "self_attn", "layer_norm2", "mlp"}
@@ -46,6 +53,7 @@ class VisionEncoder(nn.Module):
         grid: int,
         mean: Sequence[float] = DEFAULT_MEAN,
         std: Sequence[float] = DEFAULT_STD,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
     ):
         super().__init__()
         side = config.image_size // config.patch_size
@@ -55,6 +63,7 @@ class VisionEncoder(nn.Module):
         self.grid = grid
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.square = Square(config.image_size, resample)  # what pictures are squashed to
         model = SiglipVisionModel(config)
         # Older releases of transformers wrap the tower once more.
         self.tower = getattr(model, "vision_model", model)
@@ -84,14 +93,12 @@ class VisionEncoder(nn.Module):
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """Turn pictures of any size and mode into pixel values [B, 3, S, S], fp32, on the CPU.
 
-        Each is squashed to the square (bicubic, as SigLIP's own processor), scaled to 0..1 and
-        normalised by the encoder's mean and standard deviation.
+        Each is taken as a viewer shows it (`as_shown`), squashed to the square as SigLIP's own
+        processor does it, scaled to 0..1 and normalised by the encoder's mean and deviation.
         """
-        size = (self.image_size, self.image_size)
-        pixels = torch.empty(len(images), *size, 3)
+        pixels = torch.empty(len(images), self.image_size, self.image_size, 3)
         for slot, image in zip(pixels, images, strict=True):
-            squashed = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-            slot.copy_(torch.from_numpy(np.array(squashed)))
+            slot.copy_(torch.from_numpy(np.array(self.square(image))))
         pixels = (pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)
         return pixels.permute(0, 3, 1, 2).contiguous()
 
@@ -128,9 +135,9 @@ class VisionEncoder(nn.Module):
         data = read_json(folder / "config.json")
         with within(folder / "config.json"):
             config = vision_config(data)
-        mean, std = _read_normalisation(folder / "preprocessor_config.json", config.image_size)
+        how = _read_preprocessing(folder / "preprocessor_config.json", config.image_size)
         with torch.device("meta"), within(folder):
-            encoder = cls(config, grid, mean, std)
+            encoder = cls(config, grid, **how)
         tensors = read_tensors(folder)
         if any(name.startswith(TOWER_PREFIX) for name in tensors):
             tensors = {
@@ -156,7 +163,7 @@ class VisionEncoder(nn.Module):
             "do_convert_rgb": True,
             "do_resize": True,
             "size": size,
-            "resample": int(Image.Resampling.BICUBIC),
+            "resample": int(self.square.resample),
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -240,14 +247,32 @@ def vision_config(data: dict) -> SiglipVisionConfig:
     return config
 
 
-def _read_normalisation(path: Path, image_size: int) -> tuple[list[float], list[float]]:
+def _read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
+    """`mean`, `std` and `resample` of a preprocessor_config.json. UserError for other steps."""
     if not path.exists():
-        return list(DEFAULT_MEAN), list(DEFAULT_STD)
-    data = read_json(path)
-    size = data.get("size", {"height": image_size, "width": image_size})
-    if size != {"height": image_size, "width": image_size}:
-        raise UserError(f"{path}: size is {size}, but the encoder takes {image_size} pixels")
+        return {}
+    data = {name: value for name, value in read_json(path).items() if value is not None}
+    square = {"height": image_size, "width": image_size}
+    if data.get("size", square) not in (square, image_size):  # older files give the side alone
+        raise UserError(
+            f"{path}: size is {shown(data['size'])}, but the encoder takes {image_size} pixels"
+        )
+    for name, done in STEPS.items():
+        if data.get(name, done) != done:
+            raise UserError(f"{path}: expected {name} {done}, got {shown(data[name])}")
+    how = {}
+    for name in ("mean", "std"):
+        values = data.get(f"image_{name}", list(DEFAULT_MEAN))
+        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_real, values)):
+            raise UserError(f"{path}: image_{name}: expected three numbers, got {shown(values)}")
+        how[name] = values
     resample = data.get("resample", Image.Resampling.BICUBIC)
-    if resample != Image.Resampling.BICUBIC:
-        raise UserError(f"{path}: only bicubic resampling (3) is supported, got {resample}")
-    return data.get("image_mean", list(DEFAULT_MEAN)), data.get("image_std", list(DEFAULT_STD))
+    known = {int(way): way.name.lower() for way in Image.Resampling}
+    if type(resample) not in (int, Image.Resampling) or resample not in known:
+        names = ", ".join(f"{number} ({name})" for number, name in sorted(known.items()))
+        raise UserError(f"{path}: resample: expected one of {names}, got {shown(resample)}")
+    return how | {"resample": Image.Resampling(resample)}
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e6

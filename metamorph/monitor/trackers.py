@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from metamorph.config import RunConfig
+from metamorph.pixels import as_shown
 
 WANDB_PROJECT = "metamorph"
 WANDB_ID = "wandb_run_id"  # file in the run folder: a resumed run goes on in the same page
@@ -52,7 +53,7 @@ class TensorBoard:
         self.writer.flush()
 
     def show(self, step: int, name: str, picture: Image.Image) -> None:
-        self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self.writer.add_image(name, np.asarray(as_shown(picture)), step, dataformats="HWC")
         self.writer.flush()
 
     def close(self) -> None:

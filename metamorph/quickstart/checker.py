@@ -17,6 +17,7 @@ from metamorph.data.toy.scenes import (
     Scene,
     draw_shape,
 )
+from metamorph.pixels import as_shown
 
 ATTRIBUTES = ("colour", "shape", "size", "place")
 CHANCE = {  # of guessing right
@@ -74,7 +75,7 @@ def read_scene(image: Image.Image) -> Reading | None:
     """
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"image must be {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got {image.size}")
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)  # [64, 64, 3]
+    pixels = np.asarray(as_shown(image), dtype=np.float32)  # [64, 64, 3]
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
     mask = distance > CONTRAST

@@ -29,6 +29,7 @@ from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_encoder
 from metamorph.model.precision import autocast
 from metamorph.monitor.telemetry import PictureTelemetry
+from metamorph.pixels import as_shown
 from metamorph.processes import add_up, gather, is_first, merged, rank, world_size
 
 
@@ -55,7 +56,8 @@ class DecoderTrainer(nn.Module):
     def latents(self, pictures: list[Image.Image], draw: Callable[..., Tensor]) -> Tensor:
         """Scaled samples [B, 4, h, w] of the VAE's posterior; `draw` gives normal numbers."""
         side = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        pixels = VaeImageProcessor().preprocess(pictures, height=side, width=side)
+        shown = [as_shown(picture) for picture in pictures]
+        pixels = VaeImageProcessor().preprocess(shown, height=side, width=side)
         posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
         noise = draw(torch.randn, posterior.mean.shape).to(posterior.mean)
         return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor

@@ -22,7 +22,7 @@ from metamorph.data.features import (
     restore,
     store,
 )
-from metamorph.data.images import key_of
+from metamorph.data.images import DECODING, key_of
 from metamorph.data.mixture import parts_of
 from metamorph.data.opening import open_source
 from metamorph.data.toy.source import ToyScenes
@@ -175,6 +175,25 @@ def test_features_of_another_encoder_or_form_are_refused(source, vision, tmp_pat
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(UserError, match="--output:.*notes holds something else"):
         write(source, vision, tmp_path / "notes")
+
+
+def test_features_of_pictures_that_were_read_in_another_way_are_refused(source, vision, tmp_path):
+    index, _ = write(source, vision, tmp_path)
+    assert index.decoding == DECODING
+    values = json.loads((tmp_path / "index.json").read_text())
+    del values["decoding"]  # as folders were written before
+    (tmp_path / "index.json").write_text(json.dumps(values))
+    problem = rf"decoding 1, now {DECODING}\); encode the data anew into another folder"
+    with pytest.raises(UserError, match=f"data.features: .*{problem}"):
+        open_features(str(tmp_path), vision)
+    with pytest.raises(UserError, match=f"--output: .*{problem}"):
+        write(source, vision, tmp_path)
+
+
+def test_the_way_to_resample_is_part_of_the_identity(vision):
+    nearest = VisionEncoder(vision.config, GRID, resample=Image.Resampling.NEAREST)
+    nearest.load_state_dict(vision.state_dict())
+    assert identity(nearest) != identity(vision)
 
 
 def test_the_identity_survives_a_bfloat16_copy(vision):

@@ -19,6 +19,7 @@ from metamorph.data.skips import Skips, check_skip_limit
 from metamorph.data.toy.source import ToyScenes
 from metamorph.data.toy.tasks import KINDS
 from metamorph.errors import SampleError, UserError
+from metamorph.pixels import Square
 
 PAD, ROWS = 1, 4
 
@@ -35,7 +36,7 @@ class SomeCorrupt(ToyScenes):
 @pytest.fixture
 def documents(encoder) -> Documents:
     source = SomeCorrupt(0, dict.fromkeys(KINDS, 1.0), 0)
-    return Documents(source, encoder, row_length=300, image_size=32)
+    return Documents(source, encoder, row_length=300, square=Square(32))
 
 
 def world(documents, size: int, **options) -> list[Lanes]:

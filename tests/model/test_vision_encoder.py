@@ -41,6 +41,13 @@ def pictures() -> list[Image.Image]:
     return [picture, small.convert("L"), small.convert("RGBA"), small.convert("P")]
 
 
+def preprocessor_of(folder, **settings):
+    """Writes a preprocessor_config.json; the path."""
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
 @pytest.fixture
 def folder(tmp_path):
     official_vision().save_pretrained(tmp_path / "siglip")
@@ -100,6 +107,23 @@ def test_preprocessing_equals_transformers(folder, tmp_path):
     processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
     expected = processor(pictures(), return_tensors="pt").pixel_values
     torch.testing.assert_close(encoder.preprocess(pictures()), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3, 4, 5])
+def test_each_way_to_resample_equals_transformers(folder, tmp_path, resample):
+    preprocessor_of(folder, resample=resample, size=56)
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder.save_pretrained(tmp_path / "saved")
+    processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
+    assert processor.resample == resample
+    expected = processor(pictures(), return_tensors="pt").pixel_values
+    torch.testing.assert_close(encoder.preprocess(pictures()), expected, atol=1e-6, rtol=0)
+
+
+def test_pictures_are_encoded_as_shown(folder):
+    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    clear, white = Image.new("RGBA", (9, 9), (0, 0, 0, 0)), Image.new("RGB", (9, 9), "white")
+    assert torch.equal(encoder.preprocess([clear]), encoder.preprocess([white]))
 
 
 def test_no_pictures_give_no_features(folder):
@@ -232,17 +256,33 @@ def test_frozen_until_thawed(folder):
     assert encoder.tower.post_layernorm.weight.grad is None  # never run
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"resample": 99}, r"resample: expected one of 0 \(nearest\), 1 \(lanczos\), .*got 99"),
+        ({"resample": "bicubic"}, "resample: expected one of .*got 'bicubic'"),
+        ({"resample": True}, "resample: expected one of .*got True"),
+        ({"do_normalize": False}, "expected do_normalize True, got False"),
+        ({"rescale_factor": 1}, "expected rescale_factor 0.0039.*, got 1"),
+        ({"image_mean": 0.5}, "image_mean: expected three numbers, got 0.5"),
+        ({"image_std": [1, 2, None]}, "image_std: expected three numbers, got"),
+        ({"size": {"shortest_edge": 56}}, "size is {'shortest_edge': 56}"),
+    ],
+    ids=str,
+)
+def test_preprocessing_of_another_kind_is_refused(folder, settings, problem):
+    path = preprocessor_of(folder, **settings)
+    with pytest.raises(UserError, match=f"{path.name}: {problem}"):
+        VisionEncoder.from_pretrained(folder, grid=3)
+
+
 def test_what_does_not_fit_is_refused(folder):
     with pytest.raises(UserError, match="grid: expected 1 to 7.*got 8"):
         VisionEncoder.from_pretrained(folder, grid=8)
-    preprocessor = folder / "preprocessor_config.json"
-    preprocessor.write_text(json.dumps({"size": {"height": 64, "width": 64}}))
+    preprocessor_of(folder, size={"height": 64, "width": 64})
     with pytest.raises(UserError, match="preprocessor_config.json: size is .*takes 56"):
         VisionEncoder.from_pretrained(folder, grid=3)
-    preprocessor.write_text(json.dumps({"resample": 2}))
-    with pytest.raises(UserError, match="only bicubic"):
-        VisionEncoder.from_pretrained(folder, grid=3)
-    preprocessor.unlink()
+    preprocessor_of(folder).unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     with pytest.raises(UserError, match=r"fc1.weight' has shape \(32, 24\).*needs \(40, 24\)"):
