@@ -1,27 +1,26 @@
 """Videos as pictures at points in time: folders of frames, or files that PyAV decodes.
 
-Nothing is decoded before a picture is opened; the frames of one sample are then decoded together.
+Nothing is decoded before a picture is opened.
 """
 
-import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import torch
-from PIL import Image
 
-from metamorph.data.images import Picture, check_size, reason
+from metamorph.data.frames import EARLY, Frames, VideoFile, VideoFrame, packet_times
+from metamorph.data.images import Picture
 from metamorph.errors import SampleError
 from metamorph.libraries import require
 
 # The demuxer is chosen by name, never guessed: playlists could make it read other files.
 DEMUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska"}
 DEMUXERS |= {".avi": "avi"}
-SEEK_AFTER = 2.0  # seconds; a shorter gap is decoded through
-EARLY = 1e-3  # seconds by which a frame may come late: time stamps are rounded
+FASTEST = 1000.0  # frames a second; a header that says more says nothing
+SLOWEST = 1e-6  # of a folder of frames: one in eleven days
+LONGEST = 1e6  # seconds; the same
+USUAL_RATE = 25.0  # frames a second, of a film of one frame that does not say how long it is
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Video:
     name: str
     frame_rate: float  # frames a second
     seconds: float
-    content: "VideoFile | tuple[Picture, ...]"
+    content: VideoFile | tuple[Picture, ...]
 
     @classmethod
     def of_pictures(cls, name: str, pictures: Sequence[Picture], frame_rate: float) -> "Video":
@@ -50,26 +49,6 @@ class Video:
         return tuple(self.content[min(place, last)] for place in places)
 
 
-@dataclass(frozen=True)
-class VideoFile:
-    """The bytes of a video."""
-
-    name: str
-    data: bytes = field(repr=False)
-    max_pixels: int
-
-    @cached_property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.data).digest()
-
-    def container(self):
-        """It, open. PyAV's own errors come through."""
-        import av
-
-        demuxer = DEMUXERS[PurePath(self.name).suffix.lower()]
-        return av.open(io.BytesIO(self.data), format=demuxer)
-
-
 def open_video(name: str, data: bytes, max_pixels: int) -> Video:
     """A video file. Raises `UserError` without PyAV and `SampleError` for an unusable file."""
     require("a video file", ["av"], torch.device("cpu"))
@@ -79,90 +58,25 @@ def open_video(name: str, data: bytes, max_pixels: int) -> Video:
     if suffix not in DEMUXERS:
         expected = ", ".join(DEMUXERS)
         raise SampleError("corrupt video", f"video {name}: expected one of {expected}")
-    file = VideoFile(name, data, max_pixels)
-    try:
-        with file.container() as container:
-            if not container.streams.video:
-                raise SampleError("corrupt video", f"video {name} holds no pictures")
-            stream = container.streams.video[0]
-            size = stream.codec_context.width, stream.codec_context.height
-            check_size(*size, max_pixels, f"video {name}")
-            frame_rate = float(stream.average_rate or 0)
-            if stream.duration:
-                seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
-    except (av.FFmpegError, ValueError, OSError) as error:
-        raise SampleError(
-            "corrupt video", f"video {name} cannot be read: {reason(error)}"
-        ) from error
-    if not seconds > 0 or not frame_rate > 0:
-        raise SampleError("corrupt video", f"video {name} does not say how long it is")
+    file = VideoFile(name, DEMUXERS[suffix], data, max_pixels)
+    with file.film("read") as (container, stream):
+        frame_rate = float(stream.average_rate or 0)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / av.time_base
+        says_both = 0 < frame_rate <= FASTEST and 0 < seconds <= LONGEST
+        if not says_both or frame_rate * seconds < 1 / 2:  # less than a frame in the whole film
+            frame_rate, seconds = _measured(container, stream)
     return Video(name, frame_rate, seconds, file)
 
 
-@dataclass
-class Frames:
-    """Frames of one file, decoded together when the first of them is opened."""
-
-    file: VideoFile
-    times: tuple[float, ...]
-    decoded: list[Image.Image] = field(default_factory=list)
-
-    def picture(self, number: int) -> Image.Image:
-        if not self.decoded:
-            self.decoded = self._decode()
-        return self.decoded[number]
-
-    def _decode(self) -> list[Image.Image]:
-        import av
-
-        try:
-            with self.file.container() as container:
-                return [self._checked(frame).convert("RGB") for frame in self._walk(container)]
-        except (av.FFmpegError, ValueError, OSError) as error:
-            message = f"video {self.file.name} cannot be decoded: {reason(error)}"
-            raise SampleError("corrupt video", message) from error
-
-    def _checked(self, frame) -> Image.Image:
-        what = f"video {self.file.name}"
-        check_size(frame.width, frame.height, self.file.max_pixels, what)  # it may change midway
-        return frame.to_image()
-
-    def _walk(self, container):
-        """The last frame that begins no later than each of the times."""
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # processes decode side by side already
-        start = float((stream.start_time or 0) * stream.time_base)
-        frames = container.decode(stream)
-        shown, following = None, next(frames, None)
-        for time in self.times:
-            time += start + EARLY
-            if following is not None and time - following.time > SEEK_AFTER:
-                container.seek(int(time / stream.time_base), stream=stream)
-                frames = container.decode(stream)
-                shown, following = None, next(frames, None)
-            while following is not None and (shown is None or following.time <= time):
-                shown, following = following, next(frames, None)
-            if shown is None:
-                raise ValueError("it holds no frame")
-            yield shown
-
-
-@dataclass(frozen=True)
-class VideoFrame:
-    """One of several frames that are decoded together."""
-
-    frames: Frames
-    number: int
-
-    def open(self) -> Image.Image:
-        return self.frames.picture(self.number)
-
-    def key(self) -> bytes:
-        time = self.frames.times[self.number]
-        name = f"frame at {time:.6f} s".encode()
-        return hashlib.sha256(self.frames.file.digest + name).digest()
+def _measured(container, stream) -> tuple[float, float]:
+    """Frames a second and seconds of a film whose header does not say them, as browsers record."""
+    times = packet_times(container, stream)
+    span = float((times[-1] - times[0]) * stream.time_base)  # without the last frame
+    length = span / (len(times) - 1) if span else 1 / USUAL_RATE
+    return 1 / length, span + length
 
 
 def evenly(seconds: float, frames_per_second: float, max_frames: int) -> list[float]:

@@ -10,6 +10,8 @@ from metamorph.data.images import key_of
 from metamorph.data.opening import open_source
 from metamorph.errors import SampleError
 
+TARGET = {"name": "a", "bbox": [0, 0, 9, 9]}
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -125,6 +127,16 @@ def test_boxes_reach_over_the_edge_but_not_beyond_it(folder):
         ("boxes", {"image": ["p.png", "p.png###[1"], "conversations": turns("q", "a")}),
         ("boxes", {"image": "p.png", "target_instances": [{}], "conversations": turns("q", "a")}),
         ("boxes", {"image": "p.png", "target_instances": 3, "conversations": turns("q", "a")}),
+        (
+            "boxes",
+            {
+                "image": "p.png",
+                "target_instances": [TARGET] * 201,
+                "conversations": turns("q", "a"),
+            },
+        ),
+        ("boxes", {"image": "p.png", "box": [0, 0, 9, 10**400], "conversations": turns("q", "a")}),
+        ("boxes", {"image": "p.png", "box": [0, 0, 1e308, 9], "conversations": turns("q", "a")}),
     ],
     ids=lambda value: str(value)[:60],
 )

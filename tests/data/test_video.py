@@ -1,5 +1,6 @@
 """Videos: which frames are taken, from folders and from files, and what is made of them."""
 
+import re
 import sys
 from collections import Counter
 
@@ -9,10 +10,22 @@ from PIL import Image
 
 from metamorph.config import DataConfig
 from metamorph.data.conversation import check_conversation
+from metamorph.data.families import videos
 from metamorph.data.images import opened
 from metamorph.data.opening import open_source
 from metamorph.data.video import evenly, open_video
 from metamorph.errors import SampleError, UserError
+
+REQUESTS = {
+    "next": tuple(request for some in videos.NEXT_REQUESTS.values() for request in some),
+    "following": videos.FOLLOWING_REQUESTS,
+    "split": videos.SPLIT_REQUESTS,
+    "middle": videos.MIDDLE_REQUESTS,
+    "alternating": videos.ALTERNATING_REQUESTS,
+    "reverse": videos.REVERSE_REQUESTS,
+    "reorder": videos.REORDER_REQUESTS,
+    "step": videos.STEP_REQUESTS,
+}
 
 
 def brightness(images) -> list[int]:
@@ -76,24 +89,66 @@ def test_pure_video_tasks_are_well_formed_and_depend_on_the_id_alone(tmp_path):
     frame_folder(tmp_path)
     records = [{"id": str(i), "video": "clip", "fps": 10} for i in range(60)]
     source = source_of(tmp_path, "video_frames", *records)
-    drawn = Counter()
     for index in range(60):
         sample, again = source.sample(index), source.sample(index + 60)
         check_conversation(sample)
         assert sample.turns == again.turns
-        shown = brightness(sample.images)
-        assert shown == brightness(again.images)
+        assert [image.key() for image in sample.images] == [image.key() for image in again.images]
+
+
+def tasks_of(tmp_path, fps: float = 10.0) -> list[tuple[str, str, list[int], list[int]]]:
+    """Request, response, frames shown and frames to draw of 100 samples of a video of 20 frames."""
+    frame_folder(tmp_path)
+    records = [{"id": str(i), "video": "clip", "fps": fps} for i in range(100)]
+    source = source_of(tmp_path, "video_frames", *records)
+    tasks = []
+    for index in range(100):
+        sample = source.sample(index)
         prompt, response = (turn.text for turn in sample.turns)
-        inputs, targets = prompt.count("<image>"), response.count("<image>")
-        drawn[targets] += 1
-        if "next" in prompt and targets:
-            assert shown == sorted(set(shown)) and 1 <= targets <= 3
-        elif "backwards" in prompt or "order" in prompt:
-            assert shown[:inputs][::-1] == shown[inputs:] == sorted(shown[inputs:])
-        elif "between" in prompt and targets:
-            first, last, *middle = shown
-            assert all(first < frame < last for frame in middle) and len(middle) == targets
-    assert drawn[0] and drawn[1] and drawn[2]  # all kinds of tasks came up
+        numbers = [int(image.name[-8:-4]) for image in sample.images]
+        given = prompt.count("<image>")
+        tasks.append((prompt.replace("<image>", ""), response, numbers[:given], numbers[given:]))
+    return tasks
+
+
+def test_every_task_of_pure_video_draws_what_it_asks_for(tmp_path):
+    seen = Counter()
+    for prompt, _, given, drawn in tasks_of(tmp_path):
+        film = sorted({*given, *drawn})
+        task = next((name for name, requests in REQUESTS.items() if prompt.endswith(requests)), "")
+        seen[task] += 1
+        assert task == "step" or drawn == sorted(drawn)
+        if task == "next":
+            assert given + drawn == film and 1 <= len(drawn) <= 3
+        elif task == "following":
+            assert given + drawn == film and len(given) == 1
+        elif task == "split":
+            assert given + drawn == film and len(given) - len(drawn) in (0, 1)
+        elif task == "middle":
+            assert given == [film[0], film[-1]] and drawn == film[1:-1]
+        elif task == "alternating":
+            assert given == film[::2] and drawn == film[1::2] and len(film) % 2
+        elif task == "reverse":
+            assert given == drawn[::-1] == film[::-1]
+        elif task == "reorder":
+            assert sorted(given) == drawn == film and given != drawn
+        else:
+            assert task == "step" and given == film and not drawn
+    assert set(seen) == set(REQUESTS)
+
+
+def test_prompts_of_pure_video_say_how_far_apart_the_frames_are(tmp_path):
+    for fps in (10.0, 1.0):
+        folder = tmp_path / str(fps)
+        folder.mkdir()
+        for prompt, response, given, drawn in tasks_of(folder, fps):
+            film = sorted({*given, *drawn})
+            where = response if not drawn else prompt
+            pattern = r"About ([\d.]+) seconds" if not drawn else r"each ([\d.]+) seconds apart"
+            step = float(re.search(pattern, where)[1])
+            assert drawn or "apart:" not in prompt  # it must not tell what it asks for
+            for number, frame in enumerate(film):  # two digits are said, frames are whole
+                assert abs(frame / fps - number * step) <= 0.05 * number * step + 1.01 / fps
 
 
 def test_other_seeds_choose_other_tasks(tmp_path):
@@ -124,11 +179,12 @@ def test_bad_videos_are_counted_by_cause(tmp_path):
     names = ("big.mp4", "half.mp4", "text.mp4", "list.m3u8", "empty", "gone.mp4", "../x.mp4")
     records = [{"video": name} for name in (*names, "short")]
     records += [{"video": 3}, {"video": "whole.mp4", "fps": "fast"}]
+    records += [{"video": "short", "fps": rate} for rate in (0, 1e-320, 10**400, True)]
     source = source_of(tmp_path, "video_frames", *records, max_pixels=10_000)
-    assert [cause(source, i) for i in range(10)] == [
+    assert [cause(source, i) for i in range(14)] == [
         "image too large", "corrupt video", "corrupt video", "corrupt video", "missing video",
         "missing video", "image outside its root", "video too short", "malformed record",
-        "malformed record",
+        *["malformed record"] * 5,
     ]  # fmt: skip
 
 

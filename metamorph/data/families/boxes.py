@@ -6,16 +6,18 @@ copy of the whole image.
 """
 
 import json
-import math
 import random
 from typing import Any
 
 from metamorph.data.conversation import Sample
 from metamorph.data.families.pictures import ask, sample_of
 from metamorph.data.formats.records import Record, checked_text
-from metamorph.data.images import Box, Crop, Marked, Picture, shorten
+from metamorph.data.images import Box, Crop, Marked, Picture
+from metamorph.errors import shown
 
 BOX_MARK = "###"
+LARGEST = 1e300  # of a number of a box; two of them can be added
+MOST_TARGETS = 200  # boxes that are drawn into one picture
 BOX_REQUEST = "Please provide the bounding box"  # of Visual-CoT; we answer with the crop instead
 HINTS = (
     "Look closely before you answer.",
@@ -37,19 +39,22 @@ def boxes(record: Record, seed: int) -> Sample:
     turns = record.turns()
     if len(turns) < 2:
         raise ValueError(f"conversations: expected a question and an answer, got {len(turns)}")
-    image, shown = _shown(record)
+    image, answer = _pictures(record)
     question = turns[0].text.replace("<image>", "").partition(BOX_REQUEST)[0].strip()
     rng = random.Random(f"{seed} boxes {record.id}")
     hint, lead = rng.choice(HINTS), rng.choice(LEADS)
     prompt = f"<image>{question} {hint}".rstrip()
-    return sample_of(record, ask(prompt, f"{lead} {turns[-1].text}"), [image, shown])
+    return sample_of(record, ask(prompt, f"{lead} {turns[-1].text}"), [image, answer])
 
 
-def _shown(record: Record) -> tuple[Picture, Picture]:
+def _pictures(record: Record) -> tuple[Picture, Picture]:
     """The whole image and what the response shows of it."""
     targets = record.get("target_instances")
     if targets is not None:
         image = record.picture("image")
+        if not isinstance(targets, list) or len(targets) > MOST_TARGETS:
+            problem = f"expected a list of {MOST_TARGETS} or fewer, got {shown(targets)}"
+            raise ValueError(f"target_instances: {problem}")
         marks = [(checked_text("name", t["name"]), _corners(t["bbox"])) for t in targets]
         return image, Marked(image, tuple(marks))
     if record.get("box") is not None:
@@ -65,8 +70,8 @@ def _shown(record: Record) -> tuple[Picture, Picture]:
 def _numbers(value: Any) -> Box:
     """Four finite numbers, else `ValueError`."""
     is_box = isinstance(value, list) and len(value) == 4
-    if not is_box or not all(type(side) in (int, float) and math.isfinite(side) for side in value):
-        raise ValueError(f"box: expected four numbers, got {shorten(repr(value))}")
+    if not is_box or not all(type(s) in (int, float) and abs(s) <= LARGEST for s in value):
+        raise ValueError(f"box: expected four numbers, got {shown(value)}")
     left, top, right, bottom = map(float, value)
     return left, top, right, bottom
 

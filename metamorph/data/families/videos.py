@@ -9,26 +9,44 @@ from dataclasses import dataclass, replace
 from metamorph.data.conversation import USER, Sample
 from metamorph.data.families.pictures import ask, sample_of
 from metamorph.data.formats.records import Record
-from metamorph.data.images import shorten
-from metamorph.data.video import Video, evenly
-from metamorph.errors import SampleError
+from metamorph.data.images import Picture
+from metamorph.data.video import FASTEST, SLOWEST, Video, evenly
+from metamorph.errors import SampleError, shown
 
 SHORTEST_STEP, LONGEST_STEP = 0.1, 10.0  # seconds between the frames of a pure video
 PLACEHOLDERS = ("<video>\n", "<video>", "<image>\n", "<image>")  # as such data marks its video
-NEXT_PROMPTS = {
+# Before the frames of every task but that of telling it.
+INTERVAL = "From a video with frames each {} seconds apart: "
+NEXT_REQUESTS = {
     1: ("Show the next frame.", "What happens next? Show it.", "Predict the next frame."),
     2: ("Show the next two frames.", "Predict the next two frames."),
     3: ("Show the next three frames.", "Predict the next three frames."),
 }
-MIDDLE_PROMPTS = (
+FOLLOWING_REQUESTS = (
+    "This is the first frame. Show all frames that follow.",
+    "The video begins so. Show how it goes on, frame by frame.",
+)
+SPLIT_REQUESTS = (
+    "This is the first half. Show the second half.",
+    "Here the video was cut in two. Show its second part.",
+)
+MIDDLE_REQUESTS = (
     "These are the first and the last frame. Show what happened in between.",
-    "Draw the frames between these two.",
+    "Show all frames between these two.",
 )
-REVERSE_PROMPTS = (
+ALTERNATING_REQUESTS = (
+    "Every second frame is missing. Show the missing ones.",
+    "Between each two of these one frame was left out. Show those frames.",
+)
+REVERSE_REQUESTS = (
     "These frames run backwards. Show them in the right order.",
-    "Put these frames into the order in which they happened.",
+    "The video is played in reverse. Show it forwards.",
 )
-STEP_PROMPTS = (
+REORDER_REQUESTS = (
+    "These frames are in no order. Show them in the right order.",
+    "Put these shuffled frames into the order in which they happened.",
+)
+STEP_REQUESTS = (
     "How much time passes between one frame and the next?",
     "How far apart in time are these frames?",
 )
@@ -59,8 +77,10 @@ def video_questions(record: Record, sampling: Sampling) -> Sample:
 def video_frames(record: Record, sampling: Sampling, seed: int) -> Sample:
     """`video` alone: frames at a random step, and a task about them.
 
-    The tasks: draw the next one to three frames, those in between, or the right order of frames
-    that run backwards; or say how far apart they are. Two frames are always a first and its next.
+    The tasks are those of the paper: to draw the next one to three frames, all that follow the
+    first, the second half, those between the first and the last, every second one, or all in
+    the right order where they come backwards or shuffled; or to say how far apart they are, which
+    the other prompts state. Two frames are always a first and its next.
     """
     video = _open(record, sampling)
     rng = random.Random(f"{seed} video {record.id}")
@@ -71,10 +91,13 @@ def video_frames(record: Record, sampling: Sampling, seed: int) -> Sample:
         message = f"video {video.name}: {video.seconds:.2f} s are too short for two frames"
         raise SampleError("video too short", message)
     frames = video.frames([number * step for number in range(count)])
-    if count == 2:
-        return _next(record, frames, rng, step)
-    task = rng.choice((_next, _next, _middle, _reverse, _step))
-    return task(record, frames, rng, step)
+    task = _next if count == 2 else rng.choice(TASKS)
+    given, drawn, requests = task(frames, rng)
+    prompt = "<image>" * len(given) + rng.choice(requests)
+    if not drawn:
+        return sample_of(record, ask(prompt, f"About {_seconds(step)} seconds."), given)
+    interval = INTERVAL.format(_seconds(step))
+    return sample_of(record, ask(interval + prompt, "<image>" * len(drawn)), (*given, *drawn))
 
 
 def _open(record: Record, sampling: Sampling) -> Video:
@@ -82,29 +105,65 @@ def _open(record: Record, sampling: Sampling) -> Video:
     rate = record.get("fps")
     if rate is None:
         rate = sampling.frames_per_second
-    if type(rate) not in (int, float) or not 0 < rate <= 1000:
-        raise ValueError(f"fps: expected frames a second, got {shorten(repr(rate))}")
+    if type(rate) not in (int, float) or not SLOWEST <= rate <= FASTEST:
+        raise ValueError(f"fps: expected frames a second, got {shown(rate)}")
     return record.files.video(record.get("video"), rate)
 
 
-def _next(record: Record, frames, rng: random.Random, step: float) -> Sample:
+def _seconds(step: float) -> str:
+    """Two digits of it, so that what is said is within 5 % of what is true."""
+    return str(float(f"{step:.2g}"))
+
+
+# Each task takes frames in order, and gives those that are shown, those that are to be drawn, and
+# the ways to ask for them.
+Frames = tuple[Picture, ...]
+Task = tuple[Frames, Frames, tuple[str, ...]]
+
+
+def _next(frames: Frames, rng: random.Random) -> Task:
     drawn = rng.randint(1, min(3, len(frames) - 1))
-    prompt = "<image>" * (len(frames) - drawn) + rng.choice(NEXT_PROMPTS[drawn])
-    return sample_of(record, ask(prompt, "<image>" * drawn), frames)
+    return frames[:-drawn], frames[-drawn:], NEXT_REQUESTS[drawn]
 
 
-def _middle(record: Record, frames, rng: random.Random, step: float) -> Sample:
-    prompt = "<image><image>" + rng.choice(MIDDLE_PROMPTS)
-    order = (frames[0], frames[-1], *frames[1:-1])
-    return sample_of(record, ask(prompt, "<image>" * (len(frames) - 2)), order)
+def _following(frames: Frames, rng: random.Random) -> Task:
+    return frames[:1], frames[1:], FOLLOWING_REQUESTS
 
 
-def _reverse(record: Record, frames, rng: random.Random, step: float) -> Sample:
-    frames = frames[: max(len(frames) // 2, 2)]  # all of them appear twice
-    prompt = "<image>" * len(frames) + rng.choice(REVERSE_PROMPTS)
-    return sample_of(record, ask(prompt, "<image>" * len(frames)), (*frames[::-1], *frames))
+def _split(frames: Frames, rng: random.Random) -> Task:
+    half = -(-len(frames) // 2)
+    return frames[:half], frames[half:], SPLIT_REQUESTS
 
 
-def _step(record: Record, frames, rng: random.Random, step: float) -> Sample:
-    prompt = "<image>" * len(frames) + rng.choice(STEP_PROMPTS)
-    return sample_of(record, ask(prompt, f"About {step:.1f} seconds."), frames)
+def _middle(frames: Frames, rng: random.Random) -> Task:
+    return (frames[0], frames[-1]), frames[1:-1], MIDDLE_REQUESTS
+
+
+def _alternating(frames: Frames, rng: random.Random) -> Task:
+    frames = frames[: len(frames) - 1 + len(frames) % 2]  # an odd number: the last one is given
+    return frames[::2], frames[1::2], ALTERNATING_REQUESTS
+
+
+def _reverse(frames: Frames, rng: random.Random) -> Task:
+    frames = _half_of(frames)
+    return frames[::-1], frames, REVERSE_REQUESTS
+
+
+def _reorder(frames: Frames, rng: random.Random) -> Task:
+    frames = _half_of(frames)
+    order = [*range(len(frames))]
+    while order == sorted(order):
+        rng.shuffle(order)
+    return tuple(frames[place] for place in order), frames, REORDER_REQUESTS
+
+
+def _half_of(frames: Frames) -> Frames:
+    """The first half, of a task in which every frame appears twice."""
+    return frames[: max(len(frames) // 2, 2)]
+
+
+def _step(frames: Frames, rng: random.Random) -> Task:
+    return frames, (), STEP_REQUESTS
+
+
+TASKS = (_next, _following, _split, _middle, _alternating, _reverse, _reorder, _step)
