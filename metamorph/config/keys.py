@@ -16,6 +16,7 @@ Recomputation = Literal["none", "selective", "full"]
 FeatureDtype = Literal["bf16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
 FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
+Truncated = Literal["skip", "use"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
@@ -100,6 +101,10 @@ class DataConfig(SourceConfig):
         "tokens in a packed row", 4096, minimum=2, maximum=MAX_ROW_LENGTH, **LANGUAGE_STAGES
     )
     max_pixels: int = option("refuse images with more pixels than this", MAX_PIXELS, minimum=1)
+    truncated: Truncated = option(
+        "a JPEG that lacks its last bytes: skip its sample, or use it with grey in their place",
+        "skip",
+    )
     follow_links: bool = option(
         "read files through links that leave the folder of the data, too", False
     )

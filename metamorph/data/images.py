@@ -16,6 +16,7 @@ from typing import Protocol
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from PIL.GifImagePlugin import GifImageFile
 
+from metamorph.config.keys import Truncated
 from metamorph.data.png import picture_chunks
 from metamorph.errors import SampleError
 from metamorph.pixels import GROUND, as_shown
@@ -24,6 +25,7 @@ from metamorph.pixels import GROUND, as_shown
 # cached features, so that those of two ways are never mixed: 1 stored pixels, 2 pictures as shown.
 DECODING = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # told by content, whatever the name
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 LONGEST_SHOWN = 200
 LARGEST_FILE = 2**30  # bytes of one image or video; more is never read into memory
 OUTLINE = 5  # pixels, of a marked box
@@ -49,9 +51,10 @@ class StoredImage:
     name: str  # for messages
     read: Callable[[], bytes]  # raises SampleError
     max_pixels: int
+    truncated: Truncated = "skip"
 
     def open(self) -> Image.Image:
-        return decode_image(self.read(), self.name, self.max_pixels)
+        return decode_image(self.read(), self.name, self.max_pixels, self.truncated)
 
     def key(self) -> bytes:
         return hashlib.sha256(self.read()).digest()
@@ -160,12 +163,18 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
     return decode_image(read_file(path), str(path), max_pixels)
 
 
-def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
+def decode_image(
+    content: bytes, name: str, max_pixels: int, truncated: Truncated = "skip"
+) -> Image.Image:
     """The picture of one file in RGB, as a viewer shows it (see `as_shown`), of several the first.
 
     The size is checked before any pixel is decoded. Raises `SampleError` for what is larger than
-    `max_pixels` or not a whole picture in one of `FORMATS`.
+    `max_pixels` or not a whole picture in one of `FORMATS`. `truncated`: a JPEG that lacks its last
+    bytes is one of them, or is used with grey in place of what they held.
     """
+    is_cut = content.startswith(JPEG_START) and not content.rstrip(b"\0").endswith(JPEG_END)
+    if is_cut and truncated == "use":
+        content += JPEG_END  # what libjpeg waits for; it fills up what came before
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what is odd in the file
@@ -183,6 +192,8 @@ def decode_image(content: bytes, name: str, max_pixels: int) -> Image.Image:
         raise SampleError("corrupt image", problem) from error
     except Exception as error:  # damaged bytes make Pillow raise errors of many types
         problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
+        if is_cut and truncated == "skip":
+            problem += " (data.truncated: use takes what is there of a JPEG)"
         raise SampleError("corrupt image", problem) from error
     if covered is None or covered == (0, 0, *shown.size):
         return shown

@@ -14,6 +14,7 @@ A mixture is a YAML file that names its parts:
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from metamorph.config import DataConfig, PartConfig, SourceConfig
 from metamorph.config.reading import read_section
@@ -64,16 +65,17 @@ def open_part(
         return ToyScenes(seed, config.kinds, config.samples)
     check_path(config)
     path = base / config.path
+    how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
     if config.source == "jsonl":
         image_root = base / config.image_root if config.image_root else path.parent
-        records = JsonLines(path, image_root, data.max_pixels, config.fields, data.follow_links)
+        records = JsonLines(path, image_root, data.max_pixels, config.fields, **how)
     elif config.source == "pictures":
         check_pictures(config, words)
-        records = PictureFolder(path, data.max_pixels, data.follow_links)
+        records = PictureFolder(path, data.max_pixels, **how)
     elif config.source == "webdataset":
-        records = WebDataset(path, data.max_pixels, config.fields, data.follow_links)
+        records = WebDataset(path, data.max_pixels, config.fields, **how)
     else:
-        records = Parquet(path, data.max_pixels, config.fields, data.follow_links)
+        records = Parquet(path, data.max_pixels, config.fields, **how)
     sampling = Sampling(config.frames_per_second, config.max_frames)
     families = {
         "conversations": conversations,

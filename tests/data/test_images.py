@@ -5,11 +5,15 @@ import struct
 import zlib
 
 import numpy as np
+import pyarrow
 import pytest
-from data_files import image_bytes
+from data_files import image_bytes, write_lines, write_tar
 from PIL import Image, PngImagePlugin
+from pyarrow import parquet
 
+from metamorph.config import DataConfig
 from metamorph.data.images import FORMATS, Crop, Marked, StoredImage, decode_image, key_of, opened
+from metamorph.data.opening import open_source
 from metamorph.data.png import picture_chunks
 from metamorph.errors import SampleError
 
@@ -89,6 +93,57 @@ def test_boxes_are_of_the_picture_as_shown():
 def test_a_file_with_damaged_exif_data_is_a_good_picture(kind):
     content = saved(Image.new("RGB", (8, 8), "red"), kind, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     assert decoded(content).getpixel((3, 3))[0] > 250
+
+
+def photo(progressive: bool) -> bytes:
+    """A smooth ramp of grey, dark above, bright below."""
+    ramp = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) * 4
+    return saved(Image.fromarray(ramp), "JPEG", progressive=progressive, quality=95)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_last_bytes_is_used_where_that_is_asked_for(progressive):
+    content = photo(progressive)
+    whole = np.asarray(decoded(content)).astype(int)
+    for cut in (1, 2, 3, 40):
+        with pytest.raises(SampleError, match=r"truncated.*\(data.truncated: use takes") as caught:
+            decoded(content[:-cut])
+        assert caught.value.cause == "corrupt image"
+        used = np.asarray(decode_image(content[:-cut], "p.jpg", 10_000, "use"))
+        assert used.shape == whole.shape
+        assert np.abs(used[:32] - whole[:32]).max() <= (40 if progressive else 0)
+    assert (np.asarray(decode_image(content, "p.jpg", 10_000, "use")) == whole).all()
+    for length in (2, 20, content.index(b"\xff\xda")):  # before any pixel
+        with pytest.raises(SampleError):
+            decode_image(content[:length], "p.jpg", 10_000, "use")
+
+
+@pytest.mark.parametrize("source", ["jsonl", "webdataset", "parquet", "pictures"])
+@pytest.mark.parametrize("truncated", ["skip", "use"])
+def test_every_source_does_with_a_cut_jpeg_as_it_is_told(tmp_path, source, truncated):
+    content = photo(progressive=False)[:-40]
+    (tmp_path / "p.jpg").write_bytes(content)
+    write_lines(tmp_path / "data.jsonl", {"image": "p.jpg", "caption": "a ramp"})
+    write_tar(tmp_path / "data.tar", {"0.jpg": content, "0.txt": b"a ramp"})
+    table = pyarrow.Table.from_pylist([{"image": content, "caption": "a ramp"}])
+    parquet.write_table(table, tmp_path / "data.parquet")
+    files = {"jsonl": "data.jsonl", "webdataset": "data.tar", "parquet": "data.parquet"}
+    config = DataConfig(source=source, path=str(tmp_path / files.get(source, "")))
+    config.truncated = truncated
+    if source != "pictures":
+        config.family = "captions"
+    (picture,) = open_source(config, seed=0, words=source != "pictures").sample(0).images
+    if truncated == "use":
+        assert picture.open().size == (64, 64)
+    else:
+        with pytest.raises(SampleError, match="data.truncated"):
+            picture.open()
+
+
+def test_other_formats_are_whole_or_skipped():
+    for kind in ("PNG", "WEBP", "GIF", "BMP"):
+        with pytest.raises(SampleError):
+            decode_image(saved(Image.effect_noise((64, 64), 50), kind)[:-200], "p", 10_000, "use")
 
 
 def test_a_photo_of_several_pictures_gives_the_first():

@@ -5,6 +5,7 @@ folder.
 from collections.abc import Mapping
 from pathlib import Path
 
+from metamorph.config.keys import Truncated
 from metamorph.data.formats.compression import compression_of
 from metamorph.data.formats.places import Places, elements, lines
 from metamorph.data.formats.records import Folder, Record
@@ -30,11 +31,12 @@ class JsonLines:
         max_pixels: int,
         names: Mapping[str, str],
         follow_links: bool = False,
+        truncated: Truncated = "skip",
     ):
         if not image_root.is_dir():
             raise UserError(f"data.image_root: {image_root} is not a folder")
         self.path, self.names = path, names
-        self.files = Folder(image_root, max_pixels, follow_links)
+        self.files = Folder(image_root, max_pixels, follow_links, truncated)
         self.places, self.is_array = _read_places(path)
         if not len(self.places):
             raise UserError(f"data.path: {path} holds no samples")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from metamorph.config.keys import Truncated
 from metamorph.data.formats.records import Record, files_of
 from metamorph.data.images import LARGEST_FILE, Picture, StoredImage, shorten
 from metamorph.data.video import Video, open_video
@@ -24,10 +25,15 @@ class Parquet:
     """Rows of parquet files. The last row group that was read stays in memory, uncompressed."""
 
     def __init__(
-        self, path: Path, max_pixels: int, names: Mapping[str, str], follow_links: bool = False
+        self,
+        path: Path,
+        max_pixels: int,
+        names: Mapping[str, str],
+        follow_links: bool = False,
+        truncated: Truncated = "skip",
     ):
         require("data.source: parquet", ["pyarrow"], torch.device("cpu"))
-        self.max_pixels, self.names = max_pixels, names
+        self.max_pixels, self.truncated, self.names = max_pixels, truncated, names
         self.groups: list[tuple[Path, int]] = []  # file, and number of the group in it
         self.blocks: list[int] = []  # rows of each group
         for file in files_of(path, ".parquet", follow_links):
@@ -81,7 +87,7 @@ class Parquet:
             self._last = group, columns
         where = self.where(position)
         values = {name: column[row].as_py() for name, column in columns.items()}
-        return Record(where, values, Cells(where, self.max_pixels), self.names)
+        return Record(where, values, Cells(where, self.max_pixels, self.truncated), self.names)
 
     def _read(self, group: int) -> dict[str, Any]:
         """The columns of a row group. Raises `SampleError` if they cannot be read."""
@@ -104,9 +110,11 @@ class Cells:
 
     where: str
     max_pixels: int
+    truncated: Truncated
 
     def picture(self, value: Any) -> Picture:
-        return StoredImage(f"of {self.where}", _Bytes(_data(value)), self.max_pixels)
+        read = _Bytes(_data(value))
+        return StoredImage(f"of {self.where}", read, self.max_pixels, self.truncated)
 
     def video(self, value: Any, frame_rate: float) -> Video:
         name = value.get("path") if isinstance(value, dict) else None

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from metamorph.config.keys import Truncated
 from metamorph.data.formats.records import Folder, Record
 from metamorph.data.images import reason
 from metamorph.data.links import is_clutter
@@ -29,12 +30,18 @@ class PictureFolder:
 
     blocks = None
 
-    def __init__(self, folder: Path, max_pixels: int, follow_links: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        max_pixels: int,
+        follow_links: bool = False,
+        truncated: Truncated = "skip",
+    ):
         if not folder.is_dir():
             problem = "is a file" if folder.is_file() else "does not exist"
             raise UserError(f"data.path: {folder} {problem}, expected a folder of pictures")
         self.folder = folder
-        self.files = Folder(folder, max_pixels, follow_links)
+        self.files = Folder(folder, max_pixels, follow_links, truncated)
         self.names = sorted(self._names(), key=_natural)
         if not self.names:
             raise UserError(

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from metamorph.config.keys import Truncated
 from metamorph.data.conversation import ROLES, Turn
 from metamorph.data.images import Picture, StoredImage, read_file, reason, shorten
 from metamorph.data.links import Root, is_clutter
@@ -109,6 +110,7 @@ class Folder:
     folder: Path
     max_pixels: int
     follow_links: bool = False
+    truncated: Truncated = "skip"
 
     @cached_property
     def root(self) -> Root:
@@ -117,7 +119,8 @@ class Folder:
     def picture(self, value: Any) -> Picture:
         if not isinstance(value, str):
             raise ValueError(f"image: expected a name or a list of names, got {shown(value)}")
-        return StoredImage(value, _Reader(self.root, value), self.max_pixels)
+        read = _Reader(self.root, value)
+        return StoredImage(value, read, self.max_pixels, self.truncated)
 
     def video(self, value: Any, frame_rate: float) -> Video:
         name = checked_text("video", value)

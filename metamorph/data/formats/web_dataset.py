@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from metamorph.config.keys import Truncated
 from metamorph.data.formats.records import Record, checked_text, files_of
 from metamorph.data.formats.tar import members
 from metamorph.data.formats.text import read_object, read_text
@@ -21,7 +22,7 @@ from metamorph.data.links import is_clutter
 from metamorph.data.video import DEMUXERS, Video, open_video
 from metamorph.errors import SampleError, UserError, shown
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_ENDINGS = tuple("jpg jpeg jpe jfif mpo png webp gif bmp tif tiff".split())
 FIELDS_IN_NAMES = ("original_image", "edited_image")  # as in 000.edited_image.jpg
 
 
@@ -31,10 +32,15 @@ class WebDataset:
     blocks = None
 
     def __init__(
-        self, path: Path, max_pixels: int, names: Mapping[str, str], follow_links: bool = False
+        self,
+        path: Path,
+        max_pixels: int,
+        names: Mapping[str, str],
+        follow_links: bool = False,
+        truncated: Truncated = "skip",
     ):
         self.shards = files_of(path, ".tar", follow_links)
-        self.max_pixels, self.names = max_pixels, names
+        self.max_pixels, self.truncated, self.names = max_pixels, truncated, names
         self.endings: list[str] = []  # what follows the first dot, each once
         self.unusable: dict[int, tuple[str, str]] = {}  # sample: cause and reason
         numbers: dict[str, int] = {}  # ending: its place in `endings`
@@ -85,7 +91,8 @@ class WebDataset:
             self.endings[self.ending_numbers[i]]: (int(self.offsets[i]), int(self.sizes[i]))
             for i in range(self.firsts[position], self.firsts[position + 1])
         }
-        held = Members(self.shards[self.sample_shards[position]], files, self.max_pixels)
+        shard = self.shards[self.sample_shards[position]]
+        held = Members(shard, files, self.max_pixels, self.truncated)
         values: dict[str, Any] = {}
         if "json" in files:
             values = read_object(held.read("json"), ".json")
@@ -107,6 +114,7 @@ class Members:
     shard: Path
     files: Mapping[str, tuple[int, int]]  # name: offset and size
     max_pixels: int
+    truncated: Truncated
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `SampleError` if there is none, or the tar ends early."""
@@ -124,7 +132,8 @@ class Members:
 
     def picture(self, value: Any) -> Picture:
         name = checked_text("image", value)
-        return StoredImage(f".{shorten(name)}", _MemberReader(self, name), self.max_pixels)
+        read = _MemberReader(self, name)
+        return StoredImage(f".{shorten(name)}", read, self.max_pixels, self.truncated)
 
     def video(self, value: Any, frame_rate: float) -> Video:
         name = checked_text("video", value)
