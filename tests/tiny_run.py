@@ -20,6 +20,7 @@ def write_language(folder: Path, width: int = 32) -> Path:
     config = LlamaConfig(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=False,
+        max_position_embeddings=8192,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

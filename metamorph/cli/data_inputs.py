@@ -82,15 +82,13 @@ def open_chat_encoder(config: RunConfig) -> "ChatEncoder":
     Raises `UserError` if the run names no model.
     """
     from metamorph.data.conversation import ChatEncoder
-    from metamorph.model.opening import add_image_tokens, grid_of
-    from metamorph.model.weights import read_tokenizer
+    from metamorph.model.opening import grid_of
+    from metamorph.model.tokenizer import open_tokenizer
 
-    folder = config.model.folder or config.model.language
-    if not folder:
+    if not (config.model.folder or config.model.language):
         raise UserError(
             "model.language: nothing says whose tokens to count; give --model.language FOLDER, "
             "or --model.folder"
         )
-    tokenizer = read_tokenizer(Path(folder))
-    add_image_tokens(tokenizer)
+    tokenizer, _ = open_tokenizer(config.model)
     return ChatEncoder(tokenizer, grid_of(config.model) ** 2)

@@ -27,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from metamorph.config import ModelConfig
     from metamorph.model.official_names import export_model
+    from metamorph.model.tokenizer import open_tokenizer
     from metamorph.model.unified import MetaMorph
-    from metamorph.model.weights import read_tokenizer
 
     model = MetaMorph.from_pretrained(arguments.model)
-    tokenizer = read_tokenizer(arguments.model)
+    tokenizer, _ = open_tokenizer(ModelConfig(folder=str(arguments.model)))
     check_new(arguments.output)
     export_model(model, arguments.output, tokenizer, arguments.format)
     print(f"saved {arguments.output}")

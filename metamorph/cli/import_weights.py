@@ -24,12 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid", type=whole(1), default=8, metavar="INT",
         help="an image is grid x grid visual tokens (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--chat-template", default="", metavar="FILE",
+        help="chat format of its training: a jinja file, or llama3 (default: its tokenizer's)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     from metamorph.model.official_names import import_model
 
     check_new(arguments.output)
-    model, tokenizer = import_model(arguments.weights, arguments.vision, grid=arguments.grid)
+    model, tokenizer = import_model(
+        arguments.weights,
+        arguments.vision,
+        grid=arguments.grid,
+        chat_template=arguments.chat_template,
+    )
     model.save_pretrained(arguments.output, tokenizer)
     print(f"saved {arguments.output}")

@@ -50,6 +50,11 @@ class ModelConfig:
     language: str = option("Hugging Face Llama folder to start from", "", **LANGUAGE_STAGES)
     vision: str = option("Hugging Face SigLIP folder, the frozen encoder", "")
     grid: int = option("an image becomes grid x grid visual tokens", 8, minimum=1)
+    chat_template: str = option(
+        "chat format: a file with a jinja template, or llama3; empty for the tokenizer's own",
+        "",
+        **LANGUAGE_STAGES,
+    )
     attention: Literal["interval", "flash_attn", "xformers"] = option(
         "who computes attention", "interval", **LANGUAGE_STAGES
     )

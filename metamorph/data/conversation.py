@@ -1,8 +1,8 @@
 """Conversations with images in them, and their token form.
 
 The written format is LLaVA's: turns alternate between a human and the model, and every `<image>`
-in a turn stands for the next image of the sample, in prompts and in responses alike. The chat
-template is Llama-3's, without a system prompt.
+in a turn stands for the next image of the sample, in prompts and in responses alike. A system turn
+may come first. How turns are written is the tokenizer's chat template's to say.
 """
 
 from dataclasses import dataclass, field
@@ -12,23 +12,26 @@ from torch import Tensor
 
 from metamorph.data.images import Picture
 from metamorph.errors import SampleError, UserError
-from metamorph.tokens import (
-    BEGIN_OF_TEXT,
-    END_HEADER,
-    END_OF_TURN,
-    IMAGE_END,
-    IMAGE_PLACEHOLDER,
-    IMAGE_START,
-    START_HEADER,
+from metamorph.model.chat_template import (
+    ASSISTANT,
+    MOST_TURNS,
+    SYSTEM,
+    USER,
+    ChatTemplate,
+    Skeleton,
+    mark_of,
 )
+from metamorph.tokens import IMAGE_END, IMAGE_PLACEHOLDER, IMAGE_START
 
-USER, ASSISTANT = "user", "assistant"
-ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
+ROLES = {
+    "human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "model": ASSISTANT,
+    "system": SYSTEM, "developer": SYSTEM,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Turn:
-    role: str  # USER or ASSISTANT
+    role: str  # USER, ASSISTANT or SYSTEM
     text: str  # may hold <image> placeholders
 
 
@@ -58,16 +61,32 @@ class Document:
         return len(self.token_ids)
 
 
+def images_first(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
+    """The turns, the images before the first question if no `<image>` says where they stand."""
+    if any(IMAGE_PLACEHOLDER in turn.text for turn in turns):
+        return turns
+    asked = next((i for i, turn in enumerate(turns) if turn.role == USER), None)
+    if asked is None:
+        return turns
+    question = Turn(USER, IMAGE_PLACEHOLDER * images + turns[asked].text)
+    return (*turns[:asked], question, *turns[asked + 1 :])
+
+
 def check_conversation(sample: Sample) -> None:
     """Raises `SampleError` for turns out of order or `<image>` counts that do not add up."""
     if not sample.turns:
         raise SampleError("empty conversation", f"sample {sample.id}: has no turns")
-    for position, turn in enumerate(sample.turns):
+    if len(sample.turns) > MOST_TURNS:
+        message = f"sample {sample.id}: {len(sample.turns)} turns, expected at most {MOST_TURNS}"
+        raise SampleError("too many turns", message)
+    first = int(sample.turns[0].role == SYSTEM)
+    for position, turn in enumerate(sample.turns[first:]):
         expected = (USER, ASSISTANT)[position % 2]
         if turn.role != expected:
             raise SampleError(
                 "turns out of order",
-                f"sample {sample.id}: turn {position} is from {turn.role}, expected {expected}",
+                f"sample {sample.id}: turn {position + first} is from {turn.role}, "
+                f"expected {expected}",
             )
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in sample.turns)
     if placeholders != len(sample.images):
@@ -81,83 +100,137 @@ def check_conversation(sample: Sample) -> None:
 class ChatEncoder:
     """Turns conversations into token ids with a fixed number of visual tokens an image.
 
-    `tokenizer` is a transformers tokenizer that knows the Llama-3 chat tokens and
-    `<image_start>` / `<image_end>`; ids are looked up, never assumed. `UserError` if it
-    lacks one.
+    `tokenizer` is a transformers tokenizer with a chat template and the image tokens, as
+    `add_image_tokens` leaves it; ids are looked up, never assumed. `UserError` if it has none.
+
+    Template and words are encoded together where they meet, as transformers does it, but words are
+    never searched for control tokens; and whatever stands before a response is encoded without
+    looking at it, so that a prompt is how training begins, token for token.
     """
 
     def __init__(self, tokenizer, tokens_per_image: int):
         self.tokenizer = tokenizer
         self.tokens_per_image = tokens_per_image
-        vocabulary = tokenizer.get_vocab()
-        missing = [
-            name
-            for name in (BEGIN_OF_TEXT, START_HEADER, END_HEADER, END_OF_TURN)
-            + (IMAGE_START, IMAGE_END)
-            if name not in vocabulary
-        ]
-        if missing:
+        self.vocabulary = tokenizer.get_vocab()
+        missing = [name for name in (IMAGE_START, IMAGE_END) if name not in self.vocabulary]
+        if missing or tokenizer.chat_template is None:
+            lacked = ", ".join(missing or ["a chat template"])
             raise UserError(
-                f"tokenizer: it lacks the special tokens {', '.join(missing)}; expected one with "
-                f"Llama-3's chat tokens, {IMAGE_START} and {IMAGE_END}"
+                f"tokenizer: it lacks {lacked}; expected one that add_image_tokens was given"
             )
-        self.begin_of_text = vocabulary[BEGIN_OF_TEXT]
-        self.end_of_turn = vocabulary[END_OF_TURN]
-        self.image_start = vocabulary[IMAGE_START]
-        self.image_end = vocabulary[IMAGE_END]
-        self._headers = {
-            role: [
-                vocabulary[START_HEADER],
-                *self._text_ids(role),
-                vocabulary[END_HEADER],
-                *self._text_ids("\n\n"),
-            ]
-            for role in (USER, ASSISTANT)
-        }
-
-    def _text_ids(self, text: str) -> list[int]:
-        # User text is data: special tokens written out in it must not become control tokens.
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-    def _append(self, document: Document, token_ids: list[int], supervised: bool) -> None:
-        document.token_ids.extend(token_ids)
-        document.supervised.extend([supervised] * len(token_ids))
-
-    def _append_image(self, document: Document, is_response: bool) -> None:
-        self._append(document, [self.image_start], is_response)
-        start = len(document)
-        self._append(document, [self.image_start] * self.tokens_per_image, False)
-        document.spans.append((start, len(document)))
-        document.is_target.append(is_response)
-        self._append(document, [self.image_end], is_response)
-
-    def _append_turn(self, document: Document, turn: Turn) -> None:
-        is_response = turn.role == ASSISTANT
-        self._append(document, self._headers[turn.role], False)
-        for number, part in enumerate(turn.text.split(IMAGE_PLACEHOLDER)):
-            if number > 0:
-                self._append_image(document, is_response)
-            if part:
-                self._append(document, self._text_ids(part), is_response)
-        self._append(document, [self.end_of_turn], is_response)
+        self.template = ChatTemplate.of(tokenizer)
+        self.end_of_turn = self.vocabulary[self.template.end_of_response()]
+        self.image_start = self.vocabulary[IMAGE_START]
+        self.image_end = self.vocabulary[IMAGE_END]
 
     def encode(self, sample: Sample) -> Document:
-        """A whole conversation, for training. Raises `SampleError` if it is not well formed."""
-        check_conversation(sample)
-        document = Document(sample_id=sample.id, images=sample.images)
-        self._append(document, [self.begin_of_text], False)
-        for turn in sample.turns:
-            self._append_turn(document, turn)
+        """A whole conversation, for training. Raises `SampleError` if it is not well formed, or
+        holds nothing that could be learned."""
+        document = self._document(sample, begin_response=False)
+        if not any(document.supervised):
+            raise SampleError("no response", f"sample {sample.id}: no turn is the assistant's")
         return document
 
     def encode_prompt(self, sample: Sample) -> Document:
-        """A conversation that ends with the user's turn, followed by the response header."""
-        document = self.encode(sample)
-        if sample.turns[-1].role != USER:
+        """A conversation that ends with the user's turn, followed by how a response begins."""
+        if sample.turns and sample.turns[-1].role != USER:
             raise SampleError("no question", f"sample {sample.id}: the last turn is not the user's")
-        self._append(document, self._headers[ASSISTANT], False)
-        return document
+        return self._document(sample, begin_response=True)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of generated ids, without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+    def _document(self, sample: Sample, begin_response: bool) -> Document:
+        check_conversation(sample)
+        skeleton, words = self._skeleton(sample.turns)
+        try:
+            pieces = self.template.pieces(skeleton, begin_response)
+        except SampleError as error:
+            raise SampleError(error.cause, f"sample {sample.id}: {error}") from error
+        writer = _Writer(self, Document(sample_id=sample.id, images=sample.images))
+        for piece in pieces:
+            if piece.begins_response:
+                writer.flush()
+            if piece.is_control:
+                writer.control(piece.text, piece.supervised)
+            elif piece.turn is None:
+                writer.text(piece.text, piece.supervised)
+            else:
+                if self.template.parts_text:
+                    writer.part()
+                for number, part in enumerate(words[piece.turn].split(IMAGE_PLACEHOLDER)):
+                    if number > 0:
+                        writer.image(piece.supervised)
+                    writer.text(part, piece.supervised)
+        writer.flush()
+        return writer.document
+
+    def _skeleton(self, turns: tuple[Turn, ...]) -> tuple[Skeleton, list[str]]:
+        """Roles with a mark for the words of each turn, and those words. Blanks around the words
+        stay with the mark, for templates to strip or not."""
+        skeleton, words = [], []
+        for number, turn in enumerate(turns):
+            text = turn.text if self.template.parts_text else turn.text.strip()
+            before, _, after = turn.text.partition(text) if text else (turn.text, "", "")
+            skeleton.append((turn.role, before + mark_of(number) + after))
+            words.append(text)
+        return tuple(skeleton), words
+
+    def text_ids(self, control: str, before: str, text: str) -> list[int]:
+        """Ids of `text`, which follows `before`, which follows a control token (or nothing)."""
+        if not self.template.special_pattern.search(before + text):
+            start = self._ids(control + before)
+            whole = self._ids(control + before + text)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        # User text is data: special tokens written out in it must not become control tokens.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+
+
+class _Writer:
+    """Writes a document: control tokens, images, and text in runs that are as long as can be."""
+
+    def __init__(self, encoder: ChatEncoder, document: Document):
+        self.encoder, self.document = encoder, document
+        self.run, self.run_supervised = "", False
+        self.before = ("", "")  # the last control token, and the text since then
+
+    def text(self, text: str, supervised: bool) -> None:
+        if supervised != self.run_supervised:
+            self.flush()
+        self.run, self.run_supervised = self.run + text, supervised
+
+    def flush(self) -> None:
+        control, before = self.before
+        if self.run:
+            self._append(self.encoder.text_ids(control, before, self.run), self.run_supervised)
+        self.before, self.run = (control, before + self.run), ""
+
+    def part(self) -> None:
+        """What follows is encoded as if nothing stood before it."""
+        self.flush()
+        self.before = ("", "")
+
+    def control(self, token: str, supervised: bool) -> None:
+        self.flush()
+        self._append([self.encoder.vocabulary[token]], supervised)
+        self.before = (token, "")
+
+    def image(self, supervised: bool) -> None:
+        self.control(IMAGE_START, supervised)
+        start = len(self.document)
+        self._append([self.encoder.image_start] * self.encoder.tokens_per_image, False)
+        self.document.spans.append((start, len(self.document)))
+        self.document.is_target.append(supervised)
+        self.control(IMAGE_END, supervised)
+
+    def _append(self, token_ids: list[int], supervised: bool) -> None:
+        self.document.token_ids.extend(token_ids)
+        self.document.supervised.extend([supervised] * len(token_ids))

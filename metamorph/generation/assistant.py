@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metamorph.config import ModelConfig
 from metamorph.data.conversation import USER, ChatEncoder, Sample, Turn
 from metamorph.decoder.pipeline import VisualDecoder, noise_generator
 from metamorph.errors import UserError
@@ -15,8 +16,8 @@ from metamorph.generation.engine import Prompt, generate
 from metamorph.generation.sampling import GREEDY, Sampling
 from metamorph.generation.sequence import Generation, ImageSegment
 from metamorph.model.precision import autocast, check_precision, convert_to_float8
+from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorph
-from metamorph.model.weights import read_tokenizer
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
 
@@ -73,7 +74,7 @@ class Assistant:
         model = MetaMorph.from_pretrained(folder, device)
         if precision == "fp8":
             convert_to_float8(model, fp8_backend)
-        tokenizer = read_tokenizer(folder)
+        tokenizer, _ = open_tokenizer(ModelConfig(folder=str(folder)))
         drawing = None
         if decoder is None and (folder / "decoder").exists():
             decoder = folder / "decoder"

@@ -17,7 +17,7 @@ from torch import Tensor
 from metamorph.config.keys import ExportFormat
 from metamorph.errors import UserError, within
 from metamorph.model.language_config import LanguageConfig
-from metamorph.model.opening import add_image_tokens, all_stops
+from metamorph.model.tokenizer import add_image_tokens, all_stops
 from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
@@ -59,7 +59,8 @@ def _renamed(name: str, prefixes: dict[str, str]) -> str:
 
 
 def export_model(model: MetaMorph, folder: str | Path, tokenizer, form: str) -> None:
-    """Write weights, a Llama's config.json and the tokenizer to a folder; no encoder.
+    """Write weights, a Llama's config.json and generation_config.json, and the tokenizer with the
+    chat template that the model was trained with; no encoder.
 
     `form` hf keeps our names for projector and vision head: what loads a Llama finds one, and
     passes over the rest. `official` takes those of the official release. UserError for another.
@@ -76,11 +77,20 @@ def export_model(model: MetaMorph, folder: str | Path, tokenizer, form: str) -> 
         tensors = {official_name(name): tensor for name, tensor in tensors.items()}
     write_tensors(folder, tensors)
     write_tokenizer(folder, tokenizer)
-    stops = {"eos_token_id": model.config.eos_ids}
-    write_json(folder / "config.json", model.config.language.to_dict() | stops)
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": model.config.eos_ids,
+        "pad_token_id": model.config.pad_id,
+    }
+    dtype = str(model.language.output_weight.dtype).removeprefix("torch.")
+    config = model.config.language.to_dict() | special | {"dtype": dtype}
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", special)
 
 
-def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 8):
+def import_model(
+    folder: str | Path, encoder_folder: str | Path, *, grid: int = 8, chat_template: str = ""
+):
     """(model, tokenizer) from a folder as the official release or `export_model` writes it.
 
     Args:
@@ -88,6 +98,8 @@ def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 
             names or ours, tokenizer files with both image tokens.
         encoder_folder: Hugging Face SigLIP.
         grid: an image becomes grid x grid features.
+        chat_template: the format that it was trained with, a file or llama3, if the tokenizer's own
+            is another.
 
     UserError if anything does not fit.
     """
@@ -96,11 +108,14 @@ def import_model(folder: str | Path, encoder_folder: str | Path, *, grid: int = 
     with within(folder / "config.json"):  # of another type, but its tensors must fit a Llama
         language = LanguageConfig.from_dict(settings | {"model_type": "llama"})
     tokenizer = read_tokenizer(folder)
-    before = len(tokenizer)
-    ids = add_image_tokens(tokenizer)
-    if len(tokenizer) != before:
-        raise UserError(f"{folder}: its tokenizer has no image tokens, so no row was trained")
-    ids["eos_ids"] = all_stops(ids["eos_ids"], settings, tokenizer)
+    before = tokenizer.get_vocab()
+    ids = add_image_tokens(tokenizer, chat_template)
+    lacking = sorted(tokenizer.get_vocab().keys() - before.keys())
+    if lacking:
+        raise UserError(
+            f"{folder}: its tokenizer lacks {', '.join(lacking)}, so no row was trained for it"
+        )
+    ids["eos_ids"] = all_stops(ids["eos_ids"], folder, tokenizer)
     tensors = {
         our_name(name): tensor
         for name, tensor in read_tensors(folder).items()

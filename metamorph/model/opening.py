@@ -2,10 +2,8 @@
 Llama, a SigLIP encoder and a tokenizer."""
 
 from pathlib import Path
-from typing import TypedDict
 
 import torch
-from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig, RunConfig
@@ -13,63 +11,22 @@ from metamorph.errors import UserError
 from metamorph.folders import check_folder
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.language import Llama
+from metamorph.model.language_config import LanguageConfig
+from metamorph.model.tokenizer import TokenIds, add_image_tokens, all_stops, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer
-from metamorph.tokens import END_OF_TEXT, END_OF_TURN, IMAGE_END, IMAGE_START
 
 CPU = torch.device("cpu")
-END_TOKENS = (END_OF_TEXT, END_OF_TURN)  # an instruct Llama may end a turn with either
-
-
-class TokenIds(TypedDict):
-    """The fields of MetaMorphConfig that a tokenizer says."""
-
-    image_start_id: int
-    image_end_id: int
-    pad_id: int
-    eos_ids: list[int]
-
-
-def add_image_tokens(tokenizer) -> TokenIds:
-    """Add the two image tokens to the tokenizer and look up all ids the model must know.
-
-    A tokenizer without a padding token is given its end of text.
-    """
-    vocabulary = tokenizer.get_vocab()
-    added = [
-        AddedToken(text, special=True, normalized=False)
-        for text in (IMAGE_START, IMAGE_END)
-        if text not in vocabulary
-    ]
-    tokenizer.add_tokens(added, special_tokens=True)
-    ends = [text for text in END_TOKENS if text in vocabulary]
-    if tokenizer.eos_token is not None and tokenizer.eos_token not in ends:
-        ends.append(tokenizer.eos_token)
-    if not ends:
-        raise UserError("tokenizer: it names no end-of-text token, so generation could not stop")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = ends[0]
-    start_id, end_id, pad_id, *eos_ids = tokenizer.convert_tokens_to_ids(
-        [IMAGE_START, IMAGE_END, tokenizer.pad_token, *ends]
-    )
-    return {
-        "image_start_id": start_id,
-        "image_end_id": end_id,
-        "pad_id": pad_id,
-        "eos_ids": eos_ids,
-    }
-
-
-def all_stops(eos_ids: list[int], language_config: dict, tokenizer) -> list[int]:
-    """These ids, and those of the tokenizer at which a Llama's config.json says that it stops."""
-    stop = language_config.get("eos_token_id")
-    stops = stop if isinstance(stop, list) else [] if stop is None else [stop]
-    return sorted({*eos_ids, *set(tokenizer.get_vocab().values()).intersection(stops)})
 
 
 def assemble(
-    language_folder: str | Path, encoder_folder: str | Path, tokenizer=None, *, grid: int = 8
+    language_folder: str | Path,
+    encoder_folder: str | Path,
+    tokenizer=None,
+    *,
+    grid: int = 8,
+    chat_template: str = "",
 ):
     """Build a MetaMorph on pretrained parts, with a fresh projector and vision head.
 
@@ -77,8 +34,10 @@ def assemble(
         language_folder: Hugging Face Llama (config.json, safetensors, tokenizer files).
         encoder_folder: Hugging Face SigLIP.
         tokenizer: a transformers tokenizer, if not that of `language_folder`; it gains
-            `<image_start>` and `<image_end>`, whose rows start as the mean of the others.
+            `<image_start>`, `<image_end>` and what its chat template writes, whose rows start as
+            the mean of the others.
         grid: an image becomes grid x grid features.
+        chat_template: as `model.chat_template` of a run.
 
     Returns:
         (model, tokenizer), the model in the dtype of the Llama's file.
@@ -87,15 +46,12 @@ def assemble(
     if tokenizer is None:
         tokenizer = read_tokenizer(language_folder)
     before = set(tokenizer.get_vocab().values())
-    ids = add_image_tokens(tokenizer)
-    ids["eos_ids"] = all_stops(
-        ids["eos_ids"], read_json(language_folder / "config.json"), tokenizer
-    )
+    ids = add_image_tokens(tokenizer, chat_template)
+    ids["eos_ids"] = all_stops(ids["eos_ids"], language_folder, tokenizer)
 
     language = Llama.from_pretrained(language_folder)
     size = language.config.vocab_size
-    image_ids = (ids["image_start_id"], ids["image_end_id"])
-    language.add_tokens([i for i in image_ids if i not in before or i >= size])
+    language.add_tokens([i for i in ids["added_ids"] if i not in before or i >= size])
     vision = VisionEncoder.from_pretrained(encoder_folder, grid)
     config = MetaMorphConfig(language=language.config, visual_width=vision.width, grid=grid, **ids)
     model = MetaMorph(config, language, vision)
@@ -111,15 +67,24 @@ def open_model(
     that cannot be used there.
     """
     start = config.model
-    parts = choose_parts(start, device)  # what is missing should be known before weights are read
+    # What is missing or does not fit should be known before weights are read.
+    parts = choose_parts(start, device)
     if start.folder:
-        model = MetaMorph.from_pretrained(check_folder(start.folder, "model.folder"))
-        tokenizer = read_tokenizer(start.folder)
+        folder = check_folder(start.folder, "model.folder")
+        sizes = MetaMorphConfig.from_dict(read_json(folder / "config.json")).language
+        check_positions(config.data.row_length, sizes)
+        tokenizer, ids = open_tokenizer(start)
+        model = MetaMorph.from_pretrained(folder)
+        add_rows(model, ids)
     elif start.language and start.vision:
-        check_folder(start.language, "model.language")
+        folder = check_folder(start.language, "model.language")
         check_folder(start.vision, "model.vision")
+        sizes = LanguageConfig.from_dict(read_json(folder / "config.json"))
+        check_positions(config.data.row_length, sizes)
         torch.manual_seed(config.seed)  # projector and vision head start from scratch
-        model, tokenizer = assemble(start.language, start.vision, grid=start.grid)
+        model, tokenizer = assemble(
+            start.language, start.vision, grid=start.grid, chat_template=start.chat_template
+        )
     else:
         raise UserError("model: give either model.folder, or model.language and model.vision")
     if model.vision is None:
@@ -127,6 +92,24 @@ def open_model(
     dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
     install_parts(model, parts, device, dtype)
     return model, tokenizer
+
+
+def add_rows(model: MetaMorph, ids: TokenIds) -> None:
+    """Lets a trained model have the tokens that another chat template brings."""
+    new = [i for i in ids["added_ids"] if i not in model.config.added_ids]
+    model.language.add_tokens(new)
+    model.config.added_ids = sorted({*model.config.added_ids, *new})
+    model.config.eos_ids = sorted({*model.config.eos_ids, *ids["eos_ids"]})
+
+
+def check_positions(row_length: int, language: LanguageConfig) -> None:
+    """Raises `UserError` for rows longer than what the model knows positions for."""
+    if row_length > language.max_position_embeddings:
+        raise UserError(
+            f"data.row_length: {row_length} tokens, but the model has positions for "
+            f"{language.max_position_embeddings} (max_position_embeddings), "
+            f"and a sample may fill a row; give that or less"
+        )
 
 
 def grid_of(start: ModelConfig) -> int:

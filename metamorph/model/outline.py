@@ -4,6 +4,7 @@ Sizes come from the folders that a run starts from or, while those are not there
 sizes of a model of the same name in `metamorph/model/architectures`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,10 +12,10 @@ import torch
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
-from metamorph.model.opening import TokenIds, add_image_tokens
+from metamorph.model.tokenizer import TokenIds, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder, vision_config
-from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.model.weights import read_json
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -34,7 +35,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
         absent = [f"model.folder, {folder}, is not there yet"] if start.folder else []
         language, language_source = _sizes("model.language", start.language)
         vision, vision_source = _sizes("model.vision", start.vision)
-        config = _unified(Path(start.language), language, vision, start.grid)
+        config = _unified(start, language, vision)
         sources = [*absent, language_source, vision_source]
     else:
         raise UserError(
@@ -75,14 +76,17 @@ def _sizes(key: str, folder: str) -> tuple[dict, str]:
     )
 
 
-def _unified(folder: Path, language: dict, vision: dict, grid: int) -> MetaMorphConfig:
-    """As `assemble` would make it: the two image tokens join the vocabulary."""
+def _unified(start: ModelConfig, language: dict, vision: dict) -> MetaMorphConfig:
+    """As `assemble` would make it: image tokens and those of the template join it."""
     sizes = LanguageConfig.from_dict(language)
-    if folder.is_dir():
-        ids = add_image_tokens(read_tokenizer(folder))
+    if Path(start.language).is_dir():
+        _, ids = open_tokenizer(replace(start, folder=""))
     else:  # padding and end of text change no size
         first = sizes.vocab_size
-        ids = TokenIds(image_start_id=first, image_end_id=first + 1, pad_id=0, eos_ids=[0])
-    sizes.vocab_size = max(sizes.vocab_size, ids["image_start_id"] + 1, ids["image_end_id"] + 1)
+        added = [first, first + 1]
+        ids = TokenIds(
+            image_start_id=first, image_end_id=first + 1, pad_id=0, eos_ids=[0], added_ids=added
+        )
+    sizes.vocab_size = max(sizes.vocab_size, *(added + 1 for added in ids["added_ids"]))
     width = vision_config(vision).hidden_size
-    return MetaMorphConfig(language=sizes, visual_width=width, grid=grid, **ids)
+    return MetaMorphConfig(language=sizes, visual_width=width, grid=start.grid, **ids)

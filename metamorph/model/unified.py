@@ -32,7 +32,8 @@ class MetaMorphConfig:
     """Everything about the unified model that its weights do not say.
 
     `visual_width` is C; an image is grid x grid features. The hidden sizes of projector and
-    vision head default to the language model's. Token ids come from the tokenizer.
+    vision head default to the language model's. Token ids come from the tokenizer; `added_ids` are
+    of the tokens that a pretrained language model had not seen, the two image tokens at least.
     """
 
     language: LanguageConfig
@@ -44,19 +45,23 @@ class MetaMorphConfig:
     pad_id: int
     projector_hidden_size: int = COMPUTED
     vision_head_hidden_size: int = COMPUTED
+    added_ids: list[int] = COMPUTED
 
     def __post_init__(self):
         if self.projector_hidden_size is COMPUTED:
             self.projector_hidden_size = self.language.hidden_size
         if self.vision_head_hidden_size is COMPUTED:
             self.vision_head_hidden_size = self.language.hidden_size
+        if self.added_ids is COMPUTED:
+            self.added_ids = sorted((self.image_start_id, self.image_end_id))
         check_types(self)
         for name in ("visual_width", "grid", "projector_hidden_size", "vision_head_hidden_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not self.eos_ids:
             raise UserError("eos_ids: expected at least one token id, got none")
-        for token_id in (self.image_start_id, self.image_end_id, self.pad_id, *self.eos_ids):
+        image_ids = (self.image_start_id, self.image_end_id)
+        for token_id in (*image_ids, self.pad_id, *self.eos_ids, *self.added_ids):
             if not 0 <= token_id < self.language.vocab_size:
                 raise UserError(
                     f"token id {token_id} is outside the vocabulary of {self.language.vocab_size}"

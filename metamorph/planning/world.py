@@ -3,7 +3,7 @@
 metamorph train configs/metamorph_8b/instruct.yaml --dry-run --world-size 256 --gpu-type h100
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -36,10 +36,10 @@ from metamorph.data.opening import open_source
 from metamorph.data.packing import RowStream
 from metamorph.errors import UserError
 from metamorph.model.describe import describe_parameters
-from metamorph.model.opening import add_image_tokens
+from metamorph.model.opening import check_positions
 from metamorph.model.outline import outline
+from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.weights import read_tokenizer
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.rules import check_plan
@@ -94,6 +94,7 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         )
     replicas, sharing = mesh_shape(world_size, config.parallel.shard)
     model, sources = outline(config.model)
+    check_positions(config.data.row_length, model.config.language)
     choose_trainable(model, config.stage)
     rows = mean_row(config, model.config)
     head = [
@@ -137,11 +138,10 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
 
 def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     """The first rows of the data where it and a tokenizer are there, else an assumption."""
-    tokenizer_folder = _tokenizer_folder(config.model)
+    start = _start_with_tokenizer(config.model)
     data, length = config.data, config.data.row_length
-    if tokenizer_folder and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
-        tokenizer = read_tokenizer(tokenizer_folder)
-        add_image_tokens(tokenizer)
+    if start and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
+        tokenizer, _ = open_tokenizer(start)
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
         documents = Documents(open_source(data, config.seed), encoder, length)
         stream = RowStream(documents, model.pad_id)
@@ -158,10 +158,11 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     return Rows(work, samples, source)
 
 
-def _tokenizer_folder(start: ModelConfig) -> Path | None:
-    for folder in (start.folder, start.language):
+def _start_with_tokenizer(start: ModelConfig) -> ModelConfig | None:
+    for found in (start, replace(start, folder="")):
+        folder = found.folder or found.language
         if folder and (Path(folder) / "tokenizer.json").is_file():
-            return Path(folder)
+            return found
     return None
 
 

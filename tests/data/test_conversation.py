@@ -1,12 +1,15 @@
 """Conversations become tokens: what is supervised, where images lie, what is refused."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from metamorph.data.conversation import (
     ASSISTANT,
+    SYSTEM,
     USER,
     ChatEncoder,
     Sample,
@@ -16,6 +19,7 @@ from metamorph.data.conversation import (
 from metamorph.data.toy.tasks import KINDS, make_task
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.errors import UserError
+from metamorph.model.tokenizer import add_image_tokens
 
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -81,6 +85,7 @@ def test_special_tokens_in_text_stay_text(encoder):
         (sample("hello", "ok", images=1), "image count differs"),
         (Sample("s", (Turn(ASSISTANT, "hi"),)), "turns out of order"),
         (Sample("s", (Turn(USER, "a"), Turn(USER, "b"))), "turns out of order"),
+        (sample(*("a" * 1001)), "too many turns"),
     ],
 )
 def test_malformed_conversations_are_named(encoder, broken, cause):
@@ -89,10 +94,54 @@ def test_malformed_conversations_are_named(encoder, broken, cause):
     assert caught.value.cause == cause
 
 
-def test_a_tokenizer_without_our_special_tokens_is_refused():
-    with pytest.raises(UserError, match="lacks .* <image_start>, <image_end>; .*Llama-3") as caught:
+def test_a_tokenizer_without_the_image_tokens_is_refused():
+    with pytest.raises(UserError, match="lacks <image_start>, <image_end>; expected"):
         ChatEncoder(build_toy_tokenizer(), 4)
-    assert "eot_id" not in str(caught.value)  # that one it has
+
+
+def test_a_tokenizer_without_a_chat_format_is_refused():
     foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
-    with pytest.raises(UserError, match=r"<\|begin_of_text\|>.*<\|eot_id\|>"):
-        ChatEncoder(foreign, 4)
+    with pytest.raises(UserError, match=r"model.chat_template.*<\|begin_of_text\|>.*<\|eot_id\|>"):
+        add_image_tokens(foreign)
+
+
+def test_a_system_turn_may_come_first(encoder, tokenizer):
+    turns = (Turn(SYSTEM, "Be brief."), Turn(USER, "hi"), Turn(ASSISTANT, "hello"))
+    document = encoder.encode(Sample("s", turns))
+    assert tokenizer.decode(document.token_ids).startswith(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+    )
+    with pytest.raises(SampleError, match="turn 2 is from system, expected assistant"):
+        encoder.encode(Sample("s", (*turns[:2], turns[0])))
+
+
+def test_a_conversation_without_a_response_is_a_skip(encoder):
+    with pytest.raises(SampleError, match="sample s: no turn is the assistant's") as caught:
+        encoder.encode(sample("hello?"))
+    assert caught.value.cause == "no response"
+
+
+def test_decoding_keeps_the_spaces_of_the_text(tokenizer, monkeypatch):
+    """Llama 3 asks for a clean-up of spaces, which some versions of transformers obey."""
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+    asked, decode = {}, tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda *a, **k: asked.update(k) or decode(*a, **k))
+    text = "x != y , do n't"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ChatEncoder(tokenizer, 4).decode(ids) == text
+    assert asked["clean_up_tokenization_spaces"] is False
+
+
+@given(st.text(alphabet=" \n\tab.<|eot_id|>é"))
+def test_llama_3_headers_and_text_are_encoded_apart(encoder, tokenizer, text):
+    """As Meta's own code does it: whatever a turn begins with, its header stays as it is."""
+    document = encoder.encode(sample(text, text))
+    header = [tokenizer.encode(part, add_special_tokens=False)
+              for part in ("user", "assistant", "\n\n")]  # fmt: skip
+    start, end = tokenizer.convert_tokens_to_ids(["<|start_header_id|>", "<|end_header_id|>"])
+    words = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    expected = [tokenizer.convert_tokens_to_ids("<|begin_of_text|>")]
+    for role in header[:2]:
+        expected += [start, *role, end, *header[2], *words, encoder.end_of_turn]
+    assert document.token_ids == expected

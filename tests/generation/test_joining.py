@@ -104,6 +104,7 @@ def test_only_weights_and_settings_are_taken_and_links_are_followed(folders):
     join(model, decoder, output)
     assert {path.suffix for path in output.rglob("*") if path.is_file()} == {
         ".json",
+        ".jinja",
         ".safetensors",
     }
     assert not (output / "model.safetensors").is_symlink()

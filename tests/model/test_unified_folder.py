@@ -22,12 +22,17 @@ from tests.model.golden import golden_model, pack_case
 
 WORDS = ["<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", *(f"w{i}" for i in range(17))]
 SPECIAL = {"eos_token": "<|eot_id|>"}
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role + message.content + eos_token }}{% endfor %}"
+)
 
 
 def tiny_tokenizer(words=WORDS, **special) -> PreTrainedTokenizerFast:
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
     core.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 @pytest.fixture
@@ -203,11 +208,12 @@ def test_an_encoder_of_another_width_is_refused(parts):
 
 
 def test_a_tokenizer_without_an_end_is_refused():
-    with pytest.raises(UserError, match="names no end-of-text token"):
+    with pytest.raises(UserError, match="chat template: .*'eos_token' is undefined"):
         add_image_tokens(tiny_tokenizer([f"w{i}" for i in range(4)]))
 
 
 def test_a_tokenizer_keeps_its_own_padding_and_end():
     words = ["w0", "<pad>", "</s>"]
     ids = add_image_tokens(tiny_tokenizer(words, eos_token="</s>", pad_token="<pad>"))
-    assert ids == {"image_start_id": 3, "image_end_id": 4, "eos_ids": [2], "pad_id": 1}
+    images = {"image_start_id": 3, "image_end_id": 4, "added_ids": [3, 4]}
+    assert ids == images | {"eos_ids": [2], "pad_id": 1}

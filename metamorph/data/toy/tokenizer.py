@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer for the toy world, in Hugging Face's format, with Llama-3's chat
 tokens. Any text can be encoded; words of the toy world are single tokens."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from metamorph.data.conversation import ASSISTANT, USER
@@ -32,7 +32,13 @@ def corpus() -> list[str]:
 def build_toy_tokenizer() -> PreTrainedTokenizerFast:
     """Trains the tokenizer (below a second). It does not know the image tokens yet."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # As Llama 3 does, line ends are cut off from the text behind them.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\s*[\r\n]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = [BEGIN_OF_TEXT, END_OF_TEXT, START_HEADER, END_HEADER, END_OF_TURN]
     trainer = trainers.BpeTrainer(
