@@ -1,7 +1,9 @@
 """Parquet: images as bytes in cells, read a row group at a time."""
 
 import pickle
+import shutil
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -9,6 +11,7 @@ from data_files import image_bytes, turns
 from pyarrow import parquet
 
 from metamorph.data.families.pictures import captions, conversations, edits
+from metamorph.data.formats import row_groups
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.sources import RecordSource
 from metamorph.errors import SampleError, UserError
@@ -57,10 +60,12 @@ def test_order_keeps_row_groups_together_and_each_is_read_once(tmp_path, monkeyp
         write(tmp_path / f"{name}.parquet", rows)
     source = open_rows(tmp_path, conversations, shuffle=True)
     read = []
-    original = Parquet._read
-    monkeypatch.setattr(Parquet, "_read", lambda s, group: read.append(group) or original(s, group))
+    monkeypatch.setattr(
+        "metamorph.data.formats.parquet.read_group",
+        lambda *group: read.append(group) or row_groups.read_group(*group),
+    )
     first = [source.sample(i).id for i in range(20)]
-    assert sorted(read) == list(range(6))  # 4 + 4 + 2 rows, twice
+    assert len(set(read)) == len(read) == 6  # 4 + 4 + 2 rows, twice
     second = [source.sample(i).id for i in range(20, 40)]
     assert sorted(first) == sorted(second) and first != second
     copy = pickle.loads(pickle.dumps(source))
@@ -93,6 +98,98 @@ def test_damage_within_a_file_is_counted(tmp_path):
         for index in range(20):
             open_rows(path).sample(index)
     assert caught.value.cause == "unreadable row group"
+
+
+def bombs() -> dict[str, pyarrow.Array]:
+    """Columns that stand for gigabytes, or would with larger numbers: 2 MiB here."""
+    value = pyarrow.array([b"x" * 2048])
+    same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1024, pyarrow.int32()), value)
+    each, every = pyarrow.array(range(1025), pyarrow.int32()), pyarrow.array([0, 1024], "int32")
+    beginnings = [b"x" * 2048 + b"%d" % number for number in range(1024)]
+    return {
+        "one value for all rows": same,
+        "in a list a row": pyarrow.ListArray.from_arrays(each, same),
+        "in one list": pyarrow.ListArray.from_arrays(every, same),
+        "in a struct": pyarrow.StructArray.from_arrays([same], ["bytes"]),
+        "whole numbers": pyarrow.array([0] * 300_000, pyarrow.int64()),
+        "nothing at all": pyarrow.nulls(300_000, pyarrow.string()),
+        "of one width": pyarrow.array([b"x" * 2048] * 1024, pyarrow.binary(2048)),
+        "one large value": pyarrow.array([b"x" * 2**21]),
+        "the same beginnings": pyarrow.array(beginnings),
+        "the same beginnings in a list": pyarrow.ListArray.from_arrays(
+            every, pyarrow.array(beginnings)
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", bombs())
+def test_row_groups_have_a_limit_decoded(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(row_groups, "LARGEST_GROUP", 2**20)
+    column, encoding = bombs()[kind], {}
+    if "beginnings" in kind:
+        name = "image.list.element" if "list" in kind else "image"
+        encoding = {"use_dictionary": False, "column_encoding": {name: "DELTA_BYTE_ARRAY"}}
+    table = pyarrow.table({"image": column, "caption": ["a"] * len(column)})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", **encoding)
+    assert (tmp_path / "a.parquet").stat().st_size < 30_000
+    try:
+        open_rows(tmp_path / "a.parquet").sample(0)
+    except UserError as error:  # by the metadata
+        assert "data.path: row group 0 of" in str(error) and "when decoded" in str(error)
+    except SampleError as error:  # when it is read
+        assert error.cause == "row group too large" and "when decoded" in str(error)
+    else:
+        pytest.fail("it was used")
+
+
+def test_a_file_of_572_bytes_is_not_decoded_to_gigabytes(tmp_path):
+    shutil.copy(Path(__file__).parent / "parquet_dictionary_bomb.parquet", tmp_path)
+    source = open_rows(tmp_path)
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(SampleError, match="3600 MiB or more when decoded, at most 512 MiB"):
+        source.sample(0)
+    assert pyarrow.default_memory_pool().bytes_allocated() - before < 2**26
+
+
+def test_why_a_row_group_cannot_be_used_is_found_once(tmp_path, monkeypatch):
+    rows = [{"image": image_bytes(), "caption": "a"}] * 10
+    source = open_rows(write(tmp_path / "a.parquet", rows, group=10))
+    read = []
+
+    def fail(file, number):
+        read.append(number)
+        raise SampleError("unreadable row group", f"{file}: it is broken")
+
+    monkeypatch.setattr("metamorph.data.formats.parquet.read_group", fail)
+    for index in range(10):
+        with pytest.raises(SampleError, match="it is broken"):
+            source.sample(index)
+    assert read == [0]
+
+
+def test_only_the_cells_that_are_asked_for_become_python_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr("metamorph.data.formats.parquet.MOST_VALUES", 100)
+    rows = [{"image": image_bytes(), "caption": "a", "embedding": [[0.0] * 20] * 20}]
+    source = open_rows(write(tmp_path / "a.parquet", rows))
+    assert source.sample(0).images[0].open()
+    with pytest.raises(SampleError, match="'embedding': its lists hold more than 100 values"):
+        open_rows(tmp_path / "a.parquet", caption="embedding").sample(0)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "large_binary", "binary", "dictionary"])
+@pytest.mark.parametrize("largest", [1, 2**26])  # bytes of a column whose values are stored once
+def test_every_kind_of_text_and_bytes_is_read(tmp_path, monkeypatch, kind, largest):
+    monkeypatch.setattr(row_groups, "BATCH", largest)
+    if kind == "dictionary":
+        caption = pyarrow.array(["a", "b", "a"]).dictionary_encode()
+    else:
+        caption = pyarrow.array(["a", "b", "a"]).cast(kind if "string" in kind else "string")
+    image = pyarrow.array([image_bytes()] * 3, "large_binary" if "large" in kind else "binary")
+    parquet.write_table(pyarrow.table({"image": image, "caption": caption}), tmp_path / "a.parquet")
+    source = open_rows(tmp_path / "a.parquet")
+    prompts = [source.sample(index).turns[0].text[-2:] for index in range(3)]
+    assert prompts == ["a.", "b.", "a."]
+    assert source.sample(2).images[0].open().size == (20, 10)
 
 
 def test_without_pyarrow_the_reason_is_named(tmp_path, monkeypatch):

@@ -5,19 +5,21 @@ several. Reading one row means reading its row group, so the order keeps row gro
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
 from metamorph.config.keys import Truncated
 from metamorph.data.formats.records import Record, files_of
-from metamorph.data.images import LARGEST_FILE, Picture, StoredImage, shorten
+from metamorph.data.formats.row_groups import MOST_VALUES, check_group, read_group, values_in
+from metamorph.data.images import Picture, StoredImage
 from metamorph.data.video import Video, open_video
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError, UserError, shown
 from metamorph.libraries import require
 
 
@@ -41,7 +43,9 @@ class Parquet:
         if not self.blocks:
             raise UserError(f"data.path: {path} holds no samples")
         self.starts = [0, *accumulate(self.blocks)]
-        self._last: tuple[int, dict] = (-1, {})  # a row group and its columns
+        # A row group and its columns, or why it has none; read by one thread at a time.
+        self._last: tuple[int, dict | SampleError] = (-1, {})
+        self._lock = Lock()
 
     def _add(self, file: Path) -> None:
         from pyarrow import ArrowException
@@ -53,18 +57,17 @@ class Parquet:
             problem = " ".join(str(error).split())
             raise UserError(f"data.path: {file} cannot be read as parquet: {problem}") from error
         for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            if group.total_byte_size > LARGEST_FILE:
-                raise UserError(
-                    f"data.path: row group {number} of {file} holds more than 1 GiB, which is read "
-                    f"as a whole; write the file anew with row_group_size of some hundred rows"
-                )
-            if group.num_rows:
+            check_group(file, metadata, number)
+            rows = metadata.row_group(number).num_rows
+            if rows > 0:
                 self.groups.append((file, number))
-                self.blocks.append(group.num_rows)
+                self.blocks.append(rows)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_last": (-1, {})}
+        return self.__dict__ | {"_last": (-1, {}), "_lock": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=Lock())
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -81,27 +84,45 @@ class Parquet:
 
     def record(self, position: int) -> Record:
         group, row = self._place(position)
-        last, columns = self._last
-        if group != last:
-            columns = self._read(group)
-            self._last = group, columns
+        columns = self._columns(group)
         where = self.where(position)
-        values = {name: column[row].as_py() for name, column in columns.items()}
-        return Record(where, values, Cells(where, self.max_pixels, self.truncated), self.names)
+        return Record(
+            where, _Row(columns, row), Cells(where, self.max_pixels, self.truncated), self.names
+        )
 
-    def _read(self, group: int) -> dict[str, Any]:
-        """The columns of a row group. Raises `SampleError` if they cannot be read."""
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+    def _columns(self, group: int) -> dict[str, Any]:
+        """The columns of a row group. Raises `SampleError` if they cannot be used."""
+        with self._lock:
+            if self._last[0] != group:
+                self._last = (-1, {})  # before the next one takes its memory
+                try:
+                    self._last = group, read_group(*self.groups[group])
+                except SampleError as error:  # once, not for each of its rows
+                    self._last = group, error
+            columns = self._last[1]
+        if isinstance(columns, SampleError):
+            raise SampleError(columns.cause, str(columns))
+        return columns
 
-        file, number = self.groups[group]
-        try:
-            with ParquetFile(file) as parquet:
-                table = parquet.read_row_group(number)
-        except (ArrowException, OSError, ValueError) as error:
-            message = f"{file} group {number}: {' '.join(str(error).split())}"
-            raise SampleError("unreadable row group", message) from error
-        return dict(zip(table.column_names, table.columns, strict=True))
+
+@dataclass(frozen=True)
+class _Row(Mapping):
+    """The cells of one row. One becomes a Python object when it is asked for."""
+
+    columns: dict[str, Any]
+    row: int
+
+    def __getitem__(self, name: str) -> Any:
+        column = self.columns[name]
+        if sum(map(values_in, column.slice(self.row, 1).chunks)) > MOST_VALUES:
+            raise ValueError(f"{shown(name)}: its lists hold more than {MOST_VALUES} values")
+        return column[self.row].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
 
 @dataclass(frozen=True)
@@ -132,5 +153,5 @@ class _Bytes:
 def _data(value: Any) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise ValueError(f"image: expected bytes, got {shorten(repr(value))}")
+        raise ValueError(f"image: expected bytes, got {shown(value)}")
     return data
