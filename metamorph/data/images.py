@@ -71,7 +71,7 @@ class Crop:
         image = self.picture.open()
         left, top, right, bottom = _inside(self.box, image)
         inside = round(left), round(top), round(right), round(bottom)
-        if inside[0] == inside[2] or inside[1] == inside[3]:
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
             raise _empty(self.box, image)
         return image.crop(inside)
 

@@ -267,6 +267,15 @@ def test_a_box_outside_the_picture_marks_nothing(box):
         assert caught.value.cause == "empty box"
 
 
+@pytest.mark.parametrize(
+    "box", [(40.0, 0.0, 10.0, 20.0), (5.0, 9.0, 20.0, 9.2), (-1.0, 0.0, 0.4, 9.0)]
+)
+def test_a_crop_of_no_pixel_is_an_empty_box(box):
+    with pytest.raises(SampleError, match="holds nothing") as caught:
+        Crop(stored(Image.new("RGB", (64, 48))), box).open()
+    assert caught.value.cause == "empty box"
+
+
 def test_open_images_are_taken_and_told_apart_as_shown():
     """Two palettes with the same numbers of colours; two pictures whose clear pixels differ."""
     palettes = [Image.new("P", (2, 2)) for _ in range(2)]

@@ -78,6 +78,16 @@ def test_a_folder_without_a_rate_is_taken_whole(tmp_path):
     assert brightness(sample.images) == [0, 1, 2, 3, 4]
 
 
+def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for number in range(12):
+        frame = Image.new("RGB", (8, 8), (10 * number,) * 3)
+        frame.save(tmp_path / "clip" / f"frame{number}.png")
+    record = {"video": "clip", "conversations": turns("What?", "Dawn.")}
+    sample = source_of(tmp_path, "video_questions", record).sample(0)
+    assert brightness(sample.images) == [*range(12)]
+
+
 def test_far_frames_are_found_by_seeking(tmp_path):
     write_video(tmp_path / "long.mp4", frames=24, rate=1)
     video = open_video("long.mp4", (tmp_path / "long.mp4").read_bytes(), 10_000)

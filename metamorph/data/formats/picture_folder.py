@@ -1,17 +1,15 @@
 """Records as the pictures below a folder, one each, without a word about them."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from metamorph.config.keys import Truncated
-from metamorph.data.formats.records import Folder, Record
+from metamorph.data.formats.records import Folder, Record, natural_order
 from metamorph.data.images import reason
 from metamorph.data.links import is_clutter
 from metamorph.errors import SampleError, UserError
 
-PARTS = re.compile(r"[0-9]+|[^0-9]+")
 # Those of photographs that cannot be read here are in it too: they become counted skips, where a
 # folder half of which is passed over in silence would look complete.
 ENDINGS = frozenset(
@@ -42,7 +40,7 @@ class PictureFolder:
             raise UserError(f"data.path: {folder} {problem}, expected a folder of pictures")
         self.folder = folder
         self.files = Folder(folder, max_pixels, follow_links, truncated)
-        self.names = sorted(self._names(), key=_natural)
+        self.names = sorted(self._names(), key=natural_order)
         if not self.names:
             raise UserError(
                 f"data.path: {folder} holds no picture, not in folders within it either; "
@@ -80,12 +78,3 @@ class PictureFolder:
 def _refuse(error: OSError) -> None:
     """A folder that `os.walk` would otherwise pass over."""
     raise UserError(f"data.path: {error.filename} cannot be read: {reason(error)}") from error
-
-
-def _natural(name: str) -> tuple[list, str]:
-    """A key to sort paths by: folder by folder, and numbers in names as numbers."""
-    steps = [
-        [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in PARTS.findall(step)]
-        for step in name.casefold().split(os.sep)
-    ]
-    return steps, name

@@ -4,6 +4,8 @@ The formats beside this file say where records lie; `metamorph.data.families` sa
 a record stands for.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +18,8 @@ from metamorph.data.images import Picture, StoredImage, read_file, reason, short
 from metamorph.data.links import Root, is_clutter
 from metamorph.data.video import Video, open_video
 from metamorph.errors import SampleError, UserError, shown
+
+PARTS = re.compile(r"[0-9]+|[^0-9]+")  # of a name
 
 
 class Files(Protocol):
@@ -126,11 +130,8 @@ class Folder:
         name = checked_text("video", value)
         path = self.root.file(name, "video")
         if path.is_dir():
-            frames = sorted(
-                entry.name
-                for entry in path.iterdir()
-                if not is_clutter(entry.name) and not entry.is_dir()
-            )
+            names = (entry.name for entry in path.iterdir() if not entry.is_dir())
+            frames = sorted((n for n in names if not is_clutter(n)), key=natural_order)
             pictures = [self.picture(f"{name}/{frame}") for frame in frames]
             return Video.of_pictures(name, pictures, frame_rate)
         return open_video(name, read_file(path, "video"), self.max_pixels)
@@ -145,6 +146,15 @@ class _Reader:
 
     def __call__(self) -> bytes:
         return read_file(self.root.file(self.name))
+
+
+def natural_order(name: str) -> tuple[list, str]:
+    """A key to sort paths by, as a person counts: folder by folder, `2.jpg` before `10.jpg`."""
+    steps = [
+        [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in PARTS.findall(step)]
+        for step in name.casefold().split(os.sep)
+    ]
+    return steps, name
 
 
 def files_of(path: Path, suffix: str, follow_links: bool = False) -> list[Path]:
