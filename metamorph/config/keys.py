@@ -130,12 +130,13 @@ class DataConfig(SourceConfig):
 class TrainingConfig:
     """Optimisation, precision, checkpoints and logging."""
 
-    steps: int = option("optimizer steps", 1000, minimum=1)
+    steps: int = option("optimizer steps; 1000 unless epochs is given", None, minimum=1)
+    epochs: float = option("passes over the data, in place of steps", None, above=0)
     rows_per_step: int = option(
         "packed rows in an optimizer step, over all processes", 1, minimum=1, **LANGUAGE_STAGES
     )
     learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
-    warmup_ratio: float = option("share of the steps that warms up", 0.03, **SHARE)
+    warmup_ratio: float = option("share of the run that warms up", 0.03, **SHARE)
     weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)
     beta1: float = option("AdamW decay of the first moment", 0.9, minimum=0, below=1)
     beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
@@ -284,7 +285,9 @@ class RunConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self):
-        """Chooses what depends on the stage and was not said."""
+        """Chooses what depends on other keys and was not said."""
+        if self.training.steps is None and self.training.epochs is None:
+            self.training = replace(self.training, steps=1000)
         if self.training.visual_coefficient is None and self.stage != "decoder":
             chosen = 1.0 if self.stage == "instruct" else 0.0
             self.training = replace(self.training, visual_coefficient=chosen)

@@ -25,6 +25,10 @@ class Stream(Protocol):
 
     skips: Skips
 
+    @property
+    def used(self) -> int:
+        """Samples that are behind it."""
+
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> None: ...
@@ -34,10 +38,14 @@ StreamT = TypeVar("StreamT", bound=Stream)
 
 
 class OwnLanes(Generic[StreamT]):
-    """The streams of one process, by the number of their lane."""
+    """The streams of one process, by the number of their lane, and the source that they share."""
 
-    def __init__(self, streams: dict[int, StreamT]):
-        self.streams = streams
+    def __init__(self, source: Source, streams: dict[int, StreamT]):
+        self.source, self.streams = source, streams
+
+    def used(self) -> int:
+        """Samples that are behind these lanes, of all epochs so far."""
+        return sum(stream.used for stream in self.streams.values())
 
     def skips(self) -> Skips:
         """The unusable samples of these lanes together."""
@@ -62,6 +70,7 @@ class Lanes(OwnLanes[RowStream]):
     """The lanes of one process of `world_size`.
 
     `rows_per_step`: rows of an optimizer step over all processes, which is the number of lanes.
+    `samples`: how many they pack together before they give padding; None for ever more.
     Raises `UserError` if the processes cannot share them evenly.
     """
 
@@ -73,15 +82,18 @@ class Lanes(OwnLanes[RowStream]):
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        samples: int | None = None,
     ):
         share_of("training.rows_per_step", rows_per_step, world_size)
         own = range(rank, rows_per_step, world_size)
-        self.source = documents.source
         self.ahead = None
         ready: DocumentSource = documents
         if workers:
             ready = self.ahead = DocumentsAhead(documents, workers, rows_per_step, len(own))
-        super().__init__({lane: RowStream(ready, pad_id, lane, rows_per_step) for lane in own})
+        super().__init__(
+            documents.source,
+            {lane: RowStream(ready, pad_id, lane, rows_per_step, samples) for lane in own},
+        )
         self.wait_seconds = 0.0  # that `next_rows` has taken so far
 
     def next_rows(self) -> list[PackedRow]:
@@ -97,18 +109,14 @@ class Lanes(OwnLanes[RowStream]):
             self.ahead.close()
 
 
-def open_lanes(
+def open_documents(
     config: DataConfig,
     seed: int,
     encoder: ChatEncoder,
-    pad_id: int,
     vision: VisionEncoder,
-    rows_per_step: int,
-    rank: int = 0,
-    world_size: int = 1,
     source: Source | None = None,
-) -> Lanes:
-    """The lanes of a process as the `data` section describes them. Raises `UserError`.
+) -> Documents:
+    """What lanes pack, as the `data` section describes it. Raises `UserError`.
 
     `source` takes the place of the one that the section names.
     """
@@ -117,5 +125,4 @@ def open_lanes(
     features = None
     if config.features:
         features = open_features(config.features, vision, config.verify_features)
-    documents = Documents(source, encoder, config.row_length, vision.square, features)
-    return Lanes(documents, pad_id, rows_per_step, rank, world_size, config.workers)
+    return Documents(source, encoder, config.row_length, vision.square, features)

@@ -105,6 +105,15 @@ def check_pictures(config: SourceConfig, words: bool) -> None:
         )
 
 
+def endless_parts(config: DataConfig) -> list[str]:
+    """The parts that have no last sample: `toy_scenes` where nobody says how many there are."""
+    parts: dict[str, SourceConfig] = {"data.source toy_scenes": config}
+    if config.source == "mixture" and Path(config.path).is_file():
+        mixture = read_mixture(Path(config.path))
+        parts = {f"{config.path}: part '{name}'": part for name, part in mixture.items()}
+    return [n for n, part in parts.items() if part.source == "toy_scenes" and not part.samples]
+
+
 def open_mixture(config: DataConfig, seed: int, words: bool = True) -> Mixture:
     """The mixture file `data.path`. Without a weight, a part counts by its number of samples.
     `words`: see `open_source`.

@@ -113,25 +113,41 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
 
 
 class RowStream(Iterator[PackedRow]):
-    """Endless packed rows of one lane: first fit, with a bounded number of waiting documents.
+    """Packed rows of one lane, endless: first fit, with a bounded number of waiting documents.
 
     Lane l of n packs the samples at l, l + n, l + 2n, ... by itself; lane 0 of 1 packs them all.
+    With an `end` it packs those before it, each once, and then gives rows of padding alone.
     Unusable samples and documents longer than a row are skipped and counted in `skips` by cause.
     `state_dict` is small and exact: a stream that loads it goes on with the same rows.
     """
 
-    def __init__(self, documents: DocumentSource, pad_id: int, lane: int = 0, lanes: int = 1):
-        self.documents, self.pad_id = documents, pad_id
+    def __init__(
+        self,
+        documents: DocumentSource,
+        pad_id: int,
+        lane: int = 0,
+        lanes: int = 1,
+        end: int | None = None,
+    ):
+        self.documents, self.pad_id, self.end = documents, pad_id, end
         self.row_length = documents.row_length
         self.lanes, self.next_index = lanes, lane
         self.waiting: list[tuple[int, Document]] = []
         self.skips = Skips()
 
-    def _next_document(self) -> tuple[int, Document]:
+    @property
+    def used(self) -> int:
+        """Samples that are in a row or were skipped."""
+        return self.skips.tried - len(self.waiting)
+
+    def _next_document(self) -> tuple[int, Document] | None:
+        """The next that can be used; None at the end."""
         # Orders differ by epoch: only two epochs' worth in a row surely holds every sample.
         tries = min(2 * len(self.documents), MOST_IN_A_ROW)
         for _ in range(tries):
             index = self.next_index
+            if self.end is not None and index >= self.end:
+                return None
             self.next_index += self.lanes
             self.skips.tried += 1
             try:
@@ -154,7 +170,10 @@ class RowStream(Iterator[PackedRow]):
                 still_waiting.append((index, document))
         self.waiting = still_waiting
         while len(self.waiting) < LOOKAHEAD and room > 0:
-            index, document = self._next_document()
+            found = self._next_document()
+            if found is None:
+                break
+            index, document = found
             if len(document) <= room:
                 row.append(document)
                 room -= len(document)

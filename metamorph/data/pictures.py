@@ -22,6 +22,11 @@ class PictureStream:
         self.skips = Skips()
         self.last_sample = ""  # the id behind the last picture
 
+    @property
+    def used(self) -> int:
+        """Samples that were begun or skipped."""
+        return self.skips.tried
+
     def __next__(self) -> Image.Image:
         tries = min(2 * len(self.source), MOST_IN_A_ROW)  # as in RowStream
         for _ in range(tries):
@@ -60,7 +65,8 @@ class PictureLanes(OwnLanes[PictureStream]):
     def __init__(self, source: Source, batch_size: int, rank: int = 0, world_size: int = 1):
         self.own = slice(rank, batch_size, world_size)  # of what is drawn for a whole batch
         lanes = range(batch_size)[self.own]
-        super().__init__({lane: PictureStream(source, lane, batch_size) for lane in lanes})
+        streams = {lane: PictureStream(source, lane, batch_size) for lane in lanes}
+        super().__init__(source, streams)
 
     def next_pictures(self) -> list[Image.Image]:
         """Of this process, for the next step, in the order of their lanes."""

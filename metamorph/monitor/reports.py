@@ -11,18 +11,21 @@ from metamorph.monitor.trackers import open_trackers
 
 
 class Reports:
-    """Of the first process, which writes for all. Used as a context manager."""
+    """Of the first process, which writes for all. Used as a context manager.
 
-    def __init__(self, config: RunConfig, first_step: int):
+    `done` of `total`: how far the run is, in steps, or in samples for a run of epochs.
+    """
+
+    def __init__(self, config: RunConfig, first_step: int, done: int, total: int):
         self.folder = Path(config.output)
         self.metrics = MetricsFile(self.folder, first_step)
         self.trackers = open_trackers(config, first_step)
-        steps = range(config.training.steps)
-        self.bar = tqdm(steps, initial=first_step, desc=config.stage, mininterval=1)
+        unit = "sample" if config.training.epochs else "step"
+        self.bar = tqdm(desc=config.stage, unit=unit, total=total, initial=done, mininterval=1)
         self.skipped: dict[str, tuple[int, str]] = {}
 
-    def step_done(self) -> None:
-        self.bar.update()
+    def step_done(self, done: int) -> None:
+        self.bar.update(done - self.bar.n)
 
     def log(
         self,

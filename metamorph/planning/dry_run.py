@@ -14,6 +14,7 @@ from metamorph.planning.world import plan_run
 from metamorph.processes import check_processes
 from metamorph.training.checkpoint import load_checkpoint
 from metamorph.training.loop import open_stage
+from metamorph.training.progress import Progress
 from metamorph.training.rules import check_rules
 from metamorph.training.run_folder import find_checkpoint
 
@@ -40,13 +41,13 @@ def describe_run(config: RunConfig) -> str:
     checkpoint = find_checkpoint(config)
     check_rules(config, device)
     with closing(open_stage(config, device)) as stage:
-        step = 0
+        progress = Progress.of(config.training, len(stage.lanes.source))
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
             stage.load_state_dict(state["stage"])
-            step = state["step"]
+            progress.advance(stage.lanes.used(), state["step"])
         head = (
-            f"stage {config.stage} on {device}, step {step} to {config.training.steps}\n"
+            f"stage {config.stage} on {device}, step {progress}\n"
             f"  a dry run: nothing is trained, nothing is written to {config.output}"
         )
         return "\n\n".join([head, *stage.describe_plan()])

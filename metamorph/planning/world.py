@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metamorph.config import ModelConfig, RunConfig
+from metamorph.config import ModelConfig, RunConfig, TrainingConfig
 from metamorph.costs.flops import PROJECTIONS, Workload, trained_parts
 from metamorph.costs.hardware import ASSUMED, PUBLISHED, Gpu
 from metamorph.costs.memory import Widths, block_bytes
@@ -42,6 +42,7 @@ from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
 from metamorph.training.parallel import make_mesh, shard
+from metamorph.training.progress import Progress
 from metamorph.training.rules import check_plan
 from metamorph.training.trainable import choose_trainable
 
@@ -60,11 +61,15 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """The mean row that a plan counts with, the samples in it, and where that is from."""
+    """The mean row that a plan counts with, the samples in it, and where that is from.
+
+    `in_epoch`: samples of the data, where it was looked at.
+    """
 
     work: Workload
     samples: float
     source: list[str]
+    in_epoch: int | None = None
 
 
 def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
@@ -149,7 +154,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
         work = Workload.mean(seen, model.tokens_per_image)
         samples = sum(len(row.sample_ids) for row in seen) / len(seen)
         source = [f"  as in the first {len(seen)} rows of the data"]
-        return Rows(work, samples, source)
+        return Rows(work, samples, source, len(documents))
     work, samples = assumed_row(config.stage, length, model.tokens_per_image)
     source = [
         f"  assumed, for the data or a tokenizer is not there: rows {PACKED:.0%} full of",
@@ -175,8 +180,18 @@ def describe_rows(rows: Rows, config: RunConfig, world_size: int) -> str:
         f"  a row: {rows.samples:.1f} samples, {work.images:.1f} images, {work.text_targets:.0f} "
         f"text and {work.visual_targets:.0f} visual targets",
         f"  a step: {rows.samples * training.rows_per_step:,.0f} samples; "
-        f"{training.steps:,} steps: {rows.samples * training.rows_per_step * training.steps:,.0f}",
+        f"{_length(training, rows)}",
     ])  # fmt: skip
+
+
+def _length(training: TrainingConfig, rows: Rows) -> str:
+    in_step = rows.samples * training.rows_per_step
+    if not training.epochs:
+        return f"{training.steps:,} steps: {in_step * training.steps:,.0f}"
+    if rows.in_epoch is None:
+        return f"{training.epochs:g} epochs, whose steps are known where the data is"
+    samples = Progress.of(training, rows.in_epoch).total
+    return f"{training.epochs:g} epochs: {samples:,}, in about {samples / in_step:,.0f} steps"
 
 
 def _fits(costs: Costs, gpu: Gpu) -> str:

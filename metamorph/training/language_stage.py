@@ -16,9 +16,9 @@ from metamorph.costs.sharding import units
 from metamorph.costs.step import describe_flops, describe_memory, step_costs
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.describe import describe_row
-from metamorph.data.lanes import open_lanes
+from metamorph.data.lanes import Lanes, open_documents
 from metamorph.data.packing import PackedRow, TargetCounts
-from metamorph.data.skips import Skips
+from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 from metamorph.model.describe import describe_parameters, describe_precision
@@ -33,6 +33,7 @@ from metamorph.training.lora import add_adapters, merge_adapters, save_adapters
 from metamorph.training.loss import Losses, vpit_losses
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import place, reduce_gradients, save_model, whole_copy
+from metamorph.training.progress import samples_to_use
 from metamorph.training.trainable import choose_trainable, frozen_rows, mask_frozen_rows
 
 ROW_TITLES = ("first row", "second row")  # those that a plan shows
@@ -82,17 +83,16 @@ class LanguageStage:
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
-        process, processes = rank(), world_size()
-        self.lanes = open_lanes(
-            config.data,
-            config.seed,
-            ChatEncoder(self.tokenizer, tokens_per_image),
+        encoder = ChatEncoder(self.tokenizer, tokens_per_image)
+        documents = open_documents(config.data, config.seed, encoder, vision, source)
+        self.lanes = Lanes(
+            documents,
             model.config.pad_id,
-            vision,
             training.rows_per_step,
-            process,
-            processes,
-            source,
+            rank(),
+            world_size(),
+            config.data.workers,
+            samples_to_use(training, len(documents)),
         )
         self.rows: list[PackedRow] = []  # of the last step, as what follows
         self.targets: list[Tensor] = []  # features [images, tokens, C] that each row predicts
@@ -108,6 +108,12 @@ class LanguageStage:
         training = self.config.training
         self.rows, self.targets = self.lanes.next_rows(), []
         self.counts = counts = TargetCounts.of(self.rows)
+        if not counts.tokens:  # of a run of epochs: without an end, a lane says so itself
+            skips = sum_skips(Skips.of(state) for state in gather(self.skipped().state_dict()))
+            raise UserError(
+                f"data: none of {skips.tried} samples can be used; first of each cause: "
+                f"{skips.examples}"
+            )
         losses = torch.zeros(2, device=self.device)  # text, visual
         for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.encoder, self.device)

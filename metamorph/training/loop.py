@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat
+from metamorph.data.lanes import OwnLanes
 from metamorph.data.skips import Skips, check_skip_limit, sum_skips
 from metamorph.data.sources import Source
 from metamorph.devices import resolve_device
@@ -36,6 +37,7 @@ from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.optimizer import learning_rate, logged_rates
 from metamorph.training.parallel import clip_gradients, local_part
+from metamorph.training.progress import Progress
 from metamorph.training.rules import check_rules, check_same_config
 from metamorph.training.run_folder import claim_run_folder, find_checkpoint, locked_run_folder
 
@@ -64,6 +66,9 @@ class Stage(Protocol):
 
     @property
     def telemetry(self) -> Telemetry: ...
+
+    @property
+    def lanes(self) -> OwnLanes: ...
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Adds the gradients of optimizer step `step`, counted from 0; returns its losses, on the
@@ -139,16 +144,17 @@ def open_stage(config: RunConfig, device: torch.device, source: Source | None = 
 
 def run_steps(run: "Run", stage: Stage) -> None:
     """Every step that is left. One whose loss or gradient is not finite changes nothing."""
-    training = run.config.training
-    for step in range(run.first_step, training.steps):
-        rate = learning_rate(step, training)
+    training, progress = run.config.training, run.progress
+    while not progress.is_over:
+        losses = stage.forward_backward(progress.step)
+        progress.advance(stage.lanes.used())
+        rate = learning_rate(progress, training)
         set_rate(stage.optimizer, rate)
-        losses = stage.forward_backward(step)
         norms = clip_gradients(stage.module, training.gradient_clip)
         bad = not_finite(losses, norms)
         step_unless(bad, stage.optimizer)
         stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
-        run.record(step + 1, rate, losses, norms, bad)
+        run.record(rate, losses, norms, bad)
 
 
 def not_finite(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> Tensor:
@@ -187,11 +193,11 @@ class Run:
         self.folder = Path(config.output)
         self.means = Means()
         self.bad_steps = BadSteps(config.training.max_bad_steps)
-        self.first_step = 0
+        self.progress = Progress.of(config.training, len(stage.lanes.source))
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
-            self.first_step = state["step"]
             stage.load_state_dict(state["stage"])
+            self.progress.advance(stage.lanes.used(), state["step"])
             self.means.load_state_dict(state["means"])
             self.bad_steps.load_state_dict(state["bad_steps"])
         wait_for_all()  # until every process has looked at the folder
@@ -202,12 +208,13 @@ class Run:
             self.reports = None
             if is_first():
                 claim_run_folder(config)
-                self.reports = opened.enter_context(Reports(config, self.first_step))
+                place = (self.progress.step, self.progress.done, self.progress.total)
+                self.reports = opened.enter_context(Reports(config, *place))
             self.checkpoints = opened.enter_context(
                 Checkpoints(self.folder, config.training.keep_checkpoints)
             )
             self.profile = opened.enter_context(
-                profiled(self.folder / "profile", self.first_step, profile_at)
+                profiled(self.folder / "profile", self.progress.step, profile_at)
             )
             self.opened = opened.pop_all()  # nothing failed: to be closed at the end of the run
         return self
@@ -217,25 +224,24 @@ class Run:
 
     def record(
         self,
-        done: int,
         rate: float,
         losses: dict[str, Tensor],
         norms: dict[str, Tensor],
         bad: Tensor,
     ) -> None:
-        """Step number `done`, counted from 1, is over: logs, draws, saves and stops as configured.
+        """A step is over: logs, draws, saves and stops as configured.
 
         Raises `UserError` after too many bad steps in a row or too many unusable samples, `Stopped`
         after a signal.
         """
         training, monitor = self.config.training, self.config.monitor
+        done, last = self.progress.step, self.progress.is_over
         self.means.add({**self.stage.observe(losses), **norms}, bad)
         self.bad_steps.add(done, bad, self.stage.last_samples())
         if self.reports is not None:
-            self.reports.step_done()
+            self.reports.step_done(self.progress.done)
         if self.profile is not None:
             self.profile.step()
-        last = done == training.steps
         if done % training.log_every == 0 or last:
             self.log(done, rate)
         if monitor.samples_every and (done % monitor.samples_every == 0 or last):
@@ -245,8 +251,7 @@ class Run:
             self.save(done)
         if stopping and not last:
             raise Stopped(
-                f"stopped after step {done} of {training.steps}; "
-                f"go on with the same command and --resume"
+                f"stopped after step {self.progress}; go on with the same command and --resume"
             )
 
     def log(self, step: int, rate: float) -> None:
@@ -255,7 +260,7 @@ class Run:
         found, skips = self.bad_steps.take(), self.all_skips()
         telemetry = self.stage.telemetry
         rates = logged_rates(rate, self.config.training)
-        line = {**self.means.values(), **rates, **telemetry.read_meters()}
+        line = {**self.progress.epoch, **self.means.values(), **rates, **telemetry.read_meters()}
         if self.reports is not None:
             self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
         self.means = Means()

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 from metamorph.config import RunConfig, TrainingConfig
+from metamorph.training.progress import Progress
 
 
-def learning_rate(step: int, training: TrainingConfig) -> float:
-    """Rate of optimizer step `step`, counted from 0: linear warm-up, then a cosine to zero (paper
-    appendix A)."""
-    steps, peak = training.steps, training.learning_rate
-    warmup = math.ceil(steps * training.warmup_ratio)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(progress: Progress, training: TrainingConfig) -> float:
+    """Rate of the step that `progress` is at the end of: linear warm-up, then a cosine to zero
+    (paper appendix A)."""
+    total, peak = progress.total, training.learning_rate
+    warmup = math.ceil(total * training.warmup_ratio)
+    if progress.before < warmup:
+        return min(peak * progress.done / warmup, peak)
+    share = (progress.before - warmup) / max(total - warmup, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def rate_factors(training: TrainingConfig) -> dict[str, float]:

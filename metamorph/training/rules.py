@@ -13,7 +13,7 @@ import torch.distributed as dist
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
-from metamorph.data.opening import check_path
+from metamorph.data.opening import check_path, endless_parts
 from metamorph.errors import UserError, shown
 from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
@@ -54,6 +54,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_stage_uses(config)
     if not own_source:
         check_path(config.data)
+    check_length(config, own_source)
     check_monitor(config)
     if config.stage == "decoder":
         check_decoder(config, world_size())
@@ -69,6 +70,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
 def check_plan(config: RunConfig, processes: int) -> None:
     """Raises `UserError` for a run that so many processes cannot do, whatever they run on."""
     check_stage_uses(config)
+    check_length(config)
     if config.stage == "decoder":
         check_decoder(config, processes)
     else:
@@ -82,6 +84,24 @@ def check_stage_uses(config: RunConfig) -> None:
         raise UserError(
             f"{key}: stage {config.stage} does not use it, only {' and '.join(stages)} does; "
             f"leave it out"
+        )
+
+
+def check_length(config: RunConfig, own_source: bool = False) -> None:
+    """Steps or epochs say how long a run is; epochs need data that ends."""
+    training = config.training
+    if not training.epochs:
+        return
+    if training.steps is not None:
+        raise UserError(
+            f"training.epochs: got {training.epochs:g}, but training.steps says {training.steps}; "
+            f"a run is as long as one of the two says, leave out the other"
+        )
+    endless = [] if own_source else endless_parts(config.data)
+    if endless:
+        raise UserError(
+            f"training.epochs: {endless[0]} never ends; give it data.samples, how many are an "
+            f"epoch, or give training.steps"
         )
 
 

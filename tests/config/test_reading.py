@@ -155,7 +155,7 @@ def test_required_keys_may_come_from_overrides(write):
         ("training: {steps: 1e3}", ["'training.steps'", "got '1e3'", "a whole number"]),
         ("training: {steps: 10.0}", ["'training.steps'", "got 10.0", "a whole number"]),
         ("training: {steps: true}", ["'training.steps'", "got True", "a whole number"]),
-        ("training: {steps:}", ["'training.steps'", "got None", "a whole number"]),
+        ("training: {log_every:}", ["'training.log_every'", "got None", "a whole number"]),
         ("training: {steps: 0}", ["'training.steps'", "got 0", "at least 1"]),
         ("training: {learning_rate: fast}", ["got 'fast'", "a number, above 0"]),
         ("training: {learning_rate: true}", ["got True", "a number"]),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
 from metamorph.data.documents import Documents
@@ -119,6 +121,23 @@ def test_a_checkpoint_of_other_lanes_is_refused(documents):
 def test_images_are_squashed_as_the_encoder_would(documents):
     rows = Lanes(documents, PAD, 1).next_rows()
     assert {image.size for row in rows for image in row.images} == {(32, 32)}
+
+
+@settings(max_examples=10, deadline=None)
+@given(samples=st.integers(1, 60), size=st.sampled_from([1, 2, 4]))
+def test_lanes_with_an_end_pack_every_sample_before_it_once(encoder, samples, size):
+    """However many processes share them; lanes that have ended give padding."""
+    source = SomeCorrupt(0, dict.fromkeys(KINDS, 1.0), 0)
+    documents = Documents(source, encoder, row_length=300, image_size=32)
+    processes, names = world(documents, size, samples=samples), []
+    while sum(lanes.used() for lanes in processes) < samples:
+        rows = step(processes)
+        names += [name for row in rows for name in row.sample_ids]
+    usable = [index for index in range(samples) if index % 10 != 3]
+    assert sorted(int(name.split("-")[3]) for name in names) == usable
+    padding = step(processes)
+    assert all(row.used == 0 and row.document_lengths == (300,) for row in padding)
+    assert sum(lanes.used() for lanes in processes) == samples
 
 
 def test_waiting_for_data_is_timed(documents):

@@ -32,7 +32,7 @@ def table(text: str) -> dict[str, tuple[int, int]]:
 def test_parameters_precision_and_the_first_row(folder, capsys):
     config = tiny_config(folder, "instruct", precision="fp8", fp8_backend="native")
     text = dry_run(folder, config, capsys)
-    assert text.startswith("stage instruct on cpu, step 0 to 6\n")
+    assert text.startswith("stage instruct on cpu, step 0 of 6\n")
     counts = table(text)
     assert list(counts) == ["language", "projector", "vision head", "encoder"]
     hidden, width = 32, 24
@@ -75,7 +75,7 @@ def test_a_run_to_resume_is_described_from_its_checkpoint(folder, capsys):
     train(config)
     capsys.readouterr()
     later = dry_run(folder, config, capsys, "--resume")
-    assert "step 3 to 3\n" in later
+    assert "step 3 of 3\n" in later
     assert later.partition("first row")[2] != first.partition("first row")[2]
 
 

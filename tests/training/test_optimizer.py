@@ -1,32 +1,16 @@
-"""The learning rate over a run, of each part of the model, and the clip of its gradients."""
+"""The learning rate of each part of the model, and the clip of gradients."""
 
 import pytest
 import torch
 
-from metamorph.config import TrainingConfig
 from metamorph.model.opening import open_model
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.checkpoint_tensors import init_optimizer, set_rate
 from metamorph.training.loop import train
-from metamorph.training.optimizer import learning_rate, make_optimizer
+from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import clip_gradients
 from metamorph.training.trainable import choose_trainable
 from tests.tiny_run import tiny_config
-
-
-def test_the_rate_warms_up_peaks_and_ends_near_zero():
-    training = TrainingConfig(steps=100, learning_rate=2.0, warmup_ratio=0.1)
-    rates = [learning_rate(step, training) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == max(rates) == pytest.approx(2.0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 0.01
-    assert rates[55] == pytest.approx(1.0, abs=0.02)  # half way down the cosine
-
-
-def test_no_warm_up_starts_at_the_peak():
-    training = TrainingConfig(steps=10, learning_rate=1.0, warmup_ratio=0.0)
-    assert learning_rate(0, training) == 1.0
-
 
 FACTORS = {
     "projector_rate_factor": 4.0,
