@@ -21,6 +21,7 @@ Family = Literal["conversations", "captions", "edits", "boxes", "video_questions
 NUMBERS = dict[str, float]
 NAMES = dict[str, str]
 NAME_LIST = list[str]
+SHARE_OR_PATH = float | str
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # linear layers of a block
 SHARE = {"minimum": 0, "maximum": 1}
 MAX_SEED = 2**32 - 1
@@ -114,6 +115,12 @@ class DataConfig(SourceConfig):
         "read files through links that leave the folder of the data, too", False
     )
     shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
+    validation: SHARE_OR_PATH = option(
+        "samples to measure losses on and never to train on: a share of the data, such as 0.01; or "
+        "a file like data.path, or a mixture file (.yaml)",
+        "",
+        **LANGUAGE_STAGES,
+    )
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
     verify_features: bool = option(
@@ -204,6 +211,18 @@ class TrainingConfig:
         "share of an adapter's inputs that a step leaves out", 0.0, minimum=0, below=1,
         **INSTRUCT_STAGE,
     )  # fmt: skip
+    validate_every: int = option(
+        "steps between looks at data.validation; there is one at the end, too",
+        500,
+        minimum=1,
+        **LANGUAGE_STAGES,
+    )
+    validation_rows: int = option(
+        "packed rows of data.validation to look at, over all processes, 0 for all of it",
+        0,
+        minimum=0,
+        **LANGUAGE_STAGES,
+    )
     max_bad_steps: int = option(
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
     )

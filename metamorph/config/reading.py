@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from metamorph.config.keys import NAME_LIST, NAMES, NUMBERS, RunConfig
+from metamorph.config.keys import NAME_LIST, NAMES, NUMBERS, SHARE_OR_PATH, RunConfig
 from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.disk import write_text
 from metamorph.errors import LONGEST_VALUE, UserError, shown
@@ -40,6 +40,7 @@ KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     NUMBERS: ("MAPPING", "a mapping of names to numbers, such as {question: 1.0}"),
     NAMES: ("MAPPING", "a mapping of names to names, such as {caption: TEXT}"),
     NAME_LIST: ("LIST", "a list of names, such as [one, two]"),
+    SHARE_OR_PATH: ("SHARE|PATH", "a share above 0 and below 1, or a path"),
 }
 PARSED = (int, float, bool, NUMBERS, NAMES, NAME_LIST)  # types that an option's text is YAML of
 LIMITS = {  # limit: in words, and what holds between a value and it
@@ -248,6 +249,11 @@ def _coerce(kind: Any, value: Any) -> Any:
     if kind == NAME_LIST:
         named = isinstance(value, list) and all(isinstance(name, str) for name in value)
         return list(value) if named else None
+    if kind == SHARE_OR_PATH:
+        share = _coerce(float, value)
+        if share is None:
+            return value if isinstance(value, str) else None
+        return share if 0 < share < 1 else None
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is not float:

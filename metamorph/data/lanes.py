@@ -11,7 +11,6 @@ from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents, DocumentsAhead, DocumentSource
 from metamorph.data.features import open_features
-from metamorph.data.opening import open_source
 from metamorph.data.packing import PackedRow, RowStream
 from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
@@ -110,18 +109,12 @@ class Lanes(OwnLanes[RowStream]):
 
 
 def open_documents(
-    config: DataConfig,
-    seed: int,
-    encoder: ChatEncoder,
-    vision: VisionEncoder,
-    source: Source | None = None,
+    config: DataConfig, source: Source, encoder: ChatEncoder, vision: VisionEncoder
 ) -> Documents:
-    """What lanes pack, as the `data` section describes it. Raises `UserError`.
+    """The samples of a source as lanes pack them, by the other keys of the `data` section.
 
-    `source` takes the place of the one that the section names.
+    Raises `UserError` for cached features that cannot be used.
     """
-    if source is None:
-        source = open_source(config, seed)
     features = None
     if config.features:
         features = open_features(config.features, vision, config.verify_features)

@@ -12,6 +12,7 @@ A mixture is a YAML file that names its parts:
       path: pairs/
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.formats.picture_folder import PictureFolder
 from metamorph.data.formats.web_dataset import WebDataset
+from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
 from metamorph.data.mixture import PERIOD, Mixture
 from metamorph.data.order import mixed
 from metamorph.data.sources import RecordSource, Source
@@ -33,15 +35,43 @@ from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
 
 
-def open_source(config: DataConfig, seed: int, words: bool = True) -> Source:
+def open_source(
+    config: DataConfig, seed: int, words: bool = True, portion: Portion = "all"
+) -> Source:
     """The source that a run's `data` section names. Raises `UserError` if it cannot be used.
 
     `words`: whether samples need any. Without, as for the decoder, pictures alone suffice: records
-    may lack their text, and a source may be a folder of pictures.
+    may lack their text, and a source may be a folder of pictures. `portion`: with a share as
+    `data.validation`, of each part what is held out, or what is left to train on.
     """
     if config.source == "mixture":
-        return open_mixture(config, seed, words)
-    return open_part(config, config, Path(), seed, words)
+        return open_mixture(config, seed, words, portion)
+    return open_part(config, config, Path(), seed, words, portion)
+
+
+def open_validation(config: DataConfig, seed: int) -> Source:
+    """The samples that `data.validation` stands for: a share of the data, or a file of their own.
+    They are shuffled in any case: who looks at the first of them sees some of all.
+
+    Raises `UserError` if they cannot be used.
+    """
+    name, config = config.validation, replace(config, shuffle=True)
+    if isinstance(name, float):
+        return open_source(config, seed, portion="validation")
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        config = replace(config, source="mixture", path=name)
+    elif config.source in ("mixture", "toy_scenes"):
+        raise UserError(
+            f"data.validation: {name} is no mixture file, whose name ends with .yaml, and "
+            f"data.source {config.source} does not say how to read another"
+        )
+    else:
+        config = replace(config, path=name)
+    try:
+        return open_source(replace(config, validation=""), seed)
+    except UserError as error:
+        raise UserError(f"data.validation: {error}") from error
 
 
 def check_path(config: SourceConfig) -> None:
@@ -57,12 +87,14 @@ def check_path(config: SourceConfig) -> None:
 
 
 def open_part(
-    config: SourceConfig, data: DataConfig, base: Path, seed: int, words: bool = True
+    config: SourceConfig, data: DataConfig, base: Path, seed: int, words: bool, portion: Portion
 ) -> Source:
     """One source that is no mixture; relative paths start from `base`. `data`: the section that
-    it stands in, whose settings hold for all parts. `words`: see `open_source`."""
+    it stands in, whose settings hold for all parts. `words` and `portion`: see `open_source`."""
+    share = data.validation if isinstance(data.validation, float) and portion != "all" else None
     if config.source == "toy_scenes":
-        return ToyScenes(seed, config.kinds, config.samples)
+        scenes = ToyScenes(seed, config.kinds, config.samples)
+        return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
     check_path(config)
     path = base / config.path
     how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
@@ -89,6 +121,8 @@ def open_part(
         alone = partial(pictures, fields=("image",))
         families |= {"conversations": alone, "captions": alone}
         families["edits"] = partial(pictures, fields=("original_image", "edited_image"))
+    if share:
+        records = RecordsAt(records, positions(len(records), share, portion))
     return RecordSource(records, families[config.family], seed, data.shuffle)
 
 
@@ -114,9 +148,9 @@ def endless_parts(config: DataConfig) -> list[str]:
     return [n for n, part in parts.items() if part.source == "toy_scenes" and not part.samples]
 
 
-def open_mixture(config: DataConfig, seed: int, words: bool = True) -> Mixture:
+def open_mixture(config: DataConfig, seed: int, words: bool, portion: Portion) -> Mixture:
     """The mixture file `data.path`. Without a weight, a part counts by its number of samples.
-    `words`: see `open_source`.
+    `words` and `portion`: see `open_source`.
 
     Raises `UserError` if the file or one of its parts cannot be used.
     """
@@ -127,7 +161,7 @@ def open_mixture(config: DataConfig, seed: int, words: bool = True) -> Mixture:
         try:
             # Equal files under other names should not come in the same order.
             part_seed = mixed(seed, number) % 2**32
-            parts[name] = open_part(part, config, path.parent, part_seed, words)
+            parts[name] = open_part(part, config, path.parent, part_seed, words, portion)
         except UserError as error:
             raise UserError(f"{path}: part '{name}': {error}") from error
         weights.append(part.weight or len(parts[name]))

@@ -48,6 +48,19 @@ class Reports:
                 f"step {found['step']} was not finite and changed nothing: {found['samples']}"
             )
 
+    def validated(self, step: int, values: dict[str, float], is_best: bool) -> None:
+        """A line of what was measured on `data.validation`."""
+        self.metrics.write(step=step, **values)
+        for tracker in self.trackers:
+            tracker.write(step, values)
+        words = f"step {step}, validation: text {values['validation_text_loss']:.3f}"
+        if "validation_visual_cosine" in values:
+            words += (
+                f", cosine {values['validation_visual_cosine']:.3f}"
+                f" (mean {values['validation_mean_baseline_cosine']:.3f})"
+            )
+        self.bar.write(words + (", the best so far" if is_best else ""))
+
     def show(self, step: int, sheet: Image.Image) -> None:
         """Keeps a sheet of drawings."""
         path = self.folder / "samples" / f"step-{step:06d}.png"

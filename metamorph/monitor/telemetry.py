@@ -3,6 +3,8 @@
 import resource
 import time
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -48,6 +50,13 @@ class Meter:
 
     def add(self, **amounts: float) -> None:
         self.amounts.update(amounts)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Leaves out the time that the body takes."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def read(self) -> Counter[str]:
         """What was added, by name, divided by the time; 0 for what was not."""

@@ -14,7 +14,7 @@ from metamorph.planning.world import plan_run
 from metamorph.processes import check_processes
 from metamorph.training.checkpoint import load_checkpoint
 from metamorph.training.loop import open_stage
-from metamorph.training.progress import Progress
+from metamorph.training.optimizer import Progress
 from metamorph.training.rules import check_rules
 from metamorph.training.run_folder import find_checkpoint
 

@@ -41,8 +41,8 @@ from metamorph.model.outline import outline
 from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
+from metamorph.training.optimizer import Progress
 from metamorph.training.parallel import make_mesh, shard
-from metamorph.training.progress import Progress
 from metamorph.training.rules import check_plan
 from metamorph.training.trainable import choose_trainable
 
@@ -148,7 +148,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     if start and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
         tokenizer, _ = open_tokenizer(start)
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
-        documents = Documents(open_source(data, config.seed), encoder, length)
+        documents = Documents(open_source(data, config.seed, portion="training"), encoder, length)
         stream = RowStream(documents, model.pad_id)
         seen = [next(stream) for _ in range(min(LOOKED_AT, config.training.rows_per_step))]
         work = Workload.mean(seen, model.tokens_per_image)

@@ -36,6 +36,7 @@ from metamorph.training.checkpoint_tensors import (
 )
 
 MARKER, STATE, METADATA = "complete.json", "state.json", ".metadata"
+BEST = "best"
 # A run of one process is no mistake, whatever torch thinks of it at every checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -66,7 +67,8 @@ def _step_of(path: Path) -> int | None:
 
 
 class Checkpoints:
-    """Writes `folder/checkpoints/step-NNNNNN`, one at a time, and keeps the newest `keep`.
+    """Writes `folder/checkpoints/step-NNNNNN`, one at a time, and keeps the newest `keep`, and the
+    best: the one that the link `best` leads to.
 
     All processes call all methods. What a crash left half written is removed at the start.
     """
@@ -88,7 +90,8 @@ class Checkpoints:
         """Copies what is to be saved to host memory and returns while it is written.
 
         `module`: its parameters that are trained are saved. `state`: JSON-able, the same in
-        every process; it comes back as is. Raises what went wrong with the one before.
+        every process; it comes back as is. The `step` of its `best`, if any, is that of the best
+        checkpoint so far. Raises what went wrong with the one before.
         """
         self.wait()
         temporary = self.parent / f".{checkpoint_name(step)}.incomplete"
@@ -109,7 +112,10 @@ class Checkpoints:
             try:
                 done.result()  # every process has written its part
                 hashes = merged(gather(writer.hashes, self.group))
-                failure = self._publish(temporary, step, text, hashes) if is_first() else None
+                best = state.get("best", {}).get("step")
+                failure = None
+                if is_first():
+                    failure = self._publish(temporary, step, text, hashes, best)
                 failure = gather(failure, self.group)[0]
             except BaseException as error:  # whoever waits for it shall know
                 failure = error
@@ -123,7 +129,7 @@ class Checkpoints:
         written.add_done_callback(publish)
 
     def _publish(
-        self, temporary: Path, step: int, text: str, hashes: dict[str, list[str]]
+        self, temporary: Path, step: int, text: str, hashes: dict[str, list[str]], best: int | None
     ) -> OSError | None:
         """Makes a checkpoint of what all have written. Returns what the disk had against it."""
         try:
@@ -138,11 +144,24 @@ class Checkpoints:
             _make_way(final)
             temporary.rename(final)
             sync(self.parent)
+            kept = None if best is None else self._name_best(best)
             for old in _by_step(self.parent)[: -self.keep]:
+                if old == kept:
+                    continue
                 (old / MARKER).unlink()  # first: a crash must not leave half of it marked
                 remove(old)
         except OSError as error:
             return error
+
+    def _name_best(self, step: int) -> Path:
+        """Lets the link `best` lead to the checkpoint of a step, by one rename."""
+        link, new = self.parent / BEST, self.parent / f".{BEST}.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(checkpoint_name(step))
+        if link.exists() and not link.is_symlink():  # somebody else's, which is kept beside it
+            link.rename(link.with_name(f"{BEST}.aside"))
+        new.replace(link)
+        return self.parent / checkpoint_name(step)
 
     def wait(self) -> None:
         """Returns once nothing is being written any more. Raises what went wrong with it."""

@@ -137,6 +137,10 @@ class DecoderStage:
         self.telemetry.meter.add(images=len(self.lanes.streams))
         return losses
 
+    def validate(self) -> dict[str, float]:
+        """Nothing: this stage does not use `data.validation`."""
+        return {}
+
     def draw_samples(self) -> None:
         """Nothing: a decoder draws what a language model says. `rules` refuse to ask for it."""
 

@@ -4,6 +4,7 @@ Align trains the projector and the two image token rows; instruct trains everyth
 encoder (paper section 3; learning rates in appendix A).
 """
 
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from metamorph.costs.step import describe_flops, describe_memory, step_costs
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.describe import describe_row
 from metamorph.data.lanes import Lanes, open_documents
+from metamorph.data.opening import open_source, open_validation
 from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
@@ -30,10 +32,9 @@ from metamorph.monitor.telemetry import LanguageTelemetry
 from metamorph.processes import add_up, gather, merged, rank, world_size
 from metamorph.training.batch import Batch
 from metamorph.training.lora import add_adapters, merge_adapters, save_adapters
-from metamorph.training.loss import Losses, vpit_losses
-from metamorph.training.optimizer import make_optimizer
+from metamorph.training.loss import Losses, Validation, vpit_losses
+from metamorph.training.optimizer import make_optimizer, samples_to_use
 from metamorph.training.parallel import place, reduce_gradients, save_model, whole_copy
-from metamorph.training.progress import samples_to_use
 from metamorph.training.trainable import choose_trainable, frozen_rows, mask_frozen_rows
 
 ROW_TITLES = ("first row", "second row")  # those that a plan shows
@@ -84,7 +85,9 @@ class LanguageStage:
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else []
         self.optimizer = make_optimizer(model, config)
         encoder = ChatEncoder(self.tokenizer, tokens_per_image)
-        documents = open_documents(config.data, config.seed, encoder, vision, source)
+        if source is None:
+            source = open_source(config.data, config.seed, portion="training")
+        documents = open_documents(config.data, source, encoder, vision)
         self.lanes = Lanes(
             documents,
             model.config.pad_id,
@@ -94,6 +97,11 @@ class LanguageStage:
             config.data.workers,
             samples_to_use(training, len(documents)),
         )
+        self.validation = None
+        if config.data.validation:
+            held_out = copy(documents)  # with the same features
+            held_out.source = open_validation(config.data, config.seed)
+            self.validation = Validation(config, held_out, model.config.pad_id, device)
         self.rows: list[PackedRow] = []  # of the last step, as what follows
         self.targets: list[Tensor] = []  # features [images, tokens, C] that each row predicts
         self.counts = TargetCounts(0, 0)
@@ -132,6 +140,14 @@ class LanguageStage:
     def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """What to log of the last step. All processes call this."""
         return self.telemetry.values(losses, self.rows, self.targets, self.counts)
+
+    def validate(self) -> dict[str, float]:
+        """Means over the samples of `data.validation`, none without. All processes call this."""
+        if self.validation is None:
+            return {}
+        with self.telemetry.meter.paused():
+            baseline = self.telemetry.baseline
+            return self.validation.measure(self.step_losses, self.module.encoder, baseline)
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings of the model as it is, in the first process. All must call this."""
@@ -186,3 +202,5 @@ class LanguageStage:
     def close(self) -> None:
         """Ends the processes that prepare data."""
         self.lanes.close()
+        if self.validation is not None:
+            self.validation.lanes.close()

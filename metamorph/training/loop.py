@@ -4,6 +4,7 @@
 besides weights (means, log lines, checkpoints, drawings) is in `Run`.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -35,9 +36,8 @@ from metamorph.processes import (
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
-from metamorph.training.optimizer import learning_rate, logged_rates
+from metamorph.training.optimizer import Progress, learning_rate, logged_rates
 from metamorph.training.parallel import clip_gradients, local_part
-from metamorph.training.progress import Progress
 from metamorph.training.rules import check_rules, check_same_config
 from metamorph.training.run_folder import claim_run_folder, find_checkpoint, locked_run_folder
 
@@ -76,6 +76,9 @@ class Stage(Protocol):
 
     def observe(self, losses: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
         """What to log of the last step, which had these losses, on the device."""
+
+    def validate(self) -> dict[str, float]:
+        """Means over `data.validation`, `validation_loss` among them; none without that key."""
 
     def draw_samples(self) -> Image.Image | None:
         """A sheet of drawings in the first process, where `monitor.samples_every` asks for it."""
@@ -193,6 +196,7 @@ class Run:
         self.folder = Path(config.output)
         self.means = Means()
         self.bad_steps = BadSteps(config.training.max_bad_steps)
+        self.best: dict[str, float] = {}  # `step` and `validation_loss`, of the lowest loss so far
         self.progress = Progress.of(config.training, len(stage.lanes.source))
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
@@ -200,6 +204,7 @@ class Run:
             self.progress.advance(stage.lanes.used(), state["step"])
             self.means.load_state_dict(state["means"])
             self.bad_steps.load_state_dict(state["bad_steps"])
+            self.best = state["best"]
         wait_for_all()  # until every process has looked at the folder
 
     def __enter__(self) -> "Run":
@@ -246,8 +251,9 @@ class Run:
             self.log(done, rate)
         if monitor.samples_every and (done % monitor.samples_every == 0 or last):
             self.draw(done)
+        is_best = (done % training.validate_every == 0 or last) and self.validate(done)
         stopping = any_process(self.stop.requested)
-        if last or stopping or done % training.checkpoint_every == 0:
+        if last or stopping or is_best or done % training.checkpoint_every == 0:
             self.save(done)
         if stopping and not last:
             raise Stopped(
@@ -275,6 +281,17 @@ class Run:
         states = gather(self.stage.skipped().state_dict())
         return sum_skips(Skips.of(state) for state in states)
 
+    def validate(self, step: int) -> bool:
+        """Measures losses on `data.validation`; whether they are the best so far."""
+        values = gather(self.stage.validate())[0]  # of one process: all decide alike
+        lowest = self.best.get("validation_loss", math.inf)
+        is_best = values.get("validation_loss", math.inf) < lowest
+        if is_best:
+            self.best = {"step": step, "validation_loss": values["validation_loss"]}
+        if self.reports is not None and values:
+            self.reports.validated(step, values, is_best)
+        return is_best
+
     def draw(self, step: int) -> None:
         """Keeps a sheet of drawings."""
         sheet = self.stage.draw_samples()
@@ -288,5 +305,6 @@ class Run:
             "stage": self.stage.state_dict(),
             "means": self.means.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),
+            "best": self.best,
         }
         self.checkpoints.save(step, self.stage.module, self.stage.optimizer, state)

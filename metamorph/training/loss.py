@@ -1,11 +1,22 @@
-"""The VPiT loss of one packed row: text cross-entropy plus visual cosine regression."""
+"""The VPiT loss of one packed row: text cross-entropy plus visual cosine regression; and its means
+over samples that a run does not train on."""
 
 from dataclasses import dataclass
+from itertools import count, islice
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from metamorph.config import RunConfig
+from metamorph.data.documents import Documents
+from metamorph.data.lanes import Lanes
 from metamorph.data.packing import TargetCounts
+from metamorph.errors import UserError
+from metamorph.model.precision import autocast
 from metamorph.model.unified import MetaMorph
+from metamorph.model.vision import VisionEncoder
+from metamorph.monitor.telemetry import MeanBaseline
+from metamorph.processes import add_up, rank, totals, world_size
 from metamorph.training.batch import Batch
 from metamorph_kernels import linear_cross_entropy
 
@@ -42,3 +53,74 @@ def vpit_losses(
     )
     visual_sum = model.visual_loss(states.index_select(0, batch.visual_rows), targets)
     return Losses(text_sum / max(counts.text, 1), visual_sum / max(counts.visual, 1))
+
+
+class Validation:
+    """Measures the same samples again and again: each once, in rows that the processes share as
+    they share those of training. The random numbers of training are left alone."""
+
+    def __init__(self, config: RunConfig, documents: Documents, pad_id: int, device: torch.device):
+        self.config, self.device = config, device
+        rows = config.training.rows_per_step
+        workers = config.data.workers
+        self.samples = len(documents)
+        self.lanes = Lanes(documents, pad_id, rows, rank(), world_size(), workers, self.samples)
+        self.start = self.lanes.state_dict()
+        limit = config.training.validation_rows
+        self.rounds = -(-limit // rows) if limit else None
+
+    @torch.no_grad()
+    def measure(
+        self, step_losses: nn.Module, vision: VisionEncoder, baseline: MeanBaseline
+    ) -> dict[str, float]:
+        """Means over all targets of all processes, which all call this.
+
+        Args:
+            step_losses: the model with its losses, called as in training but without dropout.
+            baseline: of the targets that training has seen, which is scored beside the model.
+
+        Raises `UserError` if no sample can be used.
+        """
+        modules = [module for module in step_losses.modules() if module.training]
+        step_losses.eval()
+        try:
+            sums, text, visual = self._sums(step_losses, vision, baseline)
+        finally:
+            for module in modules:
+                module.training = True
+        if not text:
+            raise UserError(
+                f"data.validation: none of {self.samples} samples can be used; first of each "
+                f"cause: {self.lanes.skips().examples}"
+            )
+        text_sum, visual_sum, baseline_sum = add_up(sums).tolist()
+        values = {"validation_text_loss": text_sum / text}
+        values["validation_loss"] = values["validation_text_loss"]
+        if visual:
+            loss = visual_sum / visual
+            values["validation_loss"] += self.config.training.visual_coefficient * loss
+            values["validation_visual_cosine"] = 1 - loss
+            values["validation_mean_baseline_cosine"] = baseline_sum / visual
+        return values
+
+    def _sums(
+        self, step_losses: nn.Module, vision: VisionEncoder, baseline: MeanBaseline
+    ) -> tuple[Tensor, int, int]:
+        """Text losses, visual losses and baseline cosines [3] of this process, and how many text
+        and visual targets all have."""
+        sums, text, visual = torch.zeros(3, device=self.device), 0, 0
+        self.lanes.load_state_dict(self.start)
+        for _ in islice(count(), self.rounds):
+            if totals([self.lanes.used()])[0] == self.samples:
+                break
+            rows = self.lanes.next_rows()
+            counts = TargetCounts.of(rows)
+            for row in rows:
+                batch = Batch.of(row, vision, self.device)
+                with autocast(self.config.training.precision, self.device):
+                    text_share, visual_share, targets = step_losses(batch, counts)
+                score = baseline.score(targets) if len(targets) else sums.new_zeros(())
+                shares = [text_share * counts.text, visual_share * counts.visual]
+                sums += torch.stack([*shares, score * len(row.visual_rows)])
+            text, visual = text + counts.text, visual + counts.visual
+        return sums, text, visual

@@ -55,6 +55,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     if not own_source:
         check_path(config.data)
     check_length(config, own_source)
+    check_validation(config, own_source)
     check_monitor(config)
     if config.stage == "decoder":
         check_decoder(config, world_size())
@@ -71,6 +72,7 @@ def check_plan(config: RunConfig, processes: int) -> None:
     """Raises `UserError` for a run that so many processes cannot do, whatever they run on."""
     check_stage_uses(config)
     check_length(config)
+    check_validation(config)
     if config.stage == "decoder":
         check_decoder(config, processes)
     else:
@@ -102,6 +104,21 @@ def check_length(config: RunConfig, own_source: bool = False) -> None:
         raise UserError(
             f"training.epochs: {endless[0]} never ends; give it data.samples, how many are an "
             f"epoch, or give training.steps"
+        )
+
+
+def check_validation(config: RunConfig, own_source: bool = False) -> None:
+    """What is said of validation has samples to be done on."""
+    if not config.data.validation:
+        for key in ("validate_every", "validation_rows"):
+            if is_set(config, f"training.{key}"):
+                raise UserError(
+                    f"training.{key}: it needs data.validation, the samples to measure on"
+                )
+    elif own_source and isinstance(config.data.validation, float):
+        raise UserError(
+            "data.validation: a share can only be held out of the source that data.path names; "
+            "give a file"
         )
 
 

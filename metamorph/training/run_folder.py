@@ -5,7 +5,7 @@ config.yaml     the resolved configuration
 metrics.jsonl   one line per `log_every` steps
 samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
 tensorboard/    event files, profile/ a trace, where `monitor` asks for them
-checkpoints/    step-NNNNNN
+checkpoints/    step-NNNNNN; best, a link to the one of the lowest loss on `data.validation`
 model/          the result (`decoder/` for the decoder stage)
 """
 
@@ -36,6 +36,8 @@ FREE_ON_RESUME = (
     "data.skip_limit",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.validate_every",
+    "training.validation_rows",
     "training.activation_checkpointing",
     "training.max_bad_steps",
 )

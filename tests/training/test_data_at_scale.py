@@ -16,6 +16,7 @@ from metamorph.config.reading import save_config
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes, open_documents
+from metamorph.data.opening import open_source
 from metamorph.data.packing import RowStream, TargetCounts, pack_row
 from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
@@ -185,7 +186,8 @@ def test_packed_losses_are_those_of_each_document_alone(config):
 def test_lanes_open_as_the_data_section_says(config):
     stage = LanguageStage(config, torch.device("cpu"))
     pad_id, vision = stage.module.config.pad_id, stage.module.vision
-    documents = open_documents(config.data, 0, chat_encoder(stage), vision)
+    source = open_source(config.data, 0)
+    documents = open_documents(config.data, source, chat_encoder(stage), vision)
     lanes = Lanes(documents, pad_id, 4, 1, 2)
     assert list(lanes.streams) == [1, 3]
     assert {len(row.token_ids) for row in lanes.next_rows()} == {256}

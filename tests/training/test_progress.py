@@ -9,8 +9,7 @@ from metamorph.config import TrainingConfig
 from metamorph.errors import Stopped, UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import Run, train
-from metamorph.training.optimizer import learning_rate
-from metamorph.training.progress import Progress
+from metamorph.training.optimizer import Progress, learning_rate
 from tests.tiny_run import tiny_config
 
 
