@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from metamorph.data.bad_list import bad_list
     from metamorph.data.encode import encode, verify
-    from metamorph.data.mixture import parts_of
-    from metamorph.data.opening import open_source
+    from metamorph.data.opening import open_parts
     from metamorph.devices import resolve_device
     from metamorph.model.opening import open_encoder
 
@@ -70,10 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     config = read_data_inputs(arguments)
     vision = open_encoder(config.model).to(resolve_device(arguments.device))
-    source = open_source(replace(config.data, shuffle=False), config.seed, words=False)
+    parts = open_parts(replace(config.data, shuffle=False), config.seed, words=False)
     with bad_list(arguments.bad) as on_bad:
         index, skips = encode(
-            parts_of(source), vision, arguments.output, arguments.dtype,
+            parts, vision, arguments.output, arguments.dtype,
             precision=arguments.precision, batch_size=arguments.batch,
             shard_rows=arguments.shard_images, threads=arguments.threads, on_bad=on_bad,
         )  # fmt: skip

@@ -35,13 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = read_data_inputs(arguments)
     from metamorph.data.bad_list import bad_list
-    from metamorph.data.mixture import parts_of
-    from metamorph.data.opening import open_source
+    from metamorph.data.opening import open_parts
     from metamorph.data.validate import validate_part
 
     words = config.stage != "decoder"
     encoder = open_chat_encoder(config) if words else None
-    parts = parts_of(open_source(config.data, config.seed, words))
+    parts = open_parts(config.data, config.seed, words)
     over = []
     with bad_list(arguments.bad) as on_bad:
         for name, part in parts.items():

@@ -28,7 +28,7 @@ from metamorph.data.formats.parquet import Parquet
 from metamorph.data.formats.picture_folder import PictureFolder
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
-from metamorph.data.mixture import PERIOD, Mixture
+from metamorph.data.mixture import PERIOD, Mixture, parts_of
 from metamorph.data.order import mixed
 from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.source import ToyScenes
@@ -72,6 +72,15 @@ def open_validation(config: DataConfig, seed: int) -> Source:
         return open_source(replace(config, validation=""), seed)
     except UserError as error:
         raise UserError(f"data.validation: {error}") from error
+
+
+def open_parts(config: DataConfig, seed: int, words: bool = True) -> dict[str, Source]:
+    """Each part of the data, and of a file that is `data.validation`, by name."""
+    parts = dict(parts_of(open_source(config, seed, words)))
+    if isinstance(config.validation, str) and config.validation:
+        own = parts_of(open_validation(config, seed))
+        parts |= {f"data.validation, {name}": part for name, part in own.items()}
+    return parts
 
 
 def check_path(config: SourceConfig) -> None:

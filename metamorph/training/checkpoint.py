@@ -161,6 +161,10 @@ class Checkpoints:
         if link.exists() and not link.is_symlink():  # somebody else's, which is kept beside it
             link.rename(link.with_name(f"{BEST}.aside"))
         new.replace(link)
+        return self.path(step)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or was."""
         return self.parent / checkpoint_name(step)
 
     def wait(self) -> None:

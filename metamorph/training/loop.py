@@ -36,8 +36,14 @@ from metamorph.processes import (
 from metamorph.signals import StopSignal
 from metamorph.training.checkpoint import Checkpoints, load_checkpoint
 from metamorph.training.checkpoint_tensors import set_rate
-from metamorph.training.optimizer import Progress, learning_rate, logged_rates
-from metamorph.training.parallel import clip_gradients, local_part
+from metamorph.training.optimizer import (
+    Progress,
+    learning_rate,
+    logged_rates,
+    not_finite,
+    step_unless,
+)
+from metamorph.training.parallel import clip_gradients
 from metamorph.training.rules import check_rules, check_same_config
 from metamorph.training.run_folder import claim_run_folder, find_checkpoint, locked_run_folder
 
@@ -106,7 +112,8 @@ class Stage(Protocol):
 def train(config: RunConfig, source: Source | None = None) -> Path:
     """Runs a stage and returns the folder of what it trained: `output/model`, or `output/decoder`.
 
-    Writes `config.yaml`, `metrics.jsonl` and checkpoints beside it. Started by `torchrun`, it is
+    Writes `config.yaml`, `metrics.jsonl` and checkpoints beside it; and `output/best/model`, if an
+    earlier step than the last was the best on `data.validation`. Started by `torchrun`, it is
     one of several processes that do so together.
 
     Args:
@@ -131,7 +138,19 @@ def _train(config: RunConfig, device: torch.device, source: Source | None) -> Pa
             run_steps(run, stage)
         folder = stage.save(run.folder)  # a signal no longer stops it: it is nearly done
         wait_for_all()
+    best = run.best_checkpoint()
+    if best is not None:
+        del run, stage  # a model at a time
+        save_best(config, device, source, best)
     return folder
+
+
+def save_best(config: RunConfig, device: torch.device, source: Source | None, best: Path) -> None:
+    """Writes the model of a checkpoint to `output/best`. All processes call this."""
+    with closing(open_stage(config, device, source)) as stage:
+        load_checkpoint(best, stage.module, stage.optimizer)
+        stage.save(Path(config.output) / "best")
+        wait_for_all()
 
 
 def open_stage(config: RunConfig, device: torch.device, source: Source | None = None) -> Stage:
@@ -158,29 +177,6 @@ def run_steps(run: "Run", stage: Stage) -> None:
         step_unless(bad, stage.optimizer)
         stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
         run.record(rate, losses, norms, bad)
-
-
-def not_finite(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> Tensor:
-    """Whether a loss or the norm of the gradients is not finite: a bool of the device."""
-    values = list(losses.values())
-    norm = norms["gradient_norm"].to(values[0].device)
-    return ~torch.stack([*values, norm]).isfinite().all()
-
-
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Steps, or leaves weights and optimizer as they are if `bad`.
-
-    PyTorch's fused AdamW decides on the device, by the attributes that a gradient scaler sets.
-    Others cannot: the host has to know.
-    """
-    if isinstance(optimizer, torch.optim.AdamW):
-        moved = next(p for group in optimizer.param_groups for p in group["params"])
-        # To a CPU (offload) this waits, as it must: torch's own copy of the flag would not.
-        # pyrefly: ignore[missing-attribute]  it reads both, and declares neither
-        optimizer.grad_scale, optimizer.found_inf = None, bad.float().to(local_part(moved).device)
-        optimizer.step()
-    elif not bad:
-        optimizer.step()
 
 
 class Run:
@@ -291,6 +287,11 @@ class Run:
         if self.reports is not None and values:
             self.reports.validated(step, values, is_best)
         return is_best
+
+    def best_checkpoint(self) -> Path | None:
+        """The best on `data.validation`, where it is not of the last step."""
+        step = self.best.get("step", self.progress.step)
+        return None if step == self.progress.step else self.checkpoints.path(int(step))
 
     def draw(self, step: int) -> None:
         """Keeps a sheet of drawings."""

@@ -1,4 +1,4 @@
-"""How far a run is, the learning rate there, and AdamW, by whom the configuration asks for.
+"""How far a run is, the learning rate there, and a step of AdamW, by whom the run asks for.
 
 How many packed rows hold an epoch is only known once it is packed. So a run of epochs ends when
 every sample of them has been in a row, and its learning rate follows the share of them that was.
@@ -8,10 +8,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metamorph.config import RunConfig, TrainingConfig
 from metamorph.processes import totals
+from metamorph.training.parallel import local_part
 
 
 def samples_to_use(training: TrainingConfig, in_epoch: int) -> int | None:
@@ -116,3 +117,26 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimize
 
         return AdamW8bit(groups, **options, bf16_stochastic_round=True)
     return torch.optim.AdamW(groups, **options, fused=True)
+
+
+def not_finite(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> Tensor:
+    """Whether a loss or the norm of the gradients is not finite: a bool of the device."""
+    values = list(losses.values())
+    norm = norms["gradient_norm"].to(values[0].device)
+    return ~torch.stack([*values, norm]).isfinite().all()
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Steps, or leaves weights and optimizer as they are if `bad`.
+
+    PyTorch's fused AdamW decides on the device, by the attributes that a gradient scaler sets.
+    Others cannot: the host has to know.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        moved = next(p for group in optimizer.param_groups for p in group["params"])
+        # To a CPU (offload) this waits, as it must: torch's own copy of the flag would not.
+        # pyrefly: ignore[missing-attribute]  it reads both, and declares neither
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float().to(local_part(moved).device)
+        optimizer.step()
+    elif not bad:
+        optimizer.step()

@@ -7,6 +7,7 @@ samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
 tensorboard/    event files, profile/ a trace, where `monitor` asks for them
 checkpoints/    step-NNNNNN; best, a link to the one of the lowest loss on `data.validation`
 model/          the result (`decoder/` for the decoder stage)
+best/model/     that of the best checkpoint, if it is not the last
 """
 
 import dataclasses

@@ -14,7 +14,8 @@ from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training import language_stage
 from metamorph.training.batch import Batch
 from metamorph.training.checkpoint import latest_checkpoint
-from metamorph.training.loop import step_unless, train
+from metamorph.training.loop import train
+from metamorph.training.optimizer import step_unless
 from tests.tiny_run import tiny_config
 
 NO, YES = torch.tensor(False), torch.tensor(True)

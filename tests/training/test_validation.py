@@ -109,6 +109,24 @@ def test_two_processes_measure_what_one_does_and_epochs_end_together(folder):
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_model_of_the_best_checkpoint_is_left_beside_the_last(folder, monkeypatch, lora_rank):
+    config = config_of(folder, steps=3, lora_rank=lora_rank)
+    config.training.validate_every = 1
+    short = replace(
+        config, output=str(folder / "short"), training=replace(config.training, steps=1)
+    )
+    short.training.warmup_ratio = config.training.warmup_ratio = 1 / 3
+    losses = Losses(2.0, 3.0, 3.0)
+    monkeypatch.setattr(LanguageStage, "validate", lambda stage: losses(stage))
+    last = train(config)
+    best = MetaMorph.from_pretrained(folder / "instruct" / "best" / "model").state_dict()
+    assert not equal(best, MetaMorph.from_pretrained(last).state_dict())
+    assert (folder / "instruct" / "best" / "adapter").exists() == bool(lora_rank)
+    monkeypatch.setattr(LanguageStage, "validate", lambda stage: {})
+    assert equal(best, MetaMorph.from_pretrained(train(short)).state_dict())
+
+
 @pytest.mark.parametrize(("rows", "used"), [(0, 4), (1, 2), (99, 4)])
 def test_a_limit_of_rows(folder, rows, used):
     """Rounded up to those that a step shares; here a row holds a sample or two."""
