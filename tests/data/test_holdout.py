@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from metamorph.config import DataConfig
 from metamorph.data.holdout import HeldOut, KeptIn, RecordsAt, positions
 from metamorph.data.mixture import Mixture
-from metamorph.data.opening import open_source, open_validation
+from metamorph.data.opening import open_parts, open_source, open_validation
 from metamorph.errors import UserError
 
 
@@ -121,6 +122,22 @@ def test_a_mixture_may_be_what_is_measured_on(tmp_path):
     mixture.write_text("some: {path: held.jsonl}\n")
     config = DataConfig(source="toy_scenes", validation=str(mixture))
     assert set(ids(open_validation(config, 0))) == {f"held-{number}" for number in range(4)}
+
+
+def test_tools_that_look_at_data_see_what_is_held_out_as_well(tmp_path):
+    """A share of it lies in the data itself."""
+    held = write(tmp_path / "held.jsonl", 4, "held")
+    (tmp_path / "held.yaml").write_text("some: {path: held.jsonl}\nmore: {path: data.jsonl}\n")
+    config = DataConfig(path=str(write(tmp_path / "data.jsonl", 9, "a")))
+
+    def lengths(validation) -> dict[str, int]:
+        parts = open_parts(replace(config, validation=validation), 0)
+        return {name: len(part) for name, part in parts.items()}
+
+    assert lengths("") == lengths(0.2) == {"data": 9}
+    assert lengths(str(held)) == {"data": 9, "data.validation, data": 4}
+    found = lengths(str(tmp_path / "held.yaml"))
+    assert found == {"data": 9, "data.validation, some": 4, "data.validation, more": 9}
 
 
 @pytest.mark.parametrize(

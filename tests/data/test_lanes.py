@@ -128,7 +128,7 @@ def test_images_are_squashed_as_the_encoder_would(documents):
 def test_lanes_with_an_end_pack_every_sample_before_it_once(encoder, samples, size):
     """However many processes share them; lanes that have ended give padding."""
     source = SomeCorrupt(0, dict.fromkeys(KINDS, 1.0), 0)
-    documents = Documents(source, encoder, row_length=300, image_size=32)
+    documents = Documents(source, encoder, row_length=300, square=Square(32))
     processes, names = world(documents, size, samples=samples), []
     while sum(lanes.used() for lanes in processes) < samples:
         rows = step(processes)
