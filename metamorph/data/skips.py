@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
+from metamorph.data.images import shorten
 from metamorph.errors import SampleError, Stopped, UserError
 
 FEWEST = 100  # samples before a share of them says anything
@@ -33,7 +34,9 @@ def skippable(sample: str = "") -> Generator[None]:
             kind = f"{module}.{kind}"  # two libraries call theirs `error`
         cause = "malformed record" if isinstance(error, OF_VALUES) else f"unexpected {kind}"
         # A plain ValueError is a sentence of our own; of any other, the type is half of the news.
-        problem = str(error) if type(error) is ValueError else f"{kind}: {error}"
+        problem = shorten(str(error))
+        if type(error) is not ValueError:
+            problem = f"{kind}: {problem}"
         raise SampleError(cause, f"{sample}: {problem}" if sample else problem) from error
 
 

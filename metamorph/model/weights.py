@@ -19,6 +19,7 @@ from metamorph.folders import check_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+OUR_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 SHARD_BYTES = 5_000_000_000
 SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")  # a bare name: a shard lies beside its index
 
@@ -102,7 +103,8 @@ def write_tensors(
             filled = 0
         shards[-1].append(name)
         filled += size
-    stale = set(folder.glob("model*.safetensors")) | {folder / INDEX_FILE}
+    # Only names that stand for our files: `model-backup.safetensors` beside them is the user's.
+    stale = {path for path in folder.glob("model*") if OUR_FILE.fullmatch(path.name)}
     count = len(shards)
     weight_map = {}
     for number, names in enumerate(shards, start=1):

@@ -8,6 +8,7 @@ from PIL import Image
 from metamorph.config import RunConfig
 from metamorph.data.conversation import ASSISTANT, USER, Sample
 from metamorph.data.images import opened
+from metamorph.data.skips import skippable
 from metamorph.data.sources import Source
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import SampleError, UserError
@@ -35,7 +36,8 @@ def find_requests(source: Source, count: int) -> list[Request]:
     found = []
     for index in range(min(LOOKED_AT, len(source))):
         try:
-            request = _request(source.sample(index))
+            with skippable():
+                request = _request(source.sample(index))
         except SampleError:  # training counts it
             continue
         if request is not None:

@@ -126,6 +126,9 @@ def test_boxes_reach_over_the_edge_but_not_beyond_it(folder):
         ("boxes", {"image": "p.png", "box": [1, 2, 3, 4], "conversations": turns("q")}),
         ("boxes", {"image": ["p.png", "p.png###[1"], "conversations": turns("q", "a")}),
         ("boxes", {"image": "p.png", "target_instances": [{}], "conversations": turns("q", "a")}),
+        ("boxes", {"image": "p.png", "target_instances": [3], "conversations": turns("q", "a")}),
+        ("boxes", {"image": ["p.png", "p.png###{}"], "conversations": turns("q", "a")}),
+        ("boxes", {"image": ["p.png", ["###[]"]], "conversations": turns("q", "a")}),
         ("boxes", {"image": "p.png", "target_instances": 3, "conversations": turns("q", "a")}),
         (
             "boxes",
@@ -145,6 +148,7 @@ def test_malformed_records(folder, family, record):
         source_of(folder, family, record).sample(0)
     assert caught.value.cause == "malformed record"
     assert "data.jsonl:1" in str(caught.value)
+    assert "Error" not in str(caught.value)  # it is a sentence, no exception of Python
 
 
 def test_a_placeholder_written_in_a_caption_makes_the_sample_unusable(folder):

@@ -149,3 +149,9 @@ def test_a_path_without_files_says_what_is_there(tmp_path):
     for name in ("gone.tar", "*.tar", "[.tar", "a" * 5000):
         with pytest.raises(UserError, match="data.path: .*(there is no such file|too long)"):
             files_of(tmp_path / name, ".tar")
+
+
+def test_a_video_of_an_impossible_name_is_missing(tmp_path):
+    with pytest.raises(SampleError) as caught:
+        Folder(tmp_path, 10_000).video("a" * 5000, 1.0)
+    assert caught.value.cause == "missing video" and len(str(caught.value)) < 500

@@ -61,6 +61,21 @@ def test_a_second_write_leaves_nothing_of_the_first(tmp_path, first, second):
     assert same(read_tensors(tmp_path), tensors)
 
 
+def test_files_of_the_user_beside_the_model_stay(tmp_path):
+    for name in (
+        "model-backup.safetensors",
+        "model_ema.safetensors",
+        "model-00001-of-2.safetensors",
+    ):
+        (tmp_path / name).write_bytes(b"mine")
+    write_tensors(tmp_path, example(), shard_bytes=1)
+    write_tensors(tmp_path, example())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model-backup.safetensors", "model_ema.safetensors", "model-00001-of-2.safetensors",
+        "model.safetensors",
+    }  # fmt: skip
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
     write_json(path, {"a": 1})

@@ -55,8 +55,7 @@ def _pictures(record: Record) -> tuple[Picture, Picture]:
         if not isinstance(targets, list) or len(targets) > MOST_TARGETS:
             problem = f"expected a list of {MOST_TARGETS} or fewer, got {shown(targets)}"
             raise ValueError(f"target_instances: {problem}")
-        marks = [(checked_text("name", t["name"]), _corners(t["bbox"])) for t in targets]
-        return image, Marked(image, tuple(marks))
+        return image, Marked(image, tuple(map(_target, targets)))
     if record.get("box") is not None:
         image = record.picture("image")
         return image, Crop(image, _numbers(record.get("box")))
@@ -64,7 +63,24 @@ def _pictures(record: Record) -> tuple[Picture, Picture]:
     if not isinstance(value, list) or len(value) != 2 or BOX_MARK not in str(value[1]):
         raise ValueError("expected a 'box', 'target_instances', or a second image name with ###[]")
     image = record.files.picture(value[0])
-    return image, Crop(image, _numbers(json.loads(value[1].partition(BOX_MARK)[2])))
+    return image, Crop(image, _box_of_name(value[1]))
+
+
+def _target(written: Any) -> tuple[str, Box]:
+    """The name of an object and where it is."""
+    if not isinstance(written, dict):
+        problem = f"expected objects with `name` and `bbox`, got {shown(written)}"
+        raise ValueError(f"target_instances: {problem}")
+    return checked_text("name", written.get("name")), _corners(written.get("bbox"))
+
+
+def _box_of_name(name: Any) -> Box:
+    """The box of `dog.jpg###[10, 10, 50, 40]`."""
+    text = checked_text("image", name).partition(BOX_MARK)[2]
+    try:
+        return _numbers(json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"image: expected ###[x1, y1, x2, y2], got {shown(name)}") from error
 
 
 def _numbers(value: Any) -> Box:

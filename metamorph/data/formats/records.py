@@ -129,12 +129,23 @@ class Folder:
     def video(self, value: Any, frame_rate: float) -> Video:
         name = checked_text("video", value)
         path = self.root.file(name, "video")
-        if path.is_dir():
-            names = (entry.name for entry in path.iterdir() if not entry.is_dir())
-            frames = sorted((n for n in names if not is_clutter(n)), key=natural_order)
+        frames = _frames(path)
+        if frames is not None:
             pictures = [self.picture(f"{name}/{frame}") for frame in frames]
             return Video.of_pictures(name, pictures, frame_rate)
         return open_video(name, read_file(path, "video"), self.max_pixels)
+
+
+def _frames(path: Path) -> list[str] | None:
+    """The names of a folder's files in order, None for a file. Raises `SampleError`."""
+    try:
+        if not path.is_dir():
+            return None
+        names = (entry.name for entry in path.iterdir() if not entry.is_dir())
+        return sorted((name for name in names if not is_clutter(name)), key=natural_order)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        message = f"video {shown(str(path))} cannot be read: {reason(error)}"
+        raise SampleError("missing video", message) from error
 
 
 @dataclass(frozen=True)
