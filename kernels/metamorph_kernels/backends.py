@@ -11,6 +11,7 @@ from metamorph_kernels.absence import HOPPER, ROWS, triton_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
 BACKENDS = ("triton", "cuda", "torch")
+LANGUAGES = {"triton": "Triton", "cuda": "CUDA C++"}  # of kernels
 IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "interval_attention": ("triton", "torch"),
     "interval_attention_fp8": ("triton", "torch"),
@@ -57,8 +58,7 @@ def resolve(
         raise ValueError(f"impl: {operation} takes {choices}, got {impl!r}")
     reason = absence(operation, impl, tensor.device.type) or limits[impl]
     if reason is not None:
-        name = {"triton": "Triton", "cuda": "CUDA C++"}[impl]
-        raise ValueError(f"impl: {operation} cannot run in {name} here: {reason}")
+        raise ValueError(f"impl: {operation} cannot run in {LANGUAGES[impl]} here: {reason}")
     return impl
 
 

@@ -1,6 +1,9 @@
 """Results with their gradients, errors beside plain bfloat16, and a record of what ran."""
 
+from contextlib import contextmanager
+
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -38,6 +41,20 @@ def assert_as_good_as_plain(function, plain, *tensors):
         if ours is not None:
             assert ours.norm() <= 2 * theirs.norm() + 1e-6
             assert ours.abs().max() <= 4 * theirs.abs().max() + 1e-6
+
+
+@contextmanager
+def kept_for_backward():
+    """A list of the tensors that are saved meanwhile, but for anchors, [0], which hold nothing."""
+    kept = []
+
+    def keep(tensor):
+        if tensor.shape != (0,):
+            kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 MATRIX_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)

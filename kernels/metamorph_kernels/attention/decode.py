@@ -11,8 +11,13 @@ from metamorph_kernels.arguments import (
     same_dtype,
     softmax_scale,
 )
-from metamorph_kernels.attention.interval import head_dim_limit
+from metamorph_kernels.attention.interval import (
+    WRITTEN_OUT,
+    attention_is_written_out,
+    head_dim_limit,
+)
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.transforms import OnceOnly, readable
 
 
 def decode_attention(
@@ -46,17 +51,34 @@ def decode_attention(
     check_heads(q, k_cache)
     check_integers("lengths", lengths, (torch.int32, torch.int64), q.device)
     check_shape("lengths", lengths, "B", batch)
-    _, slots, key_heads, _ = k_cache.shape
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+    slots = k_cache.shape[1]
+    if readable(lengths):
         outside = lengths[(lengths < 0) | (lengths > slots)]
         if len(outside):
             raise ValueError(f"lengths: expected 0 to {slots}, got {outside[0].item()}")
 
     scale = softmax_scale(scale, head_dim)
-    if resolve("decode_attention", impl, q, _triton_limit(q, k_cache, v_cache)) == "triton":
+    backend = resolve("decode_attention", impl, q, _triton_limit(q, k_cache, v_cache))
+
+    def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor]:
+        if backend == "torch":
+            return (_decode_attention_torch(q, k_cache, v_cache, lengths, scale),)
         from metamorph_kernels.attention.decode_triton import decode_attention_triton
 
-        return decode_attention_triton(q, k_cache, v_cache, lengths, scale)
+        return (decode_attention_triton(q, k_cache, v_cache, lengths, scale),)
+
+    if backend == "torch" and attention_is_written_out():
+        [out] = attention(q, k_cache, v_cache)
+    else:
+        [out] = OnceOnly("decode_attention", WRITTEN_OUT)(attention, q, k_cache, v_cache)
+    return out
+
+
+def _decode_attention_torch(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float
+) -> Tensor:
+    batch, query_heads, head_dim = q.shape
+    _, slots, key_heads, _ = k_cache.shape
 
     # The queries of a group stand where a sequence would, so no key or value is repeated.
     grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)

@@ -10,6 +10,7 @@ from metamorph_kernels.attention.interval import checked_inputs, head_dim_limit,
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.float8 import E4M3, WEIGHT_SCALE, quantise
 from metamorph_kernels.intervals import Intervals
+from metamorph_kernels.transforms import OnceOnly
 
 QUERIES_AT_ONCE = 512  # bounds the scores that the PyTorch path holds
 
@@ -51,11 +52,16 @@ def interval_attention_fp8(
             )
     scale = softmax_scale(scale, q.shape[-1])
     backend = resolve("interval_attention_fp8", impl, q, head_dim_limit(q.shape[-1]))
-    if backend == "triton":
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
+        if backend == "torch":
+            return (_interval_attention_fp8_torch(q, k, v, intervals, scale),)
         from metamorph_kernels.attention.fp8_triton import interval_attention_fp8_triton
 
-        return interval_attention_fp8_triton(q, k, v, intervals, scale)
-    return _interval_attention_fp8_torch(q, k, v, intervals, scale)
+        return (interval_attention_fp8_triton(q, k, v, intervals, scale),)
+
+    [out] = OnceOnly("interval_attention_fp8", "use interval_attention")(attention, q, k, v)
+    return out
 
 
 def quantise_heads(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,13 @@ from metamorph_kernels.arguments import (
 )
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.intervals import Intervals
+from metamorph_kernels.transforms import OnceOnly
 
 TRITON_HEAD_DIMS = (64, 80, 96, 128)
 # Short documents of equal length share one call; above this a call of its own costs nothing more,
 # and the masks of documents with spans stay small.
 LONGEST_BATCHED_DOCUMENT = 512
+WRITTEN_OUT = "use impl='torch' within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 
 
 @overload
@@ -82,12 +84,21 @@ def interval_attention(
     q, k, v = checked_inputs(q, k, v, intervals)
     scale = softmax_scale(scale, q.shape[-1])
     backend = resolve("interval_attention", impl, q, _triton_limit(q))
-    if backend == "triton":
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        if backend == "torch":
+            return _interval_attention_torch(q, k, v, intervals, scale, return_lse)
         from metamorph_kernels.attention.interval_triton import interval_attention_triton
 
         out, lse = interval_attention_triton(q, k, v, intervals, scale)
-        return (out, lse) if return_lse else out
-    return _interval_attention_torch(q, k, v, intervals, scale, return_lse)
+        return (out, lse) if return_lse else (out,)
+
+    if backend == "torch" and attention_is_written_out():
+        results = attention(q, k, v)
+    else:
+        results = OnceOnly("interval_attention", WRITTEN_OUT)(attention, q, k, v)
+    out, *lse = results
+    return (out, lse[0]) if return_lse else out
 
 
 def checked_inputs(
@@ -113,6 +124,18 @@ def head_dim_limit(head_dim: int) -> str | None:
         return None
     listed = ", ".join(map(str, TRITON_HEAD_DIMS[:-1]))
     return f"head dimensions {listed} and {TRITON_HEAD_DIMS[-1]} only, got {head_dim}"
+
+
+def attention_is_written_out() -> bool:
+    """Whether PyTorch computes attention by plain products and softmax: no kernel of its own may.
+
+    A graph of torch.compile cannot ask, and has no gates that would depend on it.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    allowed = torch.backends.cuda
+    kernels = (allowed.flash_sdp_enabled, allowed.mem_efficient_sdp_enabled)
+    return not any(is_allowed() for is_allowed in (*kernels, allowed.cudnn_sdp_enabled))
 
 
 def map_documents(
@@ -176,7 +199,7 @@ def _triton_limit(q: Tensor) -> str | None:
 
 def _interval_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float, return_lse: bool
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     def attend(query, key, value, visible):
         out = F.scaled_dot_product_attention(
             query, key, value, visible, is_causal=visible is None, scale=scale, enable_gqa=True
@@ -184,7 +207,7 @@ def _interval_attention_torch(
         return (out, _log_sum_exp(query, key, visible, scale)) if return_lse else (out,)
 
     out, *lse = map_documents(attend, q, k, v, intervals)
-    return (out, lse[0].t().contiguous()) if return_lse else out
+    return (out, *(part.t().contiguous() for part in lse))
 
 
 def _log_sum_exp(query: Tensor, key: Tensor, visible: Tensor | None, scale: float) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.attention.backward import (
@@ -52,7 +53,7 @@ def interval_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`interval_attention` of checked arguments: out [T, Hq, D] and lse float32 [Hq, T]."""
-    return _attention(
+    return _Attention.apply(
         q,
         k,
         v,
@@ -201,33 +202,38 @@ def _(out_gradient, lse_gradient, q, k, v, *_):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save(ctx, inputs, output):
-    *tensors, causal, scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.causal, ctx.scale = causal, scale
+class _Attention(torch.autograd.Function):
+    """What `register_autograd` would make of the op cannot be transformed by torch.func."""
 
+    @staticmethod
+    def forward(*arguments):
+        return _attention(*arguments)
 
-def _gradients(ctx, out_gradient, lse_gradient):
-    q, k, v, row_start, row_end, col_start, col_end, out, lse = ctx.saved_tensors
-    gradients = _attention_backward(
-        out_gradient,
-        lse_gradient,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        row_start,
-        row_end,
-        col_start,
-        col_end,
-        ctx.causal,
-        ctx.scale,
-    )
-    return *gradients, None, None, None, None, None, None
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.causal, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, *output)
 
-
-_attention.register_autograd(_gradients, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, out_gradient, lse_gradient):
+        q, k, v, row_start, row_end, col_start, col_end, out, lse = ctx.saved_tensors
+        gradients = _attention_backward(
+            out_gradient,
+            lse_gradient,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            row_start,
+            row_end,
+            col_start,
+            col_end,
+            ctx.causal,
+            ctx.scale,
+        )
+        return *gradients, None, None, None, None, None, None
 
 
 def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]]:

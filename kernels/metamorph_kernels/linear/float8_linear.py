@@ -5,11 +5,13 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import metamorph_kernels.float8 as float8
 from metamorph_kernels.arguments import check_shape, same_dtype
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.float8 import ALIGNMENT, E4M3, E5M2
+from metamorph_kernels.transforms import OnceOnly
 
 WIDEST_ROW = 16_384  # what one program of the Triton kernel holds in registers
 
@@ -46,8 +48,14 @@ def linear_fp8(
         x, weight, bias = same_dtype(x=x, weight=weight, bias=bias)
     _check_layer(x, weight=weight, **({} if bias is None else {"bias": bias}))
     backend = resolve("linear_fp8", impl, x, _triton_limit(I=weight.shape[1], O=weight.shape[0]))
-    rows = _Linear.apply(_as_rows(x), weight, bias, False, backend)
-    return rows.view(*x.shape[:-1], len(weight))
+
+    def linear(x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor]:
+        rows = _Linear.apply(_as_rows(x), weight, *bias or (None,), False, backend)
+        return (rows.view(*x.shape[:-1], len(weight)),)
+
+    once_only = OnceOnly("linear_fp8", "use torch.nn.functional.linear")
+    [result] = once_only(linear, x, weight, *(() if bias is None else (bias,)))
+    return result
 
 
 def mlp_gelu_fp8(
@@ -71,27 +79,35 @@ def mlp_gelu_fp8(
     check_shape("w2", w2, "O, F", None, hidden)
     check_shape("b2", b2, "O", outputs)
     backend = resolve("mlp_gelu_fp8", impl, x, _triton_limit(I=w1.shape[1], F=hidden, O=outputs))
-    z = _Linear.apply(_as_rows(x), w1, b1, False, backend)
-    return _Linear.apply(z, w2, b2, True, backend).view(*x.shape[:-1], outputs)
+
+    def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor]:
+        z = _Linear.apply(_as_rows(x), w1, b1, False, backend)
+        return (_Linear.apply(z, w2, b2, True, backend).view(*x.shape[:-1], outputs),)
+
+    [result] = OnceOnly("mlp_gelu_fp8", "use mlp_gelu with impl='torch'")(mlp, x, w1, b1, w2, b2)
+    return result
 
 
 class _Linear(torch.autograd.Function):
     """`linear_fp8` of x [N, I], or of its GELU."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, gelu, backend):
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(
-            x if wants_weight or (gelu and wants_x) else None, weight if wants_x else None
-        )
-        ctx.gelu, ctx.backend = gelu, backend
+    def forward(x, weight, bias, gelu, backend):
         f8 = _functions(backend)
         return f8.scaled_product(
             *f8.quantise_rows(x, E4M3, gelu), *f8.quantise_rows(weight, E4M3), x.dtype, bias
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs, output):
+        x, weight, _, ctx.gelu, ctx.backend = inputs
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x if wants_weight or (ctx.gelu and wants_x) else None, weight if wants_x else None
+        )
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad

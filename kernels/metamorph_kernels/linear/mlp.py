@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from metamorph_kernels.arguments import check_shape, same_dtype
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.transforms import kernels_of
 
 
 def mlp_gelu(
@@ -46,8 +47,12 @@ def mlp_gelu(
 
     from metamorph_kernels.linear.mlp_triton import mlp_gelu_triton
 
-    out = mlp_gelu_triton(x.reshape(-1, in_features), w1, b1, w2, b2, keep_activation)
-    return out.reshape(*x.shape[:-1], len(w2))
+    def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor]:
+        out = mlp_gelu_triton(x.reshape(-1, in_features), w1, b1, w2, b2, keep_activation)
+        return (out.reshape(*x.shape[:-1], len(w2)),)
+
+    [result] = kernels_of("mlp_gelu", "triton")(mlp, x, w1, b1, w2, b2)
+    return result
 
 
 def _triton_limit(x: Tensor, w2: Tensor) -> str | None:

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.compilation import Compilation, descriptor_type
@@ -73,8 +74,14 @@ def mlp_gelu_triton(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep_activation: bool
 ) -> Tensor:
     """[N, O] of checked arguments, x [N, I]."""
-    if torch.is_grad_enabled():
-        return _MLPGelu.apply(x, w1, b1, w2, b2, keep_activation)
+    tensors = (x, w1, b1, w2, b2)
+    wanted = tuple(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled() and any(wanted):
+        *before_gelu, wants_w2, _ = wanted
+        # Without a gradient to pass through the GELU, its result is all that the backward needs.
+        keep_activation = wants_w2 and (keep_activation or not any(before_gelu))
+        out, _, _ = _MLPGelu.apply(*tensors, any(before_gelu), keep_activation)
+        return out
     _, activation = linear_gelu_rows(x, w1, b1, False)
     return torch.addmm(b2, activation, w2.t())
 
@@ -83,19 +90,24 @@ class _MLPGelu(torch.autograd.Function):
     """Keeps the state before the GELU, from which one epilogue of the backward has it all again."""
 
     @staticmethod
-    def forward(ctx, x, w1, b1, w2, b2, keep_activation):
-        *before_gelu, wants_w2, _, _ = ctx.needs_input_grad
-        state, activation = linear_gelu_rows(x, w1, b1, any(before_gelu))
-        # Without a gradient to pass through the GELU, its result is all that the backward needs.
-        keep_activation = wants_w2 and (keep_activation or not any(before_gelu))
-        ctx.save_for_backward(x, w1, w2, state, activation if keep_activation else None)
-        return torch.addmm(b2, activation, w2.t())
+    def forward(x, w1, b1, w2, b2, keep_state, keep_activation):
+        state, activation = linear_gelu_rows(x, w1, b1, keep_state)
+        out = torch.addmm(b2, activation, w2.t())
+        return out, state, activation if keep_activation else None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def setup_context(ctx, inputs, output):
+        x, w1, _, w2, _, _, _ = inputs
+        _, *kept = output
+        ctx.mark_non_differentiable(*(tensor for tensor in kept if tensor is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, w1, w2, *kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, *_):
         x, w1, w2, state, activation = ctx.saved_tensors
-        wants_x, wants_w1, wants_b1, wants_w2, wants_b2, _ = ctx.needs_input_grad
+        wants_x, wants_w1, wants_b1, wants_w2, wants_b2, _, _ = ctx.needs_input_grad
         state_gradient = b1_gradient = None
         if wants_x or wants_w1 or wants_b1:
             wants_activation = wants_w2 and activation is None
@@ -109,6 +121,7 @@ class _MLPGelu(torch.autograd.Function):
             b1_gradient.to(w1.dtype) if wants_b1 else None,
             gradient.t() @ activation if wants_w2 else None,
             gradient.sum(0, dtype=torch.float32).to(w2.dtype) if wants_b2 else None,
+            None,
             None,
         )
 

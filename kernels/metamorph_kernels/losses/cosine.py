@@ -13,6 +13,7 @@ from metamorph_kernels.arguments import (
     check_shape,
 )
 from metamorph_kernels.backends import resolve, row_limits
+from metamorph_kernels.transforms import check_graph, kernels_of, readable
 
 
 def cosine_loss(
@@ -56,13 +57,22 @@ def cosine_loss(
     target = target.detach()
     backend = resolve("cosine_loss", impl, prediction, **row_limits(prediction, target))
     if backend == "torch":
-        losses = _TorchLosses.apply(prediction, target, target_index)
-    elif prediction.requires_grad and torch.is_grad_enabled():
-        return _KernelLoss.apply(prediction, target, target_index, reduction, backend)
-    else:
+        check_graph("cosine_loss")
+        # Dynamo traces no function that has a forward-mode derivative.
+        function = _TorchLosses if torch.compiler.is_compiling() else _TorchLossesWithTangents
+        losses = function.apply(prediction, target, target_index)
+        return _reduced(losses, target_index, reduction)
+
+    def loss(prediction: Tensor, target: Tensor) -> tuple[Tensor]:
+        if prediction.requires_grad and torch.is_grad_enabled():
+            result, _ = _KernelLoss.apply(prediction, target, target_index, reduction, backend)
+            return (result,)
         cosine_rows, _, _ = _kernels(backend)
         losses, _ = cosine_rows(prediction, target, target_index, with_gradient=False, mean=False)
-    return _reduced(losses, target_index, reduction)
+        return (_reduced(losses, target_index, reduction),)
+
+    [result] = kernels_of("cosine_loss", backend)(loss, prediction, target)
+    return result
 
 
 def _reduced(losses: Tensor, target_index: Tensor | None, reduction: str) -> Tensor:
@@ -79,7 +89,7 @@ def _reduced(losses: Tensor, target_index: Tensor | None, reduction: str) -> Ten
 def _check_index(target_index: Tensor, prediction: Tensor, target: Tensor) -> None:
     check_integers("target_index", target_index, (torch.int64,), prediction.device)
     check_shape("target_index", target_index, "N", prediction.shape[0])
-    if target_index.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(target_index):
         outside = target_index[target_index >= target.shape[0]]
         if len(outside):
             raise ValueError(
@@ -103,26 +113,32 @@ class _KernelLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
         prediction: Tensor,
         target: Tensor,
         target_index: Tensor | None,
         reduction: str,
         backend: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         cosine_rows, _, _ = _kernels(backend)
         losses, unit_gradient = cosine_rows(
             prediction, target, target_index, with_gradient=True, mean=reduction == "mean"
         )
+        return _reduced(losses, target_index, reduction), unit_gradient
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        prediction, _, _, reduction, ctx.backend = inputs
+        _, unit_gradient = output
+        ctx.mark_non_differentiable(unit_gradient)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(unit_gradient)
-        ctx.backend, ctx.dtype = backend, prediction.dtype
+        ctx.dtype = prediction.dtype
         ctx.in_place = reduction != "none" and unit_gradient.dtype == prediction.dtype
         ctx.used = False
-        return _reduced(losses, target_index, reduction)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx, gradient: Tensor, of_the_kept: None) -> tuple[Tensor, None, None, None, None]:
         _, scale_rows, scale_in_place = _kernels(ctx.backend)
         # A compiled graph would copy what an op changes; it multiplies into a new tensor instead.
         if not ctx.in_place or torch.compiler.is_compiling():
@@ -141,11 +157,15 @@ class _KernelLoss(torch.autograd.Function):
 
 
 class _TorchLosses(torch.autograd.Function):
-    """Autograd's own formula overflows for short rows and keeps three float32 [N, C] alive."""
+    """Autograd's own formula overflows for short rows and keeps three float32 [N, C] alive.
+
+    The backward is made of PyTorch's ops on what is saved, so that it can be differentiated itself.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, prediction: Tensor, target: Tensor, target_index: Tensor | None) -> Tensor:
-        ctx.save_for_backward(prediction, target, target_index)
+    def forward(prediction: Tensor, target: Tensor, target_index: Tensor | None) -> Tensor:
         wide = torch.promote_types(prediction.dtype, torch.float32)
         prediction, target = _pairs(prediction, target, target_index, wide)
         unit_prediction, _ = _normalise(prediction)
@@ -154,16 +174,42 @@ class _TorchLosses(torch.autograd.Function):
         return losses if target_index is None else losses.masked_fill(target_index < 0, 0)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         prediction, target, target_index = ctx.saved_tensors
-        dtype = prediction.dtype
-        prediction, target = _pairs(prediction, target, target_index, gradient.dtype)
-        unit_prediction, inverse_norm = _normalise(prediction)
-        unit_target, _ = _normalise(target)
-        cosine = (unit_prediction * unit_target).sum(-1, keepdim=True)
-        across = cosine * unit_prediction - unit_target  # [N, C], at right angles to prediction
-        return (across * (inverse_norm * gradient[:, None])).to(dtype), None, None
+        across, inverse_norm = _across(prediction, target, target_index)
+        gradient = across * (inverse_norm * gradient[:, None])
+        return gradient.to(prediction.dtype), None, None
+
+
+class _TorchLossesWithTangents(_TorchLosses):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_: Tensor | None) -> Tensor:
+        across, inverse_norm = _across(*ctx.saved_tensors)
+        return (across * inverse_norm * tangent).sum(-1)
+
+
+def _across(
+    prediction: Tensor, target: Tensor, target_index: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The slope of each row, [N, C], but for the inverse norm of its prediction, [N, 1]; and that.
+
+    It stands at right angles to the prediction.
+    """
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    prediction, target = _pairs(prediction, target, target_index, wide)
+    unit_prediction, inverse_norm = _normalise(prediction)
+    unit_target, _ = _normalise(target)
+    cosine = (unit_prediction * unit_target).sum(-1, keepdim=True)
+    return cosine * unit_prediction - unit_target, inverse_norm
 
 
 def _pairs(
@@ -182,5 +228,7 @@ def _pairs(
 def _normalise(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and the inverse norms [N, 1]; both 0 for a row without direction."""
     squares = (rows * rows).sum(-1, keepdim=True)
-    inverse_norm = torch.where(squares >= torch.finfo(rows.dtype).tiny, squares.rsqrt(), 0)
+    has_direction = squares >= torch.finfo(rows.dtype).tiny
+    # Ones in place of the others: what autograd makes of 0 and an infinite slope is NaN.
+    inverse_norm = torch.where(has_direction, squares, 1).rsqrt() * has_direction
     return rows * inverse_norm, inverse_norm

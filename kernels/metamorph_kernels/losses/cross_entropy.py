@@ -15,8 +15,12 @@ from metamorph_kernels.arguments import (
 from metamorph_kernels.backends import resolve
 from metamorph_kernels.losses.chunks import gradient_chunks, logit_chunks
 from metamorph_kernels.products import add_product, wide_product
+from metamorph_kernels.transforms import OnceOnly, readable
 
 IGNORED = -100
+ONCE_ONLY = OnceOnly(
+    "linear_cross_entropy", "use torch.nn.functional.cross_entropy of x @ weight.t()"
+)
 
 
 def linear_cross_entropy(
@@ -71,7 +75,7 @@ def linear_cross_entropy(
     if weight.shape[0] == 0:
         raise ValueError(f"weight: expected at least one class, got {list(weight.shape)}")
     counted = labels != IGNORED
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(labels):
         outside = labels[counted & ((labels < 0) | (labels >= weight.shape[0]))]
         if len(outside):
             raise ValueError(
@@ -79,11 +83,17 @@ def linear_cross_entropy(
             )
 
     rows = _Rows(float(label_smoothing), float(z_loss), backend)
-    arguments = (x, weight, labels.where(counted, 0), counted, rows)
-    if reduction == "none":
-        return _RowLosses.apply(*arguments)
-    total = _SummedLoss.apply(*arguments)
-    return total if reduction == "sum" else total / counted.sum().clamp(min=1)
+    labels = labels.where(counted, 0)
+
+    def loss(x: Tensor, weight: Tensor) -> tuple[Tensor]:
+        if reduction == "none":
+            return (_RowLosses.apply(x, weight, labels, counted, rows),)
+        wanted = [tensor.requires_grad and torch.is_grad_enabled() for tensor in (x, weight)]
+        total, _, _ = _SummedLoss.apply(x, weight, labels, counted, rows, *wanted)
+        return (total if reduction == "sum" else total / counted.sum().clamp(min=1),)
+
+    [result] = ONCE_ONLY(loss, x, weight)
+    return result
 
 
 class LinearCrossEntropy(nn.Module):
@@ -180,8 +190,7 @@ class _SummedLoss(torch.autograd.Function):
     """The sum over rows; its gradients are computed beside it and only scaled in the backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, labels, counted, rows) -> Tensor:
-        wants_x, wants_weight = ctx.needs_input_grad[:2]
+    def forward(x, weight, labels, counted, rows, wants_x, wants_weight):
         wide = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=x.device)
         x_gradient = torch.empty_like(x) if wants_x else None
@@ -195,34 +204,44 @@ class _SummedLoss(torch.autograd.Function):
             if wants_weight:
                 weight_gradient = add_product(weight_gradient, of_logits.t(), x[part])
             del of_logits  # before the next chunk makes its own
-        ctx.save_for_backward(x_gradient, weight_gradient)
+        return total, x_gradient, weight_gradient
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, weight, *_ = inputs
+        _, *gradients = output
+        ctx.mark_non_differentiable(*(tensor for tensor in gradients if tensor is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*gradients)
         ctx.weight_dtype = weight.dtype
-        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor, *_: None):
         x_gradient, weight_gradient = ctx.saved_tensors
         if x_gradient is not None:
             x_gradient = x_gradient * gradient.to(x_gradient.dtype)
         if weight_gradient is not None:
             scaled = torch.empty_like(weight_gradient, dtype=ctx.weight_dtype)
             weight_gradient = torch.mul(weight_gradient, gradient, out=scaled)  # in one pass
-        return x_gradient, weight_gradient, None, None, None
+        return x_gradient, weight_gradient, None, None, None, None, None
 
 
 class _RowLosses(torch.autograd.Function):
     """The loss of each row; each has a cotangent of its own, so logits are computed again."""
 
     @staticmethod
-    def forward(ctx, x, weight, labels, counted, rows) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, labels: Tensor, counted: Tensor, rows: _Rows) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         losses = x.new_empty(len(x), dtype=wide)
         for part in rows.chunks(x, weight):
             losses[part], _ = rows.losses(x[part], weight, labels[part], None)
-        ctx.save_for_backward(x, weight, labels, counted)
-        ctx.rows = rows
         return losses.where(counted, 0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.rows = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable

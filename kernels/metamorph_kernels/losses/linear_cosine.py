@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from metamorph_kernels.arguments import check_floating, check_reduction, check_shape, same_dtype
 from metamorph_kernels.backends import resolve, row_limits
 from metamorph_kernels.losses.cosine import cosine_loss
+from metamorph_kernels.transforms import kernels_of
 
 
 def linear_cosine_loss(
@@ -43,9 +44,19 @@ def linear_cosine_loss(
     if bias is not None:
         check_shape("bias", bias, "C", weight.shape[0])
     check_shape("target", target, "N, C", x.shape[0], weight.shape[0])
-    prediction = F.linear(x, weight, bias)
-    backend = resolve("linear_cosine_loss", impl, prediction, **row_limits(prediction, target))
-    return cosine_loss(prediction, target, reduction=reduction, impl=backend)
+    limits = row_limits(weight.t(), target)  # whose rows are as wide as those of the prediction
+    backend = resolve("linear_cosine_loss", impl, x, **limits)
+
+    def loss(x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor]:
+        prediction = F.linear(x, weight, *bias)
+        return (cosine_loss(prediction, target, reduction=reduction, impl=backend),)
+
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if backend == "torch":
+        [result] = loss(*tensors)
+    else:
+        [result] = kernels_of("linear_cosine_loss", backend)(loss, *tensors)
+    return result
 
 
 class LinearCosineLoss(nn.Module):

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from metamorph_kernels.arguments import check_floating, check_shape
 from metamorph_kernels.backends import resolve, row_limits
 from metamorph_kernels.cuda_library import pool_normalize_rows
+from metamorph_kernels.transforms import kernels_of
 
 
 def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor:
@@ -28,7 +29,7 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     """
     check_floating(features=features)
     check_shape("features", features, "B, N, C", None, None, None)
-    side = math.isqrt(features.shape[1])
+    side = _root(features.shape[1])
     if side == 0 or side * side != features.shape[1]:
         raise ValueError(
             f"features: expected [B, N, C] with N a square, got {list(features.shape)}"
@@ -43,13 +44,10 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
     backend = resolve("pool_normalize", impl, features, **limits)
     if backend == "torch":
         return _pool_normalize_torch(features, side, grid)
-    if backend == "cuda":
-        return pool_normalize_rows(features, grid)
-    if differentiated:
-        return _TritonPool.apply(features, grid)
-    from metamorph_kernels.rows.pooling_triton import pool_normalize_forward
-
-    return pool_normalize_forward(features, grid)
+    [pooled] = kernels_of("pool_normalize", backend)(
+        lambda features: (_by_kernels(features, grid, backend, differentiated),), features
+    )
+    return pooled
 
 
 def tokens_read(side: int, grid: int) -> list[int]:
@@ -68,20 +66,43 @@ def _pool_normalize_torch(features: Tensor, side: int, grid: int) -> Tensor:
     image = features.to(wide).unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [B, C, side, side]
     pooled = F.interpolate(image, size=(grid, grid), mode="bilinear", align_corners=False)
     pooled = pooled.permute(0, 2, 3, 1).flatten(1, 2)  # [B, grid * grid, C]
-    norm = torch.linalg.vector_norm(pooled, dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(pooled.detach(), dim=-1, keepdim=True)
     empty = norm < math.sqrt(torch.finfo(wide).tiny)
-    unit = torch.where(empty, 0, pooled / torch.where(empty, 1, norm))
+    # Ones in place of zeros, where the norm has no second derivative.
+    norm = torch.linalg.vector_norm(torch.where(empty, 1, pooled), dim=-1, keepdim=True)
+    unit = torch.where(empty, 0, pooled / norm)
     return unit.to(features.dtype)
+
+
+def _root(tokens: int) -> int:
+    """The whole root, rounded down; of a symbolic size too, for any that has features in memory."""
+    if torch.compiler.is_compiling():
+        # pyrefly: ignore[bad-return]  a symbolic size passes for an int
+        return torch.sym_int(torch.sym_sqrt(tokens))
+    return math.isqrt(tokens)
+
+
+def _by_kernels(features: Tensor, grid: int, backend: str, differentiated: bool) -> Tensor:
+    if backend == "cuda":
+        return pool_normalize_rows(features, grid)
+    if differentiated:
+        return _TritonPool.apply(features, grid)
+    from metamorph_kernels.rows.pooling_triton import pool_normalize_forward
+
+    return pool_normalize_forward(features, grid)
 
 
 class _TritonPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, grid: int) -> Tensor:
+    def forward(features: Tensor, grid: int) -> Tensor:
         from metamorph_kernels.rows.pooling_triton import pool_normalize_forward
 
-        ctx.save_for_backward(features)
-        ctx.grid = grid
         return pool_normalize_forward(features, grid)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        features, ctx.grid = inputs
+        ctx.save_for_backward(features)
 
     @staticmethod
     @once_differentiable

@@ -3,11 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import saved_tensors_hooks
 
 from metamorph_kernels import float8, linear_fp8, mlp_gelu, mlp_gelu_fp8, reference
 from metamorph_kernels.float8 import E4M3, E5M2, quantise_columns, quantise_rows
-from tests.kernels.comparisons import value_and_gradients
+from tests.kernels.comparisons import kept_for_backward, value_and_gradients
 from tests.kernels.linear.float8_layers import errors, random_layer, random_mlp
 
 # Of one rounding of the result; the products are exact but for the order of their sums.
@@ -149,7 +148,7 @@ def test_rows_of_very_different_size_keep_their_precision():
 
 @pytest.mark.parametrize("wanted", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
 def test_what_is_frozen_takes_no_product_and_keeps_nothing(wanted, monkeypatch):
-    calls, kept = [], []
+    calls = []
     for name in ("quantise", "scaled_product"):
         function = getattr(float8, name)
 
@@ -161,7 +160,7 @@ def test_what_is_frozen_takes_no_product_and_keeps_nothing(wanted, monkeypatch):
     x, weight, bias = leaves = random_layer(9, 33, 10)
     for leaf, wants in zip(leaves, wanted, strict=True):
         leaf.requires_grad_(bool(wants))
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         y = linear_fp8(x, weight, bias)
     product = ["quantise", "quantise", "scaled_product"]
     assert calls == product
@@ -177,8 +176,7 @@ def test_mlp_keeps_x_and_the_state_before_gelu():
     x, w1, b1, w2, b2 = leaves = random_mlp(9, 33, 48, 10, torch.bfloat16)
     for leaf in leaves:
         leaf.requires_grad_()
-    kept = []
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         mlp_gelu_fp8(*leaves)
     own = [tensor for tensor in kept if tensor.data_ptr() not in (w1.data_ptr(), w2.data_ptr())]
     assert [tuple(tensor.shape) for tensor in own] == [(9, 33), (9, 48)]

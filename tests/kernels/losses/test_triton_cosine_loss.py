@@ -4,7 +4,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from metamorph_kernels import cosine_loss, reference
 from metamorph_kernels.losses import cosine_triton
-from tests.kernels.comparisons import Record
+from tests.kernels.comparisons import Record, kept_for_backward
 from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
@@ -230,8 +230,9 @@ def test_backward_multiplies_in_place(device, reduction, factor):
     for rows, width in ((5, 33), (0, 33), (17, 1152)):  # one program, none, several
         prediction = normal(rows, width, dtype=dtype, device=device).requires_grad_()
         target = normal(rows, width, dtype=dtype, device=device, seed=1)
-        loss = ours(prediction, target, reduction=reduction)
-        [unit] = loss.grad_fn.saved_tensors
+        with kept_for_backward() as kept:
+            loss = ours(prediction, target, reduction=reduction)
+        unit = kept.pop()
         expected, place = (unit.float() * factor).to(dtype), unit.data_ptr()
         del unit
         loss.backward(loss.new_tensor(factor))

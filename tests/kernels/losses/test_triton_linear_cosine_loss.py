@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metamorph_kernels import linear_cosine_loss, reference
-from tests.kernels.comparisons import Record, value_and_gradients
+from tests.kernels.comparisons import Record, kept_for_backward, value_and_gradients
 from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
@@ -84,8 +84,7 @@ def test_what_is_frozen_takes_no_product(device, wanted):
 def test_keeps_one_gradient_and_not_the_prediction(device, reduction):
     *leaves, target = inputs(9, 16, 24, DTYPES[0], device)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         ours(*leaves, target, reduction=reduction)
     own = {leaf.data_ptr() for leaf in leaves}
     [gradient] = [tensor for tensor in kept if tensor.data_ptr() not in own]
