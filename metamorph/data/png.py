@@ -8,8 +8,9 @@ import struct
 import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may leave out
+KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may leave out, where they are sound
 GREY, COLOUR = 0, 2  # colour types that have one transparent colour
+COLOUR_BYTES = {GREY: 2, COLOUR: 6}
 
 
 def picture_chunks(content: bytes) -> bytes:
@@ -25,23 +26,26 @@ def picture_chunks(content: bytes) -> bytes:
         kind, end = bytes(whole[start + 4 : start + 8]), start + 12 + length
         if end > len(content):
             break
-        is_needed = not kind[0] & 0x20  # a capital: no reader may leave it out
-        if kind == b"tRNS":
-            kept.append(_transparent_colour(content, whole[start:end]))
-        elif is_needed or kind in KEPT:
-            kept.append(whole[start:end])
+        chunk = whole[start:end]
+        if not kind[0] & 0x20:  # a capital: no reader may leave it out
+            kept.append(chunk)
+        elif kind in KEPT and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
+            kept.append(_transparency(content, chunk) if kind == b"tRNS" else chunk)
         start = end
     return b"".join((*kept, whole[start:]))
 
 
-def _transparent_colour(content: bytes, chunk: memoryview) -> bytes | memoryview:
-    """A tRNS chunk in the eight bits to which Pillow brings all but grey of 16 and of 1 bit."""
-    depth, colour_type = content[24], content[25]  # of the header, which comes first
+def _transparency(content: bytes, chunk: memoryview) -> bytes | memoryview:
+    """A tRNS chunk as Pillow takes it, nothing of one that is too short: its one colour in eight
+    bits, to which Pillow brings pixels of all depths but grey of 16 bits and of one."""
+    depth, colour_type = content[24:26]  # of the header, which comes first
     data = bytes(chunk[8:-4])
-    if colour_type == GREY and depth in (2, 4) and len(data) >= 2:
+    if len(data) < COLOUR_BYTES.get(colour_type, 0):
+        return b""
+    if colour_type == GREY and depth in (2, 4):
         level = int.from_bytes(data[:2], "big") & (2**depth - 1)
         data = struct.pack(">H", level * 255 // (2**depth - 1))
-    elif colour_type == COLOUR and depth == 16 and len(data) >= 6:
+    elif colour_type == COLOUR and depth == 16:
         data = bytes((0, data[0], 0, data[2], 0, data[4]))
     else:
         return chunk

@@ -231,6 +231,13 @@ def test_what_is_beside_the_picture_in_a_png_does_not_cost_it():
         assert decoded(content).getpixel((0, 0)) == RED
 
 
+@pytest.mark.parametrize("kind", [b"eXIf", b"tRNS"])
+def test_what_is_damaged_beside_the_picture_is_as_if_it_were_not_there(kind):
+    wrong_checksum = chunk(kind, struct.pack(">HHH", 255, 0, 0))[:-4] + bytes(4)
+    for damaged in (wrong_checksum, chunk(kind, b"\0")):
+        assert decoded(png(8, COLOUR, b"\xff\0\0", 1, damaged)).getpixel((0, 0)) == RED
+
+
 def test_only_whole_pngs_are_changed():
     whole = image_bytes("red")
     assert picture_chunks(whole) == whole
