@@ -1,12 +1,14 @@
 """The code of the README and of the how-to pages runs as it stands, and what they link exists."""
 
 import inspect
+import json
 import re
 import shutil
 
 import pytest
 
 import metamorph_kernels
+from metamorph.quickstart.run import scores
 from tests.pages import PAGES, ROOT, blocks, title
 
 BLOCKS = [
@@ -41,6 +43,13 @@ def test_every_public_op_has_an_example_and_a_line():
     assert listed == ops | {"key_intervals", "intervals_from_rows"}
     for name in listed:
         assert f"{name}(" in example, f"kernels/README.md shows no example of {name}"
+
+
+def test_the_scores_are_those_of_the_recorded_run():
+    """After a quickstart: copy its report.json to docs/quickstart.json, samples.png to
+    docs/images/quickstart.png, and its first lines to the README."""
+    recorded = json.loads((ROOT / "docs/quickstart.json").read_text())
+    assert scores(recorded) in blocks(ROOT / "README.md", "")[0]
 
 
 def anchors(page) -> set[str]:

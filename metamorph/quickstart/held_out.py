@@ -1,7 +1,9 @@
 """How well a toy model answers and draws combinations that its training never showed."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from metamorph.data.conversation import USER, Turn
 from metamorph.data.images import opened
 from metamorph.data.packing import TargetCounts, pack_row
-from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
+from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, caption, is_held_out
 from metamorph.data.toy.tasks import QUESTIONS, Task, make_task
 from metamorph.generation.assistant import Assistant
 from metamorph.quickstart.checker import ATTRIBUTES, score
@@ -21,6 +24,26 @@ from metamorph.training.language_stage import batch_losses
 
 SEED = 12345  # of the held-out tasks; training uses other ones
 BATCH = 50
+
+
+# What is asked to be drawn, and by which attributes a drawing is judged. A caption of several
+# shapes says no place; all other pictures show one shape.
+SEVERAL = ("colour", "shape", "size", "count")
+JUDGED = {
+    "captions": ATTRIBUTES,
+    "counts": SEVERAL,
+    "edits": ATTRIBUTES,
+    "next frames": ATTRIBUTES,
+    "other wordings": ATTRIBUTES,
+}
+# Captions as training never words them: other verbs, no final stop, other spellings.
+WORDINGS = (
+    "Draw {}.",
+    "Generate an image of {}",
+    "generate a picture of {british}.",
+    "Please show me {}",
+    "Generate an image of {british}.",
+)
 
 
 @dataclass(frozen=True)
@@ -41,15 +64,46 @@ class Drawing:
     right: dict[str, bool]  # per attribute
 
 
-def held_out_tasks(kind: str, count: int, split: str = "held_out") -> list[Task]:
-    """Tasks of one kind; drawings are of single shapes, which all four attributes describe."""
-    tasks, index = [], 0
-    while len(tasks) < count:
-        task = make_task(SEED, index, split, {kind: 1.0})
-        if kind != "draw" or task.scene.count == 1:
-            tasks.append(task)
-        index += 1
-    return tasks
+def tasks_of(
+    kind: str, count: int, split: str = "held_out", wanted: Callable[[Task], bool] = bool
+) -> list[Task]:
+    """The first tasks of one kind of the toy world that are wanted."""
+    endless = (make_task(SEED, index, split, {kind: 1.0}) for index in itertools.count())
+    return list(itertools.islice(filter(wanted, endless), count))
+
+
+def drawing_tasks(asked: str, count: int, split: str = "held_out") -> list[Task]:
+    """Tasks of one of the kinds in `JUDGED`, each answered by one picture.
+
+    Other wordings are those of the first captions.
+    """
+    match asked:
+        case "captions":
+            return tasks_of("draw", count, split, lambda task: task.scene.count == 1)
+        case "counts":
+            return tasks_of("draw", count, split, lambda task: task.scene.count > 1)
+        case "edits":
+            return tasks_of("edit", count, split)
+        case "next frames":
+            return tasks_of(
+                "motion", count, split, lambda task: task.sample.turns[1].text == IMAGE_PLACEHOLDER
+            )
+        case _:
+            captions = drawing_tasks("captions", count, split)
+            return [reworded(task, number) for number, task in enumerate(captions)]
+
+
+def _is_drawn(task: Task) -> bool:
+    return task.sample.turns[1].text == IMAGE_PLACEHOLDER
+
+
+def reworded(task: Task, number: int) -> Task:
+    """The same picture asked for in another of `WORDINGS`."""
+    words = caption(task.scene)
+    british = re.sub("(top|bottom) ", r"\1-", words).replace("center", "centre")
+    text = WORDINGS[number % len(WORDINGS)].format(words, british=british)
+    _, answer = task.sample.turns
+    return replace(task, sample=replace(task.sample, turns=(Turn(USER, text), answer)))
 
 
 def describe_split() -> str:
@@ -85,19 +139,21 @@ def answer_questions(chat: Assistant, tasks: list[Task]) -> list[Answer]:
     return answers
 
 
-def draw_scenes(chat: Assistant, tasks: list[Task]) -> list[Drawing]:
+def draw_scenes(
+    chat: Assistant, tasks: list[Task], attributes: tuple[str, ...] = ATTRIBUTES
+) -> list[Drawing]:
+    """What the model draws, each from a seed of its own, and which attributes are right."""
     drawings = []
     for part in _batches(tasks):
         replies = chat.reply(_prompts(part), max_new_tokens=64)
         features = [reply.features[:1] for reply in replies]
         seeds = range(len(drawings), len(drawings) + len(part))
-        for task, first, drawn in zip(
-            part, features, chat.draw_batch(features, seeds=seeds), strict=True
-        ):
+        pictures = chat.draw_batch(features, seeds=seeds)
+        for task, first, drawn in zip(part, features, pictures, strict=True):
             feature, picture = (first[0], drawn[0]) if first else (None, None)
-            blank = dict.fromkeys(ATTRIBUTES, False)
-            right = blank if picture is None else score(picture, task.scene)
-            drawings.append(Drawing(task, feature, picture, {a: right[a] for a in ATTRIBUTES}))
+            right = {} if picture is None else score(picture, task.scene)
+            shown = {name: right.get(name, False) for name in attributes}
+            drawings.append(Drawing(task, feature, picture, shown))
     return drawings
 
 
@@ -110,10 +166,18 @@ def question_accuracy(answers: list[Answer]) -> tuple[float, dict[str, float]]:
     return sum(a.right for a in answers) / len(answers), per_attribute
 
 
-def drawing_accuracy(drawings: list[Drawing]) -> tuple[float, dict[str, float]]:
-    """Mean over attributes, and each attribute's share of right drawings."""
-    attributes = {name: sum(d.right[name] for d in drawings) / len(drawings) for name in ATTRIBUTES}
-    return sum(attributes.values()) / len(attributes), attributes
+def drawing_scores(drawings: list[Drawing]) -> dict:
+    """How many drawings have every attribute right and how many each one, as counts, the mean over
+    attributes of the shares of right ones, and the first request as an example."""
+    attributes = {name: sum(d.right[name] for d in drawings) for name in drawings[0].right}
+    request = drawings[0].task.sample.turns[0].text
+    return {
+        "example": request.replace(IMAGE_PLACEHOLDER, "[picture] "),
+        "drawings": len(drawings),
+        "all_right": sum(all(d.right.values()) for d in drawings),
+        "attributes": attributes,
+        "mean_of_attributes": sum(attributes.values()) / len(attributes) / len(drawings),
+    }
 
 
 def checker_accuracy(tasks: list[Task]) -> float:

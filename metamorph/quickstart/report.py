@@ -99,11 +99,15 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "embedded": embedded}
+    environment.filters |= {
+        "percent": percent, "duration": duration, "embedded": embedded, "shares": _shares,
+    }  # fmt: skip
+    captions = report["drawings"]["captions"]
     with Image.open(sheet_path) as sheet:
         page = environment.get_template("report.html.jinja").render(
             report=report,
             chance=CHANCE,
+            captions=captions,
             stages=[_stage(name, folder) for name, folder in stages.items()],
             answers=answers,
             first_questions=FIRST_QUESTIONS,
@@ -115,16 +119,24 @@ def write_report(
     return path
 
 
+def _shares(drawn: dict) -> dict[str, float]:
+    """Each attribute's share of right drawings."""
+    return {name: right / drawn["drawings"] for name, right in drawn["attributes"].items()}
+
+
 def percent(share: float) -> str:
     """`0.912` as `91.2%`; whole numbers without a decimal."""
     return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def duration(seconds: float) -> str:
-    """`492.3` as `8 min 12 s`."""
+    """`492.3` as `8 min 12 s`, from an hour on as `1 h 8 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 

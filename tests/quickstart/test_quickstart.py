@@ -1,20 +1,24 @@
 """The whole job, wired as the quickstart wires it, in a few steps. Its scores need the real run."""
 
 import json
+import re
 import shutil
 
 import pytest
 from PIL import Image
 
 from metamorph.cli.command import main
+from metamorph.data.images import opened
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
+from metamorph.quickstart import held_out
 from metamorph.quickstart import run as quickstart_module
+from metamorph.quickstart.checker import score
 
 KEYS = {
-    "question_accuracy", "question_accuracy_by_attribute", "drawing_accuracy", "attributes",
-    "checker_accuracy", "visual_cosine", "mean_baseline_cosine", "seconds", "seconds_by_stage",
-    "versions", "held_out", "questions", "drawings",
+    "questions", "questions_right", "question_accuracy", "question_accuracy_by_attribute",
+    "drawings", "checker_accuracy", "visual_cosine", "mean_baseline_cosine", "seconds",
+    "seconds_by_stage", "versions", "held_out",
 }  # fmt: skip
 ASSET_BYTES = 10_000_000
 
@@ -35,7 +39,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart_module, "stage_config", short)
         patch.setattr(quickstart_module, "QUESTIONS", 20)
-        patch.setattr(quickstart_module, "DRAWINGS", 4)
+        patch.setattr(quickstart_module, "DRAWINGS", dict.fromkeys(held_out.JUDGED, 3))
         quickstart_module.claim_folder(output)
         (output / "earlier").touch()  # what an earlier quickstart left is replaced
         report = quickstart_module.quickstart(output)
@@ -49,7 +53,17 @@ def test_it_writes_everything_it_promises(finished):
     written = json.loads((output / "report.json").read_text())
     assert set(written) == KEYS and written == report
     assert written["checker_accuracy"] >= 0.99
-    assert set(written["attributes"]) == {"colour", "shape", "size", "place"}
+    assert list(written["drawings"]) == [
+        "captions",
+        "counts",
+        "edits",
+        "next frames",
+        "other wordings",
+    ]
+    for kind, drawn in written["drawings"].items():
+        judged = held_out.JUDGED[kind]
+        assert drawn["drawings"] == 3 and list(drawn["attributes"]) == list(judged)
+        assert 0 <= drawn["all_right"] <= min(drawn["attributes"].values())
     assert written["seconds"] >= sum(written["seconds_by_stage"].values()) > 0
     assert "combinations of shape, colour and place" in written["held_out"]
     assert Image.open(output / "samples.png").width > 200
@@ -73,16 +87,81 @@ def test_the_model_folder_stands_alone(finished, tmp_path, capsys):
     assert main([*command, "--model", str(moved), "--save-to", str(tmp_path)]) == 0
 
 
+GOOD = {
+    "questions": 300, "questions_right": 270, "question_accuracy": 0.9, "checker_accuracy": 0.99,
+    "visual_cosine": 0.9734, "mean_baseline_cosine": 0.7981,
+    "drawings": {
+        "captions": {
+            "drawings": 150, "all_right": 75, "mean_of_attributes": 0.75,
+            "attributes": {"colour": 63, "shape": 75, "size": 113, "place": 68},
+        },
+        "edits": {"drawings": 50, "all_right": 31, "attributes": {}, "mean_of_attributes": 0.9},
+    },
+}  # fmt: skip
+
+
+def with_captions(**changes) -> dict:
+    captions = GOOD["drawings"]["captions"] | changes
+    return GOOD | {"drawings": GOOD["drawings"] | {"captions": captions}}
+
+
 def test_bars_are_checked():
-    good = {
-        "question_accuracy": 0.9, "drawing_accuracy": 0.75, "checker_accuracy": 0.99,
-        "attributes": {"colour": 0.42, "shape": 0.5, "size": 0.75, "place": 0.45},
-    }  # fmt: skip
-    assert quickstart_module.missed_bars(good) == []
-    assert len(quickstart_module.missed_bars(good | {"question_accuracy": 0.89})) == 1
-    assert len(quickstart_module.missed_bars(good | {"drawing_accuracy": 0.74})) == 1
-    blind = good["attributes"] | {"size": 0.74}
-    assert "size" in quickstart_module.missed_bars(good | {"attributes": blind})[0]
+    missed = quickstart_module.missed_bars
+    assert missed(GOOD) == []
+    assert len(missed(GOOD | {"question_accuracy": 0.89})) == 1
+    assert "mean_of_attributes" in missed(with_captions(mean_of_attributes=0.74))[0]
+    assert "all_right" in missed(with_captions(all_right=74))[0]
+    blind = GOOD["drawings"]["captions"]["attributes"] | {"size": 112}
+    assert "size" in missed(with_captions(attributes=blind))[0]
+
+
+def test_scores_claim_what_was_counted():
+    """All right is not the mean, and every share stands beside its count."""
+    assert quickstart_module.scores(GOOD).splitlines() == [
+        "held-out questions answered right: 90.0% (270 of 300)",
+        "held-out captions drawn with all 4 attributes right: 50.0% (75 of 150)",
+        "  mean of the attributes 75.0% (colour 42%, shape 50%, size 75%, place 45%)",
+        "other held-out drawings with all attributes right:",
+        "  edits 62.0% (31 of 50)",
+        "visual cosine 0.973, predicting the mean gives 0.798",
+    ]
+
+
+def test_a_drawing_is_all_right_only_if_each_attribute_is():
+    def drawing(**right) -> held_out.Drawing:
+        return held_out.Drawing(task, None, None, right)
+
+    [task] = held_out.drawing_tasks("edits", 1)
+    drawn = [drawing(colour=True, shape=False), drawing(colour=False, shape=True)]
+    scored = held_out.drawing_scores([*drawn, drawing(colour=True, shape=True)])
+    assert (scored["all_right"], scored["drawings"]) == (1, 3)
+    assert scored["attributes"] == {"colour": 2, "shape": 2}
+    assert scored["mean_of_attributes"] == pytest.approx(2 / 3)
+    assert scored["example"].startswith("[picture] Make the ")
+
+
+@pytest.mark.parametrize("kind", held_out.JUDGED)
+def test_every_task_asks_for_one_picture_that_the_checker_reads(kind):
+    tasks = held_out.drawing_tasks(kind, 8)
+    assert [task.sample for task in tasks] == [t.sample for t in held_out.drawing_tasks(kind, 8)]
+    for task in tasks:
+        assert task.sample.turns[1].text == "<image>"
+        right = score(opened(task.sample.images[-1]), task.scene)
+        assert all(right[name] for name in held_out.JUDGED[kind]), task
+        assert (task.scene.count > 1) == (kind == "counts")
+        given = task.sample.turns[0].text.count("<image>")
+        assert given == len(task.sample.images) - 1 == int(kind in ("edits", "next frames"))
+
+
+def test_other_wordings_are_of_the_same_pictures_and_in_words_that_training_never_has():
+    captions, reworded = (held_out.drawing_tasks(k, 40) for k in ("captions", "other wordings"))
+    assert [task.scene for task in captions] == [task.scene for task in reworded]
+    texts = [task.sample.turns[0].text for task in reworded]
+    assert any("centre" in text for text in texts) and any("top-left" in text for text in texts)
+    trained = re.compile(r"Generate an image of a \w+ \w+ \w+ at the [a-z]+( left| right)?\.")
+    assert all(trained.fullmatch(task.sample.turns[0].text) for task in captions)
+    for text in texts:
+        assert "centre" in text or not trained.fullmatch(text), text
 
 
 def test_shipped_parts_are_small_safetensors():

@@ -22,8 +22,23 @@ SCENE = Scene("square", "yellow", "large", "top left")
 REPORT = {
     "question_accuracy": 0.9567,
     "question_accuracy_by_attribute": {"colour": 0.9312, "count": 0.8765},
-    "drawing_accuracy": 0.8123,
-    "attributes": {"colour": 0.9713, "shape": 0.5432, "size": 0.8321, "place": 0.9021},
+    "questions_right": 307,
+    "drawings": {
+        "captions": {
+            "example": "Generate an image of a large yellow square at the top left.",
+            "drawings": 123,
+            "all_right": 58,
+            "attributes": {"colour": 119, "shape": 67, "size": 102, "place": 111},
+            "mean_of_attributes": 399 / 492,
+        },
+        "edits": {
+            "example": "[picture] Make the square red.",
+            "drawings": 50,
+            "all_right": 37,
+            "attributes": {"colour": 41, "shape": 45, "size": 50, "place": 49},
+            "mean_of_attributes": 185 / 200,
+        },
+    },
     "checker_accuracy": 0.9987,
     "visual_cosine": 0.91342,
     "mean_baseline_cosine": 0.78119,
@@ -32,7 +47,6 @@ REPORT = {
     "versions": {"torch": "2.13.0+cpu", "python": "3.11.9"},
     "held_out": "purple circle, yellow square",
     "questions": 321,
-    "drawings": 123,
 }
 
 
@@ -114,8 +128,9 @@ def answered(answer: str, expected: str = "yellow") -> AnsweredQuestion:
 
 def test_shows_the_measured_figures(tmp_path, stages):
     _, page = make_page(tmp_path, stages, [answered("yellow")])
-    figures = ["95.7%", "93.1%", "87.6%", "81.2%", "97.1%", "54.3%", "83.2%", "90.2%", "99.9%"]
-    figures += ["0.913", "0.781", "8 min 12 s", "3 min 51 s", "33 s", "321", "123"]
+    figures = ["95.7%", "93.1%", "87.6%", "81.1%", "96.7%", "54.5%", "82.9%", "90.2%", "99.9%"]
+    figures += ["0.913", "0.781", "8 min 12 s", "3 min 51 s", "33 s", "307 of 321"]
+    figures += ["47.2%", "58 of 123", "74% (37 of 50)", "92.5%", "colour 41, shape 45"]
     figures += ["2.13.0+cpu", "3.11.9", "purple circle, yellow square", "450 steps"]
     figures += [f"chance {percent(CHANCE[name])}" for name in ATTRIBUTES]
     for figure in figures:
@@ -150,11 +165,14 @@ def test_escapes_all_text(tmp_path, stages):
     attack = '<script>alert("x")</script>'
     report = REPORT | {"held_out": attack, "versions": {attack: attack}}
     report |= {"question_accuracy_by_attribute": {attack: 0.5}}
+    report["drawings"] = REPORT["drawings"] | {
+        attack: REPORT["drawings"]["edits"] | {"example": attack, "attributes": {attack: 1}}
+    }
     answers = [AnsweredQuestion(render(SCENE), attack, attack, attack)]
     html, page = make_page(tmp_path, stages, answers, report)
     assert "script" not in page.elements
     assert attack not in html
-    assert page.text.count(attack) == 7
+    assert page.text.count(attack) == 10
 
 
 def test_marks_right_and_wrong_answers(tmp_path, stages):
@@ -176,10 +194,28 @@ def test_page_is_the_same_twice(tmp_path, stages):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (600, "10 min 0 s")]
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 0 s"),
+        (600, "10 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (3600, "1 h 0 min"),
+        (7170, "2 h 0 min"),
+        (360_000, "100 h 0 min"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_long_time_stays_in_its_card(tmp_path, stages):
+    """It may break into lines, and its longest word is no longer than any other figure's."""
+    html, page = make_page(tmp_path, stages, [], REPORT | {"seconds": 359_999})
+    [rule] = re.findall(r"^\.tile \.number \{(.*)\}$", html, re.MULTILINE)
+    assert "nowrap" not in rule and "overflow-wrap: anywhere" in rule
+    assert "100 h 0 min" in page.text
 
 
 def test_sheet_grows_with_entries():
