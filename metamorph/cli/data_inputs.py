@@ -76,6 +76,14 @@ def is_run_file(written: Any) -> bool:
     return not all(is_part(values) for name, values in written.items() if name in RUN_KEYS)
 
 
+def check_chat_format(config: RunConfig) -> None:
+    """Raises `UserError` if the run names a language model that is here, whose samples could not be
+    written as tokens."""
+    folder = config.model.folder or config.model.language
+    if config.stage != "decoder" and folder and (Path(folder) / "tokenizer.json").is_file():
+        open_chat_encoder(config)
+
+
 def open_chat_encoder(config: RunConfig) -> "ChatEncoder":
     """The tokens of a run's samples, from its model's tokenizer. No weights are read.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from metamorph.cli.arguments import whole
-from metamorph.cli.data_inputs import add_data_arguments, read_data_inputs
+from metamorph.cli.data_inputs import add_data_arguments, check_chat_format, read_data_inputs
 from metamorph.config.keys import FeatureDtype
 from metamorph.errors import UserError
 
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"every file in {arguments.output} is as it was written")
         return
     config = read_data_inputs(arguments)
+    check_chat_format(config)  # before hours are spent on features that nothing could train on
     vision = open_encoder(config.model).to(resolve_device(arguments.device))
     parts = open_parts(replace(config.data, shuffle=False), config.seed, words=False)
     with bad_list(arguments.bad) as on_bad:

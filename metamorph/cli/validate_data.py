@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, part in parts.items():
             report = validate_part(
                 name, part, encoder, config.data.row_length, samples=arguments.samples,
-                workers=arguments.workers, on_bad=on_bad,
+                workers=arguments.workers, too_long=config.data.too_long, on_bad=on_bad,
             )  # fmt: skip
             print(report.text(), flush=True)
             if report.bad_share > config.data.skip_limit:

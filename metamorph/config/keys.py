@@ -15,6 +15,7 @@ Fp8Backend = Literal["torchao", "transformer_engine", "native"]
 Recomputation = Literal["none", "selective", "full"]
 FeatureDtype = Literal["bf16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
+TooLong = Literal["skip", "truncate"]
 FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
 Truncated = Literal["skip", "use"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
@@ -105,6 +106,11 @@ class DataConfig(SourceConfig):
 
     row_length: int = option(
         "tokens in a packed row", 4096, minimum=2, maximum=MAX_ROW_LENGTH, **LANGUAGE_STAGES
+    )
+    too_long: TooLong = option(
+        "a sample longer than a row: skip it, or truncate it, never within an image",
+        "skip",
+        **LANGUAGE_STAGES,
     )
     max_pixels: int = option("refuse images with more pixels than this", MAX_PIXELS, minimum=1)
     truncated: Truncated = option(

@@ -5,7 +5,7 @@ in a turn stands for the next image of the sample, in prompts and in responses a
 may come first. How turns are written is the tokenizer's chat template's to say.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 from torch import Tensor
@@ -56,9 +56,26 @@ class Document:
     is_target: list[bool] = field(default_factory=list)  # per image: lies in a response
     images: tuple[Image.Image | Picture, ...] = ()
     features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
+    was_cut: bool = False  # to the length of a row
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def cut(self, length: int) -> "Document":
+        """Its first tokens, `length` at most: it ends before an image rather than within one."""
+        for start, end in self.spans:
+            if start - 1 < length <= end:  # from its start token to its end token
+                length = start - 1
+        images = sum(end < length for _, end in self.spans)
+        return replace(
+            self,
+            token_ids=self.token_ids[:length],
+            supervised=self.supervised[:length],
+            spans=self.spans[:images],
+            is_target=self.is_target[:images],
+            images=self.images[:images],
+            was_cut=True,
+        )
 
 
 def images_first(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:

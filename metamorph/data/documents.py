@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from metamorph.config.keys import TooLong
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.features import FeatureFolder
 from metamorph.data.images import key_of, opened
@@ -33,7 +34,8 @@ class Documents:
     """What `RowStream` packs.
 
     `square`: images are squashed as the encoder would do it, to keep those that wait small; without
-    it they keep their size. `features` replaces images by cached features.
+    it they keep their size. `features` replaces images by cached features. `too_long`: skip or
+    truncate, what becomes of a sample that is longer than a row.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Documents:
         row_length: int,
         square: Square | None = None,
         features: FeatureFolder | None = None,
+        too_long: TooLong = "skip",
     ):
         self.source, self.encoder, self.row_length = source, encoder, row_length
-        self.square, self.features = square, features
+        self.square, self.features, self.too_long = square, features, too_long
 
     def __len__(self) -> int:
         """Samples of one epoch."""
@@ -59,12 +62,20 @@ class Documents:
         with skippable(where):
             document = self.encoder.encode(sample)
         if len(document) > self.row_length:
-            raise longer_than_a_row(document, self.row_length)
+            document = self._cut(document)
         with located(where):
             if self.features is not None:
                 features = self.features.read([key_of(image) for image in document.images])
                 return replace(document, images=(), features=features)
             return replace(document, images=tuple(map(self._opened, document.images)))
+
+    def _cut(self, document: Document) -> Document:
+        """What a row holds of it. `SampleError` if nothing of that can be learned, or if asked."""
+        if self.too_long == "truncate":
+            beginning = document.cut(self.row_length)
+            if any(beginning.supervised):
+                return beginning
+        raise longer_than_a_row(document, self.row_length)
 
     def _opened(self, image) -> Image.Image:
         image = opened(image)

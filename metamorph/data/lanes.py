@@ -118,4 +118,4 @@ def open_documents(
     features = None
     if config.features:
         features = open_features(config.features, vision, config.verify_features)
-    return Documents(source, encoder, config.row_length, vision.square, features)
+    return Documents(source, encoder, config.row_length, vision.square, features, config.too_long)

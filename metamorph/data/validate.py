@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from tqdm import tqdm
 
+from metamorph.config.keys import TooLong
 from metamorph.data.bad_list import OnBad, ignore
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.documents import Documents, DocumentsAhead, longer_than_a_row
@@ -36,6 +37,7 @@ class PartReport:
     sides: list[int] = field(default_factory=list)  # of each image, the shorter one, in pixels
     visual_tokens: int = 0
     longer: int = 0  # documents that no row holds
+    cut: int = 0  # documents of which a row holds the beginning
 
     @property
     def bad_share(self) -> float:
@@ -74,6 +76,8 @@ class PartReport:
                 f"  share of tokens: visual {visual:.0%}, text {1 - visual:.0%}",
                 f"  rows of {self.row_length}: {self.packing_efficiency():.1%} full when packed",
             ]
+        if self.cut:
+            lines.append(f"  cut: {self.cut} longer than a row of {self.row_length}")
         if self.longer:
             lines.append(f"  bad: {self.longer} longer than a row of {self.row_length}")
         for cause, (count, example) in self.skips.by_cause().items():
@@ -96,15 +100,25 @@ def validate_part(
     *,
     samples: int = 0,
     workers: int = 0,
+    too_long: TooLong = "skip",
     on_bad: OnBad = ignore,
 ) -> PartReport:
     """Looks at the first `samples` of a source, 0 for all, with every image opened.
 
-    Without an `encoder` only pictures count, as for the decoder.
+    Without an `encoder` only pictures count, as for the decoder. `too_long` as in `Documents`.
     """
     report = PartReport(name, len(source), row_length)
     checked = min(samples or len(source), len(source))
-    documents = _Pictures(source) if encoder is None else _Checked(source, encoder)
+    documents = (
+        _Pictures(source)
+        if encoder is None
+        else _Checked(
+            source,
+            encoder,
+            row_length if too_long == "truncate" else sys.maxsize,
+            too_long=too_long,
+        )
+    )
     ahead = DocumentsAhead(documents, workers, stride=1, readers=1) if workers else None
     try:
         for index in tqdm(range(checked), desc=name, unit=" samples", mininterval=1):
@@ -121,6 +135,7 @@ def validate_part(
                 continue
             report.lengths.append(len(document))
             report.visual_tokens += len(document.spans) * encoder.tokens_per_image
+            report.cut += document.was_cut
             if len(document) > row_length:
                 report.longer += 1
                 on_bad(name, longer_than_a_row(document, row_length))
@@ -138,10 +153,7 @@ class _Seen(Document):
 
 
 class _Checked(Documents):
-    """Documents of any length."""
-
-    def __init__(self, source: Source, encoder: ChatEncoder):
-        super().__init__(source, encoder, row_length=sys.maxsize)
+    """Documents whose images were opened and closed again."""
 
     def document(self, index: int) -> _Seen:
         document = super().document(index)

@@ -148,7 +148,8 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     if start and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
         tokenizer, _ = open_tokenizer(start)
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
-        documents = Documents(open_source(data, config.seed, portion="training"), encoder, length)
+        source = open_source(data, config.seed, portion="training")
+        documents = Documents(source, encoder, length, too_long=data.too_long)
         stream = RowStream(documents, model.pad_id)
         seen = [next(stream) for _ in range(min(LOOKED_AT, config.training.rows_per_step))]
         work = Workload.mean(seen, model.tokens_per_image)

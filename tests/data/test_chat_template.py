@@ -4,6 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from metamorph.cli.command import build_parser
+from metamorph.cli.data_inputs import check_chat_format, read_data_inputs
 from metamorph.data.conversation import ASSISTANT, SYSTEM, USER, ChatEncoder, Sample, Turn
 from metamorph.errors import SampleError, UserError
 from metamorph.model.chat_template import FIXED_DATE, LLAMA3
@@ -180,6 +182,17 @@ def test_a_tokenizer_without_a_template_names_the_key():
         UserError, match=r"model.chat_template: .* lacks .*<\|eot_id\|>; give a file"
     ):
         add_image_tokens(with_template(None))
+
+
+def test_encode_says_so_before_it_reads_a_picture(tmp_path):
+    with_template(None).save_pretrained(tmp_path / "llama")
+    run = tmp_path / "run.yaml"
+    run.write_text(f"stage: align\noutput: out\nmodel:\n  language: {tmp_path}/llama\n")
+    parser = build_parser()
+    arguments = parser.parse_args(["encode", str(run), "--output", str(tmp_path / "features")])
+    arguments.unknown_arguments = []
+    with pytest.raises(UserError, match="model.chat_template: the tokenizer has no chat template"):
+        check_chat_format(read_data_inputs(arguments))
 
 
 def test_the_key_decides_over_the_tokenizer(tmp_path):

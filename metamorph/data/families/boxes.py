@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from metamorph.data.conversation import Sample
-from metamorph.data.families.pictures import ask, sample_of
+from metamorph.data.families.pictures import apart_from_system, ask, sample_of
 from metamorph.data.formats.records import Record, checked_text
 from metamorph.data.images import Box, Crop, Marked, Picture
 from metamorph.errors import shown
@@ -36,7 +36,7 @@ LEADS = (
 
 def boxes(record: Record, seed: int) -> Sample:
     """`image`, `conversations` and a box in one of the three forms; see the module."""
-    turns = record.turns()
+    system, turns = apart_from_system(record.turns())
     if len(turns) < 2:
         raise ValueError(f"conversations: expected a question and an answer, got {len(turns)}")
     image, answer = _pictures(record)
@@ -44,7 +44,8 @@ def boxes(record: Record, seed: int) -> Sample:
     rng = random.Random(f"{seed} boxes {record.id}")
     hint, lead = rng.choice(HINTS), rng.choice(LEADS)
     prompt = f"<image>{question} {hint}".rstrip()
-    return sample_of(record, ask(prompt, f"{lead} {turns[-1].text}"), [image, answer])
+    turns = (*system, *ask(prompt, f"{lead} {turns[-1].text}"))
+    return sample_of(record, turns, [image, answer])
 
 
 def _pictures(record: Record) -> tuple[Picture, Picture]:

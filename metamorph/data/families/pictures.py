@@ -4,7 +4,7 @@ Section 3.2 of MetaMorph (arXiv 2412.14164) names six: image QA, generation, vid
 visual thinking and image to image. Here are those whose images lie ready.
 """
 
-from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
+from metamorph.data.conversation import ASSISTANT, SYSTEM, USER, Sample, Turn, images_first
 from metamorph.data.formats.records import Record
 
 
@@ -17,8 +17,16 @@ def ask(prompt: str, response: str) -> tuple[Turn, Turn]:
 
 
 def conversations(record: Record) -> Sample:
-    """LLaVA's and Cambrian's format: `image` (none, one or a list) and `conversations`."""
-    return sample_of(record, record.turns(), record.pictures("image"))
+    """LLaVA's and Cambrian's format: `image` (none, one or a list) and `conversations`. OpenAI's:
+    `images` and `messages`. Without any `<image>` the images come before the first question."""
+    images = record.pictures("image")
+    return sample_of(record, images_first(record.turns(), len(images)), images)
+
+
+def apart_from_system(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """The system turn, if there is one, and the others."""
+    first = int(bool(turns) and turns[0].role == SYSTEM)
+    return turns[:first], turns[first:]
 
 
 def captions(record: Record) -> Sample:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from metamorph.data.conversation import USER, Sample
-from metamorph.data.families.pictures import ask, sample_of
+from metamorph.data.families.pictures import apart_from_system, ask, sample_of
 from metamorph.data.formats.records import Record
 from metamorph.data.images import Picture
 from metamorph.data.video import FASTEST, SLOWEST, Video, evenly
@@ -64,13 +64,13 @@ def video_questions(record: Record, sampling: Sampling) -> Sample:
     """`video` and `conversations`: frames at a steady rate stand before the first question."""
     video = _open(record, sampling)
     times = evenly(video.seconds, sampling.frames_per_second, sampling.max_frames)
-    first, *others = record.turns()
+    system, (first, *others) = apart_from_system(record.turns())
     if first.role != USER:
         raise ValueError(f"conversations: expected a human turn first, got one of {first.role}")
     text = first.text
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, "")
-    turns = [replace(first, text="<image>" * len(times) + text.lstrip()), *others]
+    turns = [*system, replace(first, text="<image>" * len(times) + text.lstrip()), *others]
     return sample_of(record, turns, video.frames(times))
 
 

@@ -18,6 +18,11 @@ from metamorph.data.images import Picture, StoredImage, read_file, reason, short
 from metamorph.data.links import Root, is_clutter
 from metamorph.data.video import Video, open_video
 from metamorph.errors import SampleError, UserError, shown
+from metamorph.tokens import IMAGE_PLACEHOLDER
+
+# A part of a turn that is an image: its type, and under what it may name a file.
+IMAGE_PARTS = ("image", "image_url", "input_image")
+IMAGE_FILES = ("image", "image_url", "url", "path", "source", "data")
 
 PARTS = re.compile(r"[0-9]+|[^0-9]+")  # of a name
 
@@ -52,8 +57,10 @@ class Record:
         return checked_text(self.names.get(name, name), self.get(name))
 
     def pictures(self, name: str) -> tuple[Picture, ...]:
-        """The images that a field names: none, one or a list."""
+        """The images that a field names: none, one or a list. `images` says the same as `image`."""
         value = self.get(name)
+        if value is None and name == "image":
+            value = self.get("images")
         values = [] if value is None else value if isinstance(value, list) else [value]
         return tuple(self.files.picture(value) for value in values)
 
@@ -65,11 +72,13 @@ class Record:
         return pictures[0]
 
     def turns(self) -> tuple[Turn, ...]:
-        """The field `conversations` in LLaVA's format."""
-        written = self.get("conversations")
+        """The field `conversations` in LLaVA's format, or `messages` in OpenAI's."""
+        name, written = "conversations", self.get("conversations")
+        if written is None and self.get("messages") is not None:
+            name, written = "messages", self.get("messages")
         if not isinstance(written, list):
-            raise ValueError(f"conversations: expected a list, got {shown(written)}")
-        return tuple(Turn(ROLES[t["from"]], checked_text("value", t["value"])) for t in written)
+            raise ValueError(f"{name}: expected a list, got {shown(written)}")
+        return tuple(_turn(f"{name}[{number}]", turn) for number, turn in enumerate(written))
 
     @property
     def id(self) -> str:
@@ -77,6 +86,39 @@ class Record:
         if written is None:
             return self.where
         return shorten(written) if isinstance(written, str) else shown(written)
+
+
+def _turn(where: str, written: Any) -> Turn:
+    """A turn with `from` and `value`, or `role` and `content`. `ValueError` for anything else."""
+    if not isinstance(written, Mapping):
+        raise ValueError(f"{where}: expected an object, got {shown(written)}")
+    role = written.get("from", written.get("role"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(
+            f"{where}: its role is {shown(role)}, expected one of {', '.join(ROLES)} as `from` or "
+            f"`role`; leave out turns of others, such as tools"
+        )
+    key = "value" if "value" in written else "content"
+    said = written.get(key)
+    if isinstance(said, list):
+        parts = [_part(f"{where}.{key}[{number}]", part) for number, part in enumerate(said)]
+        return Turn(ROLES[role], "".join(parts))
+    return Turn(ROLES[role], checked_text(f"{where}.{key}", said))
+
+
+def _part(where: str, part: Any) -> str:
+    """The text of a part of a turn, `<image>` for an image. `ValueError` for other parts."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text":
+        return checked_text(f"{where}.text", part.get("text"))
+    if kind not in IMAGE_PARTS:
+        raise ValueError(f"{where}: expected a part of type text or image, got {shown(part)}")
+    if any(part.get(key) is not None for key in IMAGE_FILES):
+        raise ValueError(
+            f"{where}: images within a turn are not read; name their files in the list `images` "
+            f'beside `messages`, in order, and leave {{"type": "image"}} here'
+        )
+    return IMAGE_PLACEHOLDER
 
 
 def checked_text(name: str, value: Any) -> str:
