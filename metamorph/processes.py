@@ -113,11 +113,6 @@ def totals(numbers: list[int]) -> list[int]:
     return summed.tolist()
 
 
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any process; all get the same answer."""
-    return totals([int(flag)])[0] > 0
-
-
 def add_up(tensor: Tensor) -> Tensor:
     """Sums a tensor over all processes, in place on its device, without waiting for it."""
     if dist.is_initialized():

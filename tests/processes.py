@@ -18,6 +18,8 @@ CONTEXT.set_forkserver_preload(
         "metamorph.cli.command",
         "tests.training.test_checkpoint",
         "tests.training.test_damage",
+        "tests.training.test_full_disk",
+        "tests.training.test_kills",
         "tests.training.test_parallel",
         "tests.training.test_stopping",
     ]

@@ -35,6 +35,7 @@ CONTENTS = """
 docs/training
 docs/data
 docs/recipes
+docs/reliability
 docs/libraries
 docs/library
 examples/README

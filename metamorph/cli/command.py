@@ -20,7 +20,8 @@ from metamorph.cli import (
     train,
     validate_data,
 )
-from metamorph.errors import Halted, Stopped, UserError
+from metamorph.disk import NO_PLACE, no_place
+from metamorph.errors import Halted, Stopped, UserError, one_line
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
@@ -53,8 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb. Returns 0, also after a training that was stopped and saved; 2 after one line on
-    what a user can mend; 130 if interrupted; 1 after a quickstart whose model scored too low, or
-    data of which too much is bad.
+    what a user can mend; 130 if interrupted; 1 after a quickstart whose model scored too low, data
+    of which too much is bad, a full disk, or the death of another process of the run.
     """
     parser = build_parser()
     arguments, unknown = parser.parse_known_args(argv)
@@ -69,11 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     except Halted as error:
         print(f"metamorph: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # a full disk, a folder of someone else
-        where = "" if error.filename is None else f"{error.filename}: "
-        message = where + (error.strerror or str(error))
-        print(f"metamorph: {' '.join(message.split())}", file=sys.stderr)
-        return 2
     except Stopped as error:
         print(f"metamorph: {error}", file=sys.stderr)
         # A training can go on: all is well.
@@ -81,3 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("metamorph: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        system = no_place(error) or error
+        if not isinstance(system, OSError):
+            raise
+        where = "" if system.filename is None else f"{system.filename}: "
+        print(f"metamorph: {one_line(where + (system.strerror or str(system)))}", file=sys.stderr)
+        return 1 if system.errno in NO_PLACE else 2  # the user's folder, or one of someone else

@@ -233,6 +233,9 @@ class TrainingConfig:
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1
     )
     checkpoint_every: int = option("steps between checkpoints", 500, minimum=1)
+    on_full_disk: Literal["stop", "retry"] = option(
+        "what a run does that cannot write: end, or go on and try again at the next save", "stop"
+    )
     keep_checkpoints: int = option("newest checkpoints to keep", 2, minimum=1)
     log_every: int = option("steps between lines of metrics.jsonl", 10, minimum=1)
 

@@ -61,6 +61,10 @@ class Reports:
             )
         self.bar.write(words + (", the best so far" if is_best else ""))
 
+    def say(self, sentence: str) -> None:
+        """What a person should know, beside the progress bar."""
+        self.bar.write(sentence)
+
     def show(self, step: int, sheet: Image.Image) -> None:
         """Keeps a sheet of drawings."""
         path = self.folder / "samples" / f"step-{step:06d}.png"

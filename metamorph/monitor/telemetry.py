@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,16 @@ from metamorph.data.lanes import Lanes
 from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.model.unified import MetaMorph
 from metamorph.processes import add_up
+
+
+class Telemetry(Protocol):
+    """What a stage reports of some steps together."""
+
+    def read_meters(self) -> dict[str, float]:
+        """Further values for a log line, such as speed, since the last call."""
+
+    def describe(self, values: dict[str, float]) -> str:
+        """A log line's values in a few words, for the progress bar."""
 
 
 class MeanBaseline:

@@ -1,6 +1,8 @@
 """Where figures and pictures of a run go beside the console and metrics.jsonl."""
 
 import dataclasses
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from metamorph.config import RunConfig
+from metamorph.disk import no_place
 from metamorph.pixels import as_shown
 
 WANDB_PROJECT = "metamorph"
@@ -42,22 +45,43 @@ class TensorBoard:
     """Event files for `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, first_step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        purged = first_step + 1 if first_step else None
-        self.writer = SummaryWriter(str(folder), purge_step=purged)
+        self.folder, self.purged = folder, first_step + 1 if first_step else None
+        self._hook, threading.excepthook = threading.excepthook, self._of_a_thread
+        self.writer = None
+        self._written(lambda writer: None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        def all_values(writer) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._written(all_values)
 
     def show(self, step: int, name: str, picture: Image.Image) -> None:
-        self.writer.add_image(name, np.asarray(as_shown(picture)), step, dataformats="HWC")
-        self.writer.flush()
+        pixels = np.asarray(as_shown(picture))
+        self._written(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
-        self.writer.close()
+        threading.excepthook = self._hook
+        if self.writer is not None:
+            self.writer.close()
+
+    def _written(self, write: Callable) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            if self.writer is None:
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.purged)
+            write(self.writer)
+            self.writer.flush()
+        except OSError:  # the writer's thread has died of it: the next call begins another file
+            self.writer, self.purged = None, None
+            raise
+
+    def _of_a_thread(self, arguments: threading.ExceptHookArgs) -> None:
+        """A full disk is told by the call above, not by the writer's thread too."""
+        if no_place(arguments.exc_value) is None:
+            self._hook(arguments)
 
 
 class WeightsAndBiases:

@@ -144,7 +144,8 @@ class Checkpoints:
             _make_way(final)
             temporary.rename(final)
             sync(self.parent)
-            kept = None if best is None else self._name_best(best)
+            found = best is not None and self.path(best).exists()  # a full disk may have refused it
+            kept = self._name_best(best) if found else None
             for old in _by_step(self.parent)[: -self.keep]:
                 if old == kept:
                     continue
@@ -166,6 +167,14 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or was."""
         return self.parent / checkpoint_name(step)
+
+    def has_failed(self) -> bool:
+        """Whether `wait` would raise at once, in this process."""
+        return (
+            self.pending is not None
+            and self.pending.done()
+            and self.pending.exception() is not None
+        )
 
     def wait(self) -> None:
         """Returns once nothing is being written any more. Raises what went wrong with it."""

@@ -40,6 +40,14 @@ class HashingWriter(FileSystemWriter):
         # pyrefly: ignore[bad-override-mutable-attribute]  nobody sets another one later
         self.fs = self.hashing
 
+    def write_data(self, plan, planner):
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:  # torch says of a full disk that a position is unexpected
+            if self.hashing.failure is None:
+                raise
+            raise self.hashing.failure from error
+
     @property
     def hashes(self) -> dict[str, list[str]]:
         """The SHA-256 of the pieces of each file that this process has written, by its name."""
@@ -49,12 +57,16 @@ class HashingWriter(FileSystemWriter):
 class _HashingFileSystem(FileSystem):
     def __init__(self):
         self.hashes: dict[str, list[str]] = {}
+        self.failure: OSError | None = None
 
     @contextmanager
     def create_stream(self, path, mode) -> Generator:
         with super().create_stream(path, mode) as file:
             stream = _HashingStream(file)
-            yield stream
+            try:
+                yield stream
+            finally:
+                self.failure = self.failure or stream.failure
         self.hashes[Path(path).name] = stream.pieces.hexadecimal()
 
     def rename(self, path, new_path) -> None:
@@ -67,10 +79,15 @@ class _HashingStream:
 
     def __init__(self, file):
         self.file, self.pieces = file, PieceHashes()
+        self.failure: OSError | None = None
 
     def write(self, data) -> int:
         self.pieces.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = OSError(error.errno, error.strerror, self.file.name)
+            raise
 
     def __getattr__(self, name: str):
         return getattr(self.file, name)  # tell, flush, fileno, close

@@ -7,6 +7,7 @@ besides weights (means, log lines, checkpoints, drawings) is in `Run`.
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,12 +26,13 @@ from metamorph.monitor.bad_steps import BadSteps
 from metamorph.monitor.means import Means
 from metamorph.monitor.profiler import profiled
 from metamorph.monitor.reports import Reports
+from metamorph.monitor.telemetry import Telemetry
 from metamorph.processes import (
-    any_process,
     check_processes,
     gather,
     is_first,
     process_group,
+    totals,
     wait_for_all,
 )
 from metamorph.signals import StopSignal
@@ -45,17 +47,12 @@ from metamorph.training.optimizer import (
 )
 from metamorph.training.parallel import clip_gradients
 from metamorph.training.rules import check_rules, check_same_config
-from metamorph.training.run_folder import claim_run_folder, find_checkpoint, locked_run_folder
-
-
-class Telemetry(Protocol):
-    """What a stage reports of some steps together."""
-
-    def read_meters(self) -> dict[str, float]:
-        """Further values for a log line, such as speed, since the last call."""
-
-    def describe(self, values: dict[str, float]) -> str:
-        """A log line's values in a few words, for the progress bar."""
+from metamorph.training.run_folder import (
+    claim_run_folder,
+    find_checkpoint,
+    later_if_full,
+    locked_run_folder,
+)
 
 
 class Stage(Protocol):
@@ -120,7 +117,8 @@ def train(config: RunConfig, source: Source | None = None) -> Path:
         config: the whole run.
         source: gives the samples in place of the one that `config.data` names.
 
-    Raises `UserError` for what a user can mend, `Stopped` if interrupted.
+    Raises `UserError` for what a user can mend, `Stopped` if interrupted, `Halted` if the disk is
+    full or another process has died.
     """
     check_processes()
     device = resolve_device(config.device)
@@ -248,7 +246,9 @@ class Run:
         if monitor.samples_every and (done % monitor.samples_every == 0 or last):
             self.draw(done)
         is_best = (done % training.validate_every == 0 or last) and self.validate(done)
-        stopping = any_process(self.stop.requested)
+        stopping, failed = totals([self.stop.requested, self.checkpoints.has_failed()])
+        if failed:
+            self.settle()
         if last or stopping or is_best or done % training.checkpoint_every == 0:
             self.save(done)
         if stopping and not last:
@@ -264,7 +264,8 @@ class Run:
         rates = logged_rates(rate, self.config.training)
         line = {**self.progress.epoch, **self.means.values(), **rates, **telemetry.read_meters()}
         if self.reports is not None:
-            self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
+            with later_if_full(self.config, self.reports):
+                self.reports.log(step, line, telemetry.describe(line), skips.by_cause(), found)
         self.means = Means()
         try:  # of all samples of all processes, so that their number changes no verdict
             check_skip_limit([skips], self.config.data.skip_limit)
@@ -285,7 +286,8 @@ class Run:
         if is_best:
             self.best = {"step": step, "validation_loss": values["validation_loss"]}
         if self.reports is not None and values:
-            self.reports.validated(step, values, is_best)
+            with later_if_full(self.config, self.reports):
+                self.reports.validated(step, values, is_best)
         return is_best
 
     def best_checkpoint(self) -> Path | None:
@@ -297,15 +299,22 @@ class Run:
         """Keeps a sheet of drawings."""
         sheet = self.stage.draw_samples()
         if self.reports is not None and sheet is not None:
-            self.reports.show(step, sheet)
+            with later_if_full(self.config, self.reports):
+                self.reports.show(step, sheet)
 
     def save(self, step: int) -> None:
         """Begins to write a checkpoint."""
+        self.settle()
         state = {
-            "config": flat(self.config),
+            "config": flat(replace(self.config, resume=False, overwrite=False)),
             "stage": self.stage.state_dict(),
             "means": self.means.state_dict(),
             "bad_steps": self.bad_steps.state_dict(),
             "best": self.best,
         }
         self.checkpoints.save(step, self.stage.module, self.stage.optimizer, state)
+
+    def settle(self) -> None:
+        """Waits until the checkpoint before is written. Raises what went wrong with it."""
+        with later_if_full(self.config, self.reports):
+            self.checkpoints.wait()

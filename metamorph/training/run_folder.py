@@ -19,8 +19,9 @@ from typing import Any
 from metamorph import lock
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat, iter_fields, load_config, save_config
-from metamorph.disk import remove
-from metamorph.errors import UserError
+from metamorph.disk import no_place, remove
+from metamorph.errors import Halted, UserError
+from metamorph.monitor.reports import Reports
 from metamorph.processes import gather, is_first
 from metamorph.training.checkpoint import latest_checkpoint, read_state
 
@@ -39,6 +40,7 @@ FREE_ON_RESUME = (
     "training.keep_checkpoints",
     "training.validate_every",
     "training.validation_rows",
+    "training.on_full_disk",
     "training.activation_checkpointing",
     "training.max_bad_steps",
 )
@@ -85,10 +87,11 @@ def locked_run_folder(folder: Path) -> Generator[None]:
     """The folder, made if it is not there, is this run's for as long as the body runs. All
     processes call this; the first one holds the lock. What is then still empty is removed.
 
-    Raises `UserError` in all of them if it is no folder, or another run has it.
+    Raises `UserError` in all of them if it is no folder or another run has it, `Halted` if the disk
+    is full, also later.
     """
     refusal = None
-    with ExitStack() as held:
+    with _halted_by_full_disk(folder), ExitStack() as held:
         if is_first():
             try:
                 held.enter_context(_locked(folder))
@@ -98,6 +101,41 @@ def locked_run_folder(folder: Path) -> Generator[None]:
         if refusal is not None:
             raise refusal
         yield
+
+
+@contextmanager
+def _halted_by_full_disk(folder: Path) -> Generator[None]:
+    """Raises `Halted` in place of what says that a disk takes nothing more, whoever says it."""
+    try:
+        yield
+    except Exception as error:
+        full = no_place(error)
+        if full is None:
+            raise
+        kept = latest_checkpoint(folder)
+        way_on = (
+            "the run has no checkpoint yet"
+            if kept is None
+            else f"{kept} is kept: make room and go on with the same command and --resume"
+        )
+        raise Halted(
+            f"cannot write {full.filename or folder}: {full.strerror}; {way_on}"
+        ) from error
+
+
+@contextmanager
+def later_if_full(config: RunConfig, reports: Reports | None) -> Generator[None]:
+    """Goes on where the disk is full, if `training.on_full_disk` says so, and reports it: the next
+    time may find room."""
+    try:
+        yield
+    except Exception as error:
+        full = no_place(error)
+        if full is None or config.training.on_full_disk == "stop":
+            raise
+        if reports is not None:
+            place = full.filename or config.output
+            reports.say(f"cannot write {place}: {full.strerror}; trying again later")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
 
 import metamorph
 from metamorph.cli import doctor, generate
@@ -227,7 +228,8 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
 @pytest.mark.parametrize(
     ("error", "code", "expected"),
     [
-        (OSError(28, "No space left on device", "/a/b"), 2, "/a/b: No space left on device"),
+        (OSError(28, "No space left on device", "/a/b"), 1, "/a/b: No space left on device"),
+        (SafetensorError("I/O error: no space (os error 28)"), 1, "No space left on device"),
         (PermissionError(13, "Permission denied"), 2, "Permission denied"),
         (OSError("no such thing\nin two lines"), 2, "no such thing in two lines"),
         (KeyboardInterrupt(), 130, "interrupted"),
