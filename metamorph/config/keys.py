@@ -129,11 +129,7 @@ class DataConfig(SourceConfig):
     )
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
-    verify_features: bool = option(
-        "read cached features once and compare their SHA-256 before training",
-        True,
-        **LANGUAGE_STAGES,
-    )
+    verify_features: bool = option("compare SHA-256 of features first", True, **LANGUAGE_STAGES)
     workers: int = option(
         "processes that prepare samples ahead, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
     )
