@@ -83,6 +83,7 @@ def here(page_folder, tmp_path, monkeypatch):
     shutil.copytree(page_folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "QUESTIONS", 20)
+    monkeypatch.setattr(quickstart, "OTHER_QUESTIONS", {"motion": 1})
     monkeypatch.setattr(quickstart, "DRAWINGS", dict.fromkeys(quickstart.DRAWINGS, 1))
     with torch.compiler.set_stance("force_eager"):  # torchao compiles its optimizer for a minute
         yield

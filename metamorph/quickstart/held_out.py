@@ -46,6 +46,16 @@ WORDINGS = (
 )
 
 
+# Questions likewise.
+OTHER_QUESTIONS = {
+    "colour": "What color is the shape?",
+    "shape": "Which shape is it?",
+    "size": "Is it small or large?",
+    "place": "Where is it?",
+    "count": "How many shapes do you see?",
+}
+
+
 @dataclass(frozen=True)
 class Answer:
     task: Task
@@ -93,6 +103,16 @@ def drawing_tasks(asked: str, count: int, split: str = "held_out") -> list[Task]
             return [reworded(task, number) for number, task in enumerate(captions)]
 
 
+def other_questions(asked: str, count: int) -> list[Task]:
+    """Questions beside the plain ones: about motion, or the plain ones in other wordings."""
+    if asked == "motion":
+        return tasks_of("motion", count, wanted=lambda task: not _is_drawn(task))
+    return [
+        _with_request(task, IMAGE_PLACEHOLDER + OTHER_QUESTIONS[task.attribute])
+        for task in tasks_of("question", count)
+    ]
+
+
 def _is_drawn(task: Task) -> bool:
     return task.sample.turns[1].text == IMAGE_PLACEHOLDER
 
@@ -101,7 +121,10 @@ def reworded(task: Task, number: int) -> Task:
     """The same picture asked for in another of `WORDINGS`."""
     words = caption(task.scene)
     british = re.sub("(top|bottom) ", r"\1-", words).replace("center", "centre")
-    text = WORDINGS[number % len(WORDINGS)].format(words, british=british)
+    return _with_request(task, WORDINGS[number % len(WORDINGS)].format(words, british=british))
+
+
+def _with_request(task: Task, text: str) -> Task:
     _, answer = task.sample.turns
     return replace(task, sample=replace(task.sample, turns=(Turn(USER, text), answer)))
 

@@ -30,6 +30,7 @@ from metamorph.training.loop import train
 ASSETS = Path(__file__).parent / "assets"
 STAGES = get_args(Stage)
 QUESTIONS, SHOWN = 300, 12
+OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
 DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
 BARS = {"question_accuracy": 0.90, "checker_accuracy": 0.99}
 CAPTION_BARS = {"mean_of_attributes": 0.75, "all_right": 0.50}  # shares
@@ -106,6 +107,11 @@ def evaluate(
         kind: held_out.draw_scenes(chat, tasks[kind], judged)
         for kind, judged in held_out.JUDGED.items()
     }
+    others = {}
+    for kind, count in OTHER_QUESTIONS.items():
+        answered = held_out.answer_questions(chat, held_out.other_questions(kind, count))
+        right = sum(answer.right for answer in answered)
+        others[kind] = {"questions": len(answered), "right": right}
     accuracy, by_attribute = held_out.question_accuracy(answers)
     cosine, baseline = held_out.visual_cosines(
         chat, tasks["captions"], held_out.drawing_tasks("captions", 500, "train")
@@ -115,6 +121,7 @@ def evaluate(
         "questions_right": sum(answer.right for answer in answers),
         "question_accuracy": accuracy,
         "question_accuracy_by_attribute": by_attribute,
+        "other_questions": others,
         "drawings": {kind: held_out.drawing_scores(drawn) for kind, drawn in drawings.items()},
         "checker_accuracy": held_out.checker_accuracy(tasks["captions"]),
         "visual_cosine": cosine,
@@ -212,6 +219,11 @@ def scores(report: dict) -> str:
         [
             f"held-out questions answered right: {report['question_accuracy']:.1%} "
             f"({report['questions_right']} of {report['questions']})",
+            *(
+                f"  {kind} {other['right'] / other['questions']:.1%} "
+                f"({other['right']} of {other['questions']})"
+                for kind, other in report["other_questions"].items()
+            ),
             f"held-out {name} drawn with all {len(first['attributes'])} attributes right: "
             f"{_all_right(first)}",
             f"  mean of the attributes {first['mean_of_attributes']:.1%} ({attributes})",

@@ -18,7 +18,7 @@ from metamorph.quickstart.checker import score
 KEYS = {
     "questions", "questions_right", "question_accuracy", "question_accuracy_by_attribute",
     "drawings", "checker_accuracy", "visual_cosine", "mean_baseline_cosine", "seconds",
-    "seconds_by_stage", "versions", "held_out",
+    "seconds_by_stage", "versions", "held_out", "other_questions",
 }  # fmt: skip
 ASSET_BYTES = 10_000_000
 
@@ -39,6 +39,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart_module, "stage_config", short)
         patch.setattr(quickstart_module, "QUESTIONS", 20)
+        patch.setattr(quickstart_module, "OTHER_QUESTIONS", {"motion": 2, "other wordings": 2})
         patch.setattr(quickstart_module, "DRAWINGS", dict.fromkeys(held_out.JUDGED, 3))
         quickstart_module.claim_folder(output)
         (output / "earlier").touch()  # what an earlier quickstart left is replaced
@@ -89,6 +90,7 @@ def test_the_model_folder_stands_alone(finished, tmp_path, capsys):
 
 GOOD = {
     "questions": 300, "questions_right": 270, "question_accuracy": 0.9, "checker_accuracy": 0.99,
+    "other_questions": {"motion": {"questions": 40, "right": 30}},
     "visual_cosine": 0.9734, "mean_baseline_cosine": 0.7981,
     "drawings": {
         "captions": {
@@ -119,6 +121,7 @@ def test_scores_claim_what_was_counted():
     """All right is not the mean, and every share stands beside its count."""
     assert quickstart_module.scores(GOOD).splitlines() == [
         "held-out questions answered right: 90.0% (270 of 300)",
+        "  motion 75.0% (30 of 40)",
         "held-out captions drawn with all 4 attributes right: 50.0% (75 of 150)",
         "  mean of the attributes 75.0% (colour 42%, shape 50%, size 75%, place 45%)",
         "other held-out drawings with all attributes right:",
@@ -151,6 +154,16 @@ def test_every_task_asks_for_one_picture_that_the_checker_reads(kind):
         assert (task.scene.count > 1) == (kind == "counts")
         given = task.sample.turns[0].text.count("<image>")
         assert given == len(task.sample.images) - 1 == int(kind in ("edits", "next frames"))
+
+
+def test_other_questions_have_the_same_answers_in_other_words():
+    plain = held_out.tasks_of("question", 20)
+    for task, other in zip(plain, held_out.other_questions("other wordings", 20), strict=True):
+        assert other.scene == task.scene and other.sample.turns[1] == task.sample.turns[1]
+        assert other.sample.turns[0] != task.sample.turns[0]
+    for task in held_out.other_questions("motion", 5):
+        assert task.sample.turns[1].text in ("left", "right", "up", "down")
+        assert len(task.sample.images) == task.sample.turns[0].text.count("<image>") == 2
 
 
 def test_other_wordings_are_of_the_same_pictures_and_in_words_that_training_never_has():

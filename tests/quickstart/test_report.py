@@ -47,6 +47,7 @@ REPORT = {
     "versions": {"torch": "2.13.0+cpu", "python": "3.11.9"},
     "held_out": "purple circle, yellow square",
     "questions": 321,
+    "other_questions": {"motion": {"questions": 43, "right": 31}},
 }
 
 
@@ -131,6 +132,7 @@ def test_shows_the_measured_figures(tmp_path, stages):
     figures = ["95.7%", "93.1%", "87.6%", "81.1%", "96.7%", "54.5%", "82.9%", "90.2%", "99.9%"]
     figures += ["0.913", "0.781", "8 min 12 s", "3 min 51 s", "33 s", "307 of 321"]
     figures += ["47.2%", "58 of 123", "74% (37 of 50)", "92.5%", "colour 41, shape 45"]
+    figures += ["motion 72.1% (31 of 43)"]
     figures += ["2.13.0+cpu", "3.11.9", "purple circle, yellow square", "450 steps"]
     figures += [f"chance {percent(CHANCE[name])}" for name in ATTRIBUTES]
     for figure in figures:
