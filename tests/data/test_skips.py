@@ -1,5 +1,6 @@
 """No error while one sample is prepared ends a run: it is counted, under a name."""
 
+import pickle
 import struct
 import zlib
 
@@ -91,3 +92,11 @@ def test_documents_and_pictures_of_any_source_keep_the_rule(encoder):
     stream = PictureStream(Broken())
     assert [next(stream).size for _ in range(3)] == [(4, 4)] * 3
     assert stream.skips.counts == {"unexpected OSError": 1, "malformed record": 1}
+
+
+def test_what_was_named_passes_between_processes():
+    """As from those that prepare samples: `data.workers`."""
+    with pytest.raises(SampleError) as caught, located("data.jsonl:7"):
+        raise OSError("disk on fire")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.cause, str(copy)) == (caught.value.cause, str(caught.value))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from data_files import image_bytes, write_tar
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamorph.data.families.pictures import captions
@@ -204,6 +204,7 @@ def test_two_files_of_one_name_in_a_sample_are_ambiguous(tmp_path):
     assert outcomes(tmp_path / "a.tar") == ["duplicate tar member", "good"]
 
 
+@settings(max_examples=50)
 @given(data=st.data())
 def test_no_bytes_bring_it_out_of_step(tmp_path_factory, data):
     """Members come in order, within the file, and end; whatever is written over a tar."""

@@ -75,14 +75,13 @@ def read_group(file: Path, number: int) -> dict[str, Any]:
                 if decoded > LARGEST_GROUP:
                     raise SampleError(
                         "row group too large",
-                        f"{file} group {number}: it takes {decoded / 2**20:.0f} MiB or more when "
-                        f"decoded, {ADVICE}",
+                        f"the group takes {decoded / 2**20:.0f} MiB or more when decoded, {ADVICE}",
                     )
                 batches.append(batch)
         table = Table.from_batches(batches)
     except (ArrowException, OSError, ValueError, MemoryError) as error:
-        message = f"{file} group {number}: {' '.join(str(error).split())}"
-        raise SampleError("unreadable row group", message) from error
+        problem = f"the group cannot be read: {' '.join(str(error).split())}"
+        raise SampleError("unreadable row group", problem) from error
     return dict(zip(table.column_names, table.columns, strict=True))
 
 

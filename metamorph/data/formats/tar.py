@@ -61,14 +61,14 @@ def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[Member]:
         except Damage as damage:
             if offset == 0:
                 raise UserError(_no_tar(path, file, damage)) from damage
-            problem = f"{path}: the tar is damaged at byte {offset}, the rest is lost: {damage}"
+            problem = f"the tar is damaged at byte {offset}, the rest is lost: {damage}"
             yield Member("", end, 0, (DAMAGED, problem))
             return
         if header is None:
             return
         # Links, devices and folders have no bytes, whatever size they claim.
         size = header.size if header.isreg() else 0
-        shown_name = f"{path}: member {shown(header.name)}"
+        shown_name = f"member {shown(header.name)}"
         if start + size > end:
             problem = f"{shown_name} claims {size} bytes, of which the tar holds {end - start}"
             yield Member(header.name, start, 0, (DAMAGED, f"{problem}; the rest is lost"))

@@ -61,7 +61,7 @@ class WebDataset:
                     self.endings.append(ending)
                 problem = member.problem
                 if number in held and problem is None:
-                    twice = f"{file}: two files of the name {shown(member.name)} in one sample"
+                    twice = f"two files of the name {shown(member.name)} in one sample"
                     problem = "duplicate tar member", twice
                 if problem is not None:
                     self.unusable.setdefault(len(firsts) - 1, problem)
