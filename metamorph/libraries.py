@@ -13,7 +13,7 @@ import torch
 from metamorph.errors import UserError
 from metamorph_kernels import gpu_absence
 
-AMPERE, ADA, HOPPER = (8, 0), (8, 9), (9, 0)  # compute capabilities
+AMPERE, ADA, HOPPER, BLACKWELL = (8, 0), (8, 9), (9, 0), (10, 0)  # compute capabilities
 
 
 def flash_attn_absence(device_type: str) -> str | None:
@@ -23,7 +23,8 @@ def flash_attn_absence(device_type: str) -> str | None:
 
 def flash_attn_3_absence(device_type: str) -> str | None:
     """Why flash-attn 3 cannot run on tensors of this device type, or None where it can."""
-    return _absence(device_type, HOPPER, {"flash_attn_interface": ["flash_attn_varlen_func"]})
+    needed = {"flash_attn_interface": ["flash_attn_varlen_func"]}
+    return _absence(device_type, HOPPER, needed, below=BLACKWELL)
 
 
 def xformers_absence(device_type: str) -> str | None:
@@ -31,8 +32,14 @@ def xformers_absence(device_type: str) -> str | None:
     needed = {
         "xformers.ops": ["memory_efficient_attention"],
         "xformers.ops.fmha.attn_bias": ["BlockDiagonalCausalMask"],
+        "xformers._cpp_lib": ["_cpp_library_load_exception"],
     }
-    return _absence(device_type, AMPERE, needed)
+    reason = _absence(device_type, AMPERE, needed)
+    if reason is not None:
+        return reason
+    # It warns, and goes on, where its kernels are of another PyTorch.
+    failure = importlib.import_module("xformers._cpp_lib")._cpp_library_load_exception
+    return None if failure is None else first_line(failure)
 
 
 def liger_absence(device_type: str) -> str | None:
@@ -128,6 +135,67 @@ PROBES = {  # distribution: its probe
 }
 
 
+# Every library that a run can ask for meets every way of running in a cell: either tests train so
+# (`tests/training/test_combinations.py`), or the run is refused by the key that asked, and why.
+LIBRARIES = (  # key and value that ask for one
+    ("model.attention", "flash_attn"),
+    ("model.attention", "xformers"),
+    ("model.rms_norm", "apex"),
+    ("model.rms_norm", "liger"),
+    ("model.rotary", "liger"),
+    ("model.swiglu", "liger"),
+    ("training.optimizer", "apex"),
+    ("training.optimizer", "adamw8bit"),
+    ("training.fp8_backend", "torchao"),
+    ("training.fp8_backend", "transformer_engine"),
+    ("training.fp8_backend", "native"),
+)
+WAYS = (
+    "torchrun",
+    "compile",
+    "no checkpointing",
+    "selective checkpointing",
+    "full checkpointing",
+    "fp8 by torchao",
+    "fp8 by transformer_engine",
+    "fp8 by native",
+    "cpu_offload",
+    "LoRA",
+)
+
+_ONE_PROCESS = {
+    "adamw8bit": "is for a run of one process; shards are small anyway",
+    "apex": "is for a run of one process: it reads the memory of weights, and of sharded ones "
+    "torchrun's processes have parts alone; take torch",
+}
+_NEVER_COMPILED = "was never tried under torch.compile; leave training.compile out, or this key"
+REFUSED = {
+    **{
+        (("training.optimizer", name), way): reason
+        for name, reason in _ONE_PROCESS.items()
+        for way in ("torchrun", "cpu_offload")
+    },
+    **{
+        (library, "compile"): _NEVER_COMPILED
+        for library in LIBRARIES
+        if library[1] not in ("adamw8bit", "torchao", "native")
+    },
+    (("model.rotary", "liger"), "selective checkpointing"): (
+        "overwrites what training.activation_checkpointing: selective keeps; take full or none, or "
+        "rotary: torch"
+    ),
+    (("training.fp8_backend", "transformer_engine"), "selective checkpointing"): (
+        "hides its products from training.activation_checkpointing: selective; take full or none"
+    ),
+    **{
+        (("training.fp8_backend", name), "LoRA"): (
+            "cannot train training.lora_rank: its adapters need training.precision fp32 or bf16"
+        )
+        for name in ("torchao", "transformer_engine", "native")
+    },
+}
+
+
 def require(key: str, distributions: Sequence[str], device: torch.device) -> str:
     """The first of `distributions` that can be used on `device`, for the configuration `key`.
 
@@ -158,15 +226,19 @@ def first_line(error: Exception) -> str:
 
 
 def _absence(
-    device_type: str, oldest: tuple[int, int] | None, needed: Mapping[str, Sequence[str]]
+    device_type: str,
+    oldest: tuple[int, int] | None,
+    needed: Mapping[str, Sequence[str]],
+    below: tuple[int, int] | None = None,
 ) -> str | None:
     """Why the names that are needed of modules of one package cannot be used, or None.
 
-    `oldest` is the compute capability that they ask for, None where they run on a CPU too.
+    `oldest` is the compute capability that they ask for, None where they run on a CPU too; `below`
+    that of the first GPUs that are too new.
     """
     if not installed(next(iter(needed)).partition(".")[0]):
         return "not installed"
-    reason = None if oldest is None else gpu_absence(device_type, oldest)
+    reason = None if oldest is None else gpu_absence(device_type, oldest, below)
     if reason is not None:
         return reason
     for module, names in needed.items():

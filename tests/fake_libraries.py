@@ -222,6 +222,7 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
     "xformers": {
         "xformers": {},
         "xformers.ops": {"memory_efficient_attention": memory_efficient_attention},
+        "xformers._cpp_lib": {"_cpp_library_load_exception": None},
         "xformers.ops.fmha": {},
         "xformers.ops.fmha.attn_bias": {"BlockDiagonalCausalMask": BlockDiagonalCausalMask},
     },
@@ -272,4 +273,4 @@ def install(monkeypatch, distribution: str, leave_out: str = "", **others) -> No
 
 def pretend_gpu(monkeypatch) -> None:
     """Let probes find a GPU on any device type."""
-    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest, below=None: None)

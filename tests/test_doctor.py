@@ -19,7 +19,7 @@ def with_gpu(monkeypatch):
     for name in ("triton_absence", "cuda_absence"):
         monkeypatch.setattr(doctor, name, lambda device_type, needs=None: None)
     monkeypatch.setattr(doctor, "probe", dict)
-    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest, below=None: None)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_library_and_an_error_about_it_give_the_same_reason(monkeypatch, witho
     fake_libraries.install(monkeypatch, "flash-attn", leave_out="flash_attn_varlen_func")
     backends = doctor.report()["backends"]
     assert backends["liger-kernel"]["reason"] == "torch sees no CUDA device"
-    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest: None)
+    monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest, below=None: None)
     values = doctor.report()
     assert values["backends"]["liger-kernel"]["usable"]
     reason = "this version has no flash_attn.flash_attn_varlen_func"

@@ -72,11 +72,20 @@ def test_an_apex_without_its_cuda_extensions(monkeypatch, name):
     assert libraries.apex_absence("cpu") == f"RuntimeError: {name} requires cuda extensions"
 
 
-def test_a_gpu_that_is_too_old(monkeypatch):
+def test_an_xformers_whose_kernels_are_of_another_pytorch(monkeypatch):
+    failure = OSError("undefined symbol: aoti_torch\nsecond line")
+    fake_libraries.install(monkeypatch, "xformers", _cpp_library_load_exception=failure)
+    fake_libraries.pretend_gpu(monkeypatch)
+    assert libraries.xformers_absence("cpu") == "OSError: undefined symbol: aoti_torch"
+
+
+def test_a_gpu_that_is_too_old_or_too_new(monkeypatch):
     fake_libraries.install(monkeypatch, "flash-attn")
     fake_libraries.install(monkeypatch, "flash-attn-3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert libraries.flash_attn_absence("cuda") is None
-    reason = "compute capability 8.0; the kernels need 9.0 or newer"
-    assert libraries.flash_attn_3_absence("cuda") == reason
+    needed = "the kernels need at least 9.0 and less than 10.0"
+    assert libraries.flash_attn_3_absence("cuda") == f"compute capability 8.0; {needed}"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert libraries.flash_attn_3_absence("cuda") == f"compute capability 10.0; {needed}"

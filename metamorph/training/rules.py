@@ -15,7 +15,7 @@ from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path, endless_parts
 from metamorph.errors import UserError, shown
-from metamorph.libraries import require, torchao_optim_absence
+from metamorph.libraries import LIBRARIES, REFUSED, require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
 from metamorph.processes import gather, share_of, world_size
 
@@ -61,6 +61,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
         check_decoder(config, world_size())
         return
     check_parallel(config, world_size())
+    check_combinations(config)
     check_recomputation(config, device)
     check_optimizer(config, device)
     check_visual_coefficient(config)
@@ -158,22 +159,48 @@ def check_parallel(config: RunConfig, processes: int) -> None:
     mesh_shape(processes, parallel.shard)
 
 
+def libraries_of(config: RunConfig) -> list[tuple[str, str]]:
+    """Those of `LIBRARIES` that `config` asks for."""
+    asked = []
+    for key, value in LIBRARIES:
+        section, name = key.split(".")
+        is_used = key != "training.fp8_backend" or config.training.precision == "fp8"
+        if is_used and getattr(getattr(config, section), name) == value:
+            asked.append((key, value))
+    return asked
+
+
+def ways_of(config: RunConfig) -> list[str]:
+    """Those of `WAYS` that the run goes, among these processes."""
+    training = config.training
+    goes = {
+        "torchrun": dist.is_initialized(),
+        "compile": training.compile,
+        "cpu_offload": config.parallel.cpu_offload,
+        "LoRA": training.lora_rank > 0,
+    }
+    ways = [way for way, is_on in goes.items() if is_on]
+    recomputes = training.activation_checkpointing
+    ways.append("no checkpointing" if recomputes == "none" else f"{recomputes} checkpointing")
+    if training.precision == "fp8":
+        ways.append(f"fp8 by {training.fp8_backend}")
+    return ways
+
+
+def check_combinations(config: RunConfig) -> None:
+    """Raises `UserError`, naming the key, for a library that this way of running is not for."""
+    for library in libraries_of(config):
+        for way in ways_of(config):
+            if (library, way) in REFUSED:
+                key, value = library
+                raise UserError(f"{key}: {value} {REFUSED[library, way]}")
+
+
 def check_recomputation(config: RunConfig, device: torch.device) -> None:
-    """Activation checkpointing, compilation and offload suit what computes the model."""
+    """Compilation and offload have what they need."""
     training = config.training
     if config.parallel.cpu_offload and not dist.is_initialized():
         raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
-    if config.model.rotary == "liger" and training.activation_checkpointing == "selective":
-        raise UserError(
-            "model.rotary: liger overwrites what training.activation_checkpointing: selective "
-            "keeps; take full or none, or rotary: torch"
-        )
-    if training.precision == "fp8" and training.fp8_backend == "transformer_engine":
-        if training.activation_checkpointing == "selective":
-            raise UserError(
-                "training.activation_checkpointing: selective cannot see the products of "
-                "Transformer Engine to keep them; take full or none"
-            )
     if training.compile and device.type != "cuda":
         raise UserError(
             "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
@@ -183,10 +210,6 @@ def check_recomputation(config: RunConfig, device: torch.device) -> None:
 def check_optimizer(config: RunConfig, device: torch.device) -> None:
     """The optimizer is installed, works on the device and with the dtype of the weights."""
     training = config.training
-    if training.optimizer == "adamw8bit" and dist.is_initialized():
-        raise UserError(
-            "training.optimizer: adamw8bit is for a run of one process; shards are small anyway"
-        )
     if training.optimizer == "apex":
         require("training.optimizer: apex", ["apex"], device)
     if training.optimizer == "adamw8bit":
@@ -222,8 +245,6 @@ def check_lora(config: RunConfig, device: torch.device) -> None:
                 raise UserError(f"training.{key}: it needs training.lora_rank above 0")
         return
     require("training.lora_rank", ["peft"], device)
-    if config.training.precision == "fp8":
-        raise UserError("training.lora_rank: it needs training.precision fp32 or bf16, got fp8")
 
 
 def check_float8(config: RunConfig, device: torch.device) -> None:
