@@ -16,7 +16,7 @@ from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import UserError
 from metamorph.model.vision import VisionEncoder
-from metamorph.processes import share_of
+from metamorph.processes import gather, share_of
 
 
 class Stream(Protocol):
@@ -49,6 +49,10 @@ class OwnLanes(Generic[StreamT]):
     def skips(self) -> Skips:
         """The unusable samples of these lanes together."""
         return sum_skips(stream.skips for stream in self.streams.values())
+
+    def all_skips(self) -> Skips:
+        """Those of all processes together, which all call this."""
+        return sum_skips(Skips.of(state) for state in gather(self.skips().state_dict()))
 
     def state_dict(self) -> dict[str, dict]:
         """The state of each lane of this process, by its number. JSON-able."""

@@ -19,7 +19,6 @@ from metamorph.config import DecoderConfig, RunConfig
 from metamorph.data.features import identity
 from metamorph.data.opening import open_source
 from metamorph.data.pictures import PictureLanes
-from metamorph.data.skips import Skips
 from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import load_base
@@ -146,9 +145,6 @@ class DecoderStage:
 
     def last_samples(self) -> list[str]:
         return self.lanes.last_samples()
-
-    def skipped(self) -> Skips:
-        return self.lanes.skips()
 
     def state_dict(self) -> dict:
         return {"lanes": merged(gather(self.lanes.state_dict()))}

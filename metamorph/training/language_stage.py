@@ -20,7 +20,6 @@ from metamorph.data.describe import describe_row
 from metamorph.data.lanes import Lanes, open_documents
 from metamorph.data.opening import open_source, open_validation
 from metamorph.data.packing import PackedRow, TargetCounts
-from metamorph.data.skips import Skips, sum_skips
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 from metamorph.model.describe import describe_parameters, describe_precision
@@ -117,7 +116,7 @@ class LanguageStage:
         self.rows, self.targets = self.lanes.next_rows(), []
         self.counts = counts = TargetCounts.of(self.rows)
         if not counts.tokens:  # of a run of epochs: without an end, a lane says so itself
-            skips = sum_skips(Skips.of(state) for state in gather(self.skipped().state_dict()))
+            skips = self.lanes.all_skips()
             raise UserError(
                 f"data: none of {skips.tried} samples can be used; first of each cause: "
                 f"{skips.examples}"
@@ -159,9 +158,6 @@ class LanguageStage:
 
     def last_samples(self) -> list[str]:
         return [sample for row in self.rows for sample in row.sample_ids]
-
-    def skipped(self) -> Skips:
-        return self.lanes.skips()
 
     def state_dict(self) -> dict:
         lanes = merged(gather(self.lanes.state_dict()))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat
 from metamorph.data.lanes import OwnLanes
-from metamorph.data.skips import Skips, check_skip_limit, sum_skips
+from metamorph.data.skips import check_skip_limit
 from metamorph.data.sources import Source
 from metamorph.devices import resolve_device
 from metamorph.errors import Stopped, UserError
@@ -88,9 +88,6 @@ class Stage(Protocol):
 
     def last_samples(self) -> list[str]:
         """Ids of this process's samples of the last step, to name them if it was not finite."""
-
-    def skipped(self) -> Skips:
-        """Samples of this process that could not be used."""
 
     def state_dict(self) -> dict:
         """JSON-able state besides weights and optimizer, the same in every process."""
@@ -259,7 +256,7 @@ class Run:
     def log(self, step: int, rate: float) -> None:
         """A line for the steps since the last one. Saves before it raises for unusable samples."""
         self.bad_steps.read()
-        found, skips = self.bad_steps.take(), self.all_skips()
+        found, skips = self.bad_steps.take(), self.stage.lanes.all_skips()
         telemetry = self.stage.telemetry
         rates = logged_rates(rate, self.config.training)
         line = {**self.progress.epoch, **self.means.values(), **rates, **telemetry.read_meters()}
@@ -273,14 +270,14 @@ class Run:
             self.save(step)
             raise
 
-    def all_skips(self) -> Skips:
-        """The unusable samples of all processes together."""
-        states = gather(self.stage.skipped().state_dict())
-        return sum_skips(Skips.of(state) for state in states)
-
     def validate(self, step: int) -> bool:
-        """Measures losses on `data.validation`; whether they are the best so far."""
-        values = gather(self.stage.validate())[0]  # of one process: all decide alike
+        """Measures losses on `data.validation`; whether they are the best so far. Saves before it
+        raises for samples that cannot be used."""
+        try:
+            values = gather(self.stage.validate())[0]  # of one process: all decide alike
+        except UserError:
+            self.save(step)
+            raise
         lowest = self.best.get("validation_loss", math.inf)
         is_best = values.get("validation_loss", math.inf) < lowest
         if is_best:

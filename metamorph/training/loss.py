@@ -88,14 +88,19 @@ class Validation:
         finally:
             for module in modules:
                 module.training = True
+        skips, used = self.lanes.all_skips(), totals([self.lanes.used()])[0]
         if not text:
             raise UserError(
-                f"data.validation: none of {self.samples} samples can be used; first of each "
-                f"cause: {self.lanes.skips().examples}"
+                f"data.validation: none of {used} samples can be used; first of each cause: "
+                f"{skips.examples}"
             )
         text_sum, visual_sum, baseline_sum = add_up(sums).tolist()
-        values = {"validation_text_loss": text_sum / text}
-        values["validation_loss"] = values["validation_text_loss"]
+        skipped = skips.counts.total()
+        values: dict[str, float] = {
+            "validation_samples": used - skipped,
+            "validation_skipped": skipped,
+        }
+        values["validation_text_loss"] = values["validation_loss"] = text_sum / text
         if visual:
             loss = visual_sum / visual
             values["validation_loss"] += self.config.training.visual_coefficient * loss

@@ -234,4 +234,17 @@ def test_samples_of_which_none_can_be_used_are_named(folder):
     (folder / "held.yaml").write_text("a: {path: held.jsonl}\n")
     (folder / "held.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(UserError, match="data.validation: none of 1 samples can be used; .*conver"):
-        LanguageStage(config, CPU).validate()
+        train(config)
+    assert latest_checkpoint(folder / "instruct").name == "step-000002"  # nothing is lost
+
+
+def test_samples_of_which_some_can_be_used_are_counted(folder):
+    config = config_of(folder)
+    config.data.validation = str(folder / "held.yaml")
+    turns = '[{"from": "human", "value": "Say it."}, {"from": "gpt", "value": "circle"}]'
+    (folder / "held.yaml").write_text("a: {path: held.jsonl}\n")
+    good = f'{{"id": "b", "conversations": {turns}}}\n'
+    (folder / "held.jsonl").write_text('{"id": "a"}\n' + 2 * good)
+    found = LanguageStage(config, CPU).validate()
+    assert (found["validation_samples"], found["validation_skipped"]) == (2, 1)
+    assert "validation_visual_cosine" not in found
