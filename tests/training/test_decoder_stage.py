@@ -246,3 +246,12 @@ def test_processes_must_share_the_pictures_evenly(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="decoder.batch_size: 4 cannot be shared evenly by 3"):
         check_rules(config, torch.device("cpu"))
+
+
+def test_an_epoch_of_pictures_ends_with_the_batch_that_holds_the_last(config):
+    """Ten samples of a picture each, four a step."""
+    config.data.samples = 10
+    config.training.steps, config.training.epochs = None, 1.0
+    train(config)
+    lines = read_metrics(Path(config.output))
+    assert [line["epoch"] for line in lines] == pytest.approx([0.4, 0.8, 1.0])
