@@ -144,17 +144,17 @@ class Checkpoints:
             _make_way(final)
             temporary.rename(final)
             sync(self.parent)
-            found = best is not None and self.path(best).exists()  # a full disk may have refused it
-            kept = self._name_best(best) if found else None
+            if best is not None and self.path(best).exists():  # a full disk may have refused it
+                self._name_best(best)
             for old in _by_step(self.parent)[: -self.keep]:
-                if old == kept:
+                if old == self.best():
                     continue
                 (old / MARKER).unlink()  # first: a crash must not leave half of it marked
                 remove(old)
         except OSError as error:
             return error
 
-    def _name_best(self, step: int) -> Path:
+    def _name_best(self, step: int) -> None:
         """Lets the link `best` lead to the checkpoint of a step, by one rename."""
         link, new = self.parent / BEST, self.parent / f".{BEST}.new"
         new.unlink(missing_ok=True)
@@ -162,10 +162,14 @@ class Checkpoints:
         if link.exists() and not link.is_symlink():  # somebody else's, which is kept beside it
             link.rename(link.with_name(f"{BEST}.aside"))
         new.replace(link)
-        return self.path(step)
+
+    def best(self) -> Path | None:
+        """The checkpoint that the link `best` leads to."""
+        link = self.parent / BEST
+        return self.parent / link.readlink() if link.is_symlink() else None
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or was."""
+        """Where the checkpoint of a step is, or would be."""
         return self.parent / checkpoint_name(step)
 
     def has_failed(self) -> bool:

@@ -288,9 +288,10 @@ class Run:
         return is_best
 
     def best_checkpoint(self) -> Path | None:
-        """The best on `data.validation`, where it is not of the last step."""
-        step = self.best.get("step", self.progress.step)
-        return None if step == self.progress.step else self.checkpoints.path(int(step))
+        """The best on `data.validation`, where it is not of the last step. All call this."""
+        best, last = self.checkpoints.best(), self.checkpoints.path(self.progress.step)
+        is_other = self.best and best is not None and best != last
+        return best if gather(bool(is_other))[0] else None
 
     def draw(self, step: int) -> None:
         """Keeps a sheet of drawings."""
