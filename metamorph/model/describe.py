@@ -22,7 +22,7 @@ def describe_parameters(module: nn.Module, stage: str) -> str:
             counts[parameter.requires_grad] += parameter.numel()
         lines.append(f"  {PART_NAMES.get(name, name):<14}{counts[True]:>16,}{counts[False]:>16,}")
     if stage == "align":
-        lines.append("  of the token tables, only the two image rows move")
+        lines.append("  of the input rows, only those of added tokens move")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The stages that train the language model: language (text only), align and instruct.
 
-Align trains the projector and the two image token rows; instruct trains everything but the
+Align trains the projector and the input rows of added tokens; instruct trains everything but the
 encoder (paper section 3; learning rates in appendix A).
 """
 
@@ -81,7 +81,7 @@ class LanguageStage:
             self.float8 = convert_to_float8(model, training.fp8_backend, device)
         self.step_losses = StepLosses(model)
         place(self.step_losses, model, config, device)
-        self.frozen_rows = frozen_rows(model) if config.stage == "align" else []
+        self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
         self.optimizer = make_optimizer(model, config)
         encoder = ChatEncoder(self.tokenizer, tokens_per_image)
         if source is None:
@@ -131,7 +131,7 @@ class LanguageStage:
             total.backward()
             losses += torch.stack([text.detach(), visual.detach()])
             self.targets.append(targets)
-        if self.frozen_rows:
+        if self.frozen_rows is not None:
             mask_frozen_rows(self.module, self.frozen_rows)
         text_loss, visual_loss = add_up(losses)
         return {"text_loss": text_loss, "visual_loss": visual_loss}

@@ -1,7 +1,7 @@
 """Which parameters a stage trains.
 
-Align trains the projector and the two image token rows; instruct trains everything but the encoder
-(paper section 3).
+Align trains the projector and the input rows of the image tokens, and of other tokens that had to
+be added; instruct trains everything but the encoder (paper section 3).
 """
 
 import torch
@@ -13,7 +13,7 @@ from metamorph_kernels import send
 
 
 def choose_trainable(model: MetaMorph, stage: str) -> None:
-    """Sets `requires_grad` for a stage. In align the token tables are trained, too: see
+    """Sets `requires_grad` for a stage. In align the table of input rows is trained, too: see
     `mask_frozen_rows`."""
     model.requires_grad_(False)
     if stage == "language":
@@ -23,32 +23,28 @@ def choose_trainable(model: MetaMorph, stage: str) -> None:
         model.encoder.requires_grad_(False)
     elif stage == "align":
         model.projector.requires_grad_(True)
-        for table in token_tables(model):
-            table.requires_grad_(True)
+        input_rows(model).requires_grad_(True)
     else:
         raise ValueError(f"stage must be language, align or instruct, got {stage!r}")
 
 
-def token_tables(model: MetaMorph) -> list[Tensor]:
-    """The input and the output matrix [V, H], or the one that is both."""
-    tables = [model.language.model.embed_tokens.weight, model.language.output_weight]
-    return tables[:1] if tables[0] is tables[1] else tables
+def input_rows(model: MetaMorph) -> Tensor:
+    """The matrix [V, H] of input rows. Where embeddings are tied it is the output matrix, too: then
+    a row is one vector, which both of its uses move."""
+    return model.language.model.embed_tokens.weight
 
 
-def frozen_rows(model: MetaMorph) -> list[Tensor]:
-    """For each token table, which of its rows that are held here are none of the two image tokens'
-    ([rows, 1], bool)."""
-    ids = torch.tensor([model.config.image_start_id, model.config.image_end_id])
-    masks = []
-    for table in token_tables(model):
-        held = local_rows(table)
-        rows = torch.arange(held.start, held.stop)
-        masks.append(send(~torch.isin(rows, ids)[:, None], local_part(table).device))
-    return masks
+def frozen_rows(model: MetaMorph) -> Tensor:
+    """Which of the input rows that are held here are of no added token ([rows, 1], bool)."""
+    table = input_rows(model)
+    held = local_rows(table)
+    added = torch.tensor(model.config.added_ids)
+    frozen = ~torch.isin(torch.arange(held.start, held.stop), added)[:, None]
+    return send(frozen, local_part(table).device)
 
 
-def mask_frozen_rows(model: MetaMorph, others: list[Tensor]) -> None:
-    """Zeroes the gradients of all other rows of the token tables, as align asks for."""
-    gradients = [table.grad for table in token_tables(model) if table.grad is not None]
-    for gradient, rows in zip(gradients, others, strict=True):
-        local_part(gradient).masked_fill_(rows, 0.0)
+def mask_frozen_rows(model: MetaMorph, frozen: Tensor) -> None:
+    """Zeroes the gradients of frozen input rows, as align asks for."""
+    gradient = input_rows(model).grad
+    if gradient is not None:
+        local_part(gradient).masked_fill_(frozen, 0.0)

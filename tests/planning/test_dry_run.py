@@ -61,12 +61,12 @@ def test_parameters_precision_and_the_first_row(folder, capsys):
     assert answer.rstrip().endswith("<|eot_id|>»")
 
 
-def test_align_trains_the_projector_and_two_rows_of_each_table(folder, capsys):
+def test_align_trains_the_projector_and_the_input_rows_of_added_tokens(folder, capsys):
     text = dry_run(folder, tiny_config(folder, "align"), capsys)
     counts = table(text)
     assert counts["projector"][1] == 0 and counts["vision head"][0] == 0
     assert counts["language"][0] % 32 == 0 and counts["language"][1] > 0
-    assert "only the two image rows move" in text and "precision fp32\n" in text
+    assert "only those of added tokens move" in text and "precision fp32\n" in text
 
 
 def test_a_run_to_resume_is_described_from_its_checkpoint(folder, capsys):

@@ -55,8 +55,8 @@ def test_recipes_of_the_language_model(capsys, size, stage, gpus):
     assert {name: sum(pair) for name, pair in counts.items()} == {
         "language": language, "projector": projector, "vision head": head, "encoder": SIGLIP
     }  # fmt: skip
-    tables = TABLES[size] * 128_258 * hidden
-    trained = {"instruct": (language, head), "align": (tables, 0)}[stage]
+    input_rows = 128_258 * hidden
+    trained = {"instruct": (language, head), "align": (input_rows, 0)}[stage]
     assert (counts["language"][0], counts["vision head"][0]) == trained
     assert counts["projector"][1] == counts["encoder"][0] == 0
     assert ": fits\n" in text and "assumptions:\n" in text and "nothing here was measured" in text

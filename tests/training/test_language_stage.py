@@ -25,6 +25,7 @@ from metamorph.training.language_stage import LanguageStage, batch_losses
 from metamorph.training.loop import train
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.trainable import choose_trainable
+from tests.data.chat_styles import CHATML
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -50,15 +51,55 @@ def start(folder):
     return {name: value.clone() for name, value in model.state_dict().items()}, ids
 
 
-def test_align_moves_the_projector_and_two_token_rows_only(folder, start):
+def test_align_moves_the_projector_and_the_input_rows_of_the_image_tokens_only(folder, start):
     before, image_ids = start
     after = weights_of(train(tiny_config(folder, "align", weight_decay=0.1)))
     names = moved(before, after)
-    tables = {"language.model.embed_tokens.weight", "language.lm_head.weight"}
-    assert {name for name in names if not name.startswith("projector.")} == tables
+    table = "language.model.embed_tokens.weight"
+    assert {name for name in names if not name.startswith("projector.")} == {table}
     assert sum(name.startswith("projector.") for name in names) == 4
-    for table in tables:
-        assert rows_moved(before[table], after[table]) == image_ids
+    assert rows_moved(before[table], after[table]) == image_ids
+
+
+def test_align_with_tied_embeddings_moves_rows_that_are_both(folder):
+    """An input row is then the output row as well; the others stay even so."""
+    config = tiny_config(folder, "align", weight_decay=0.1)
+    model, tokenizer = open_model(config)
+    tied = MetaMorph(
+        replace(model.config, language=replace(model.config.language, tie_word_embeddings=True)),
+        vision=model.vision,
+    )
+    tied.save_pretrained(folder / "tied", tokenizer)
+    config.model = ModelConfig(folder=str(folder / "tied"))
+    before, after = weights_of(folder / "tied"), weights_of(train(config))
+    names = moved(before, after)
+    table = "language.model.embed_tokens.weight"
+    assert {name for name in names if not name.startswith("projector.")} == {table}
+    ids = sorted((model.config.image_start_id, model.config.image_end_id))
+    assert rows_moved(before[table], after[table]) == ids
+
+
+def test_align_trains_the_rows_of_tokens_that_the_chat_format_added(folder):
+    """The whole way: their rows are new, align moves them, and the folder keeps the format."""
+    config = tiny_config(folder, "align")
+    path = folder / "chatml.jinja"
+    path.write_text(CHATML)
+    config.model.chat_template = str(path)
+    model, tokenizer = open_model(config)
+    names = ["<image_start>", "<image_end>", "<|im_start|>", "<|im_end|>"]
+    added = tokenizer.convert_tokens_to_ids(names)
+    assert model.config.added_ids == added
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = train(config)
+    after = weights_of(trained)
+    table = "language.model.embed_tokens.weight"
+    assert moved(before, after) - {f"projector.linear_{i}.{p}" for i in (1, 2)
+                                   for p in ("weight", "bias")} == {table}  # fmt: skip
+    assert rows_moved(before[table], after[table]) == added
+    instruct = replace(config, stage="instruct", model=ModelConfig(folder=str(trained)))
+    again, tokenizer = open_model(instruct)
+    assert tokenizer.chat_template == CHATML and again.config.added_ids == added
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in again.config.eos_ids
 
 
 def test_language_moves_the_language_model_only(folder, start):
