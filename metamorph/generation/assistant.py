@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from metamorph.config import ModelConfig
-from metamorph.data.conversation import USER, ChatEncoder, Sample, Turn
+from metamorph.data.conversation import USER, ChatEncoder, Document, Sample, Turn, images_first
 from metamorph.decoder.pipeline import VisualDecoder, noise_generator
-from metamorph.errors import UserError
+from metamorph.errors import SampleError, UserError
 from metamorph.generation.engine import Prompt, generate
 from metamorph.generation.sampling import GREEDY, Sampling
 from metamorph.generation.sequence import Generation, ImageSegment
@@ -84,14 +84,21 @@ class Assistant:
 
     def prompt(self, text: str, images: tuple[Image.Image, ...] = ()) -> Prompt:
         """Tokens and features of one user turn. Pictures without a placeholder come first."""
-        if IMAGE_PLACEHOLDER not in text:
-            text = IMAGE_PLACEHOLDER * len(images) + text
-        if text.count(IMAGE_PLACEHOLDER) != len(images):
+        return self._prompt(self._document(text, images), images)
+
+    def _document(self, text: str, images: tuple[Image.Image, ...]) -> Document:
+        turns = images_first((Turn(USER, text),), len(images))
+        placeholders = turns[0].text.count(IMAGE_PLACEHOLDER)
+        if placeholders != len(images):
             raise UserError(
-                f"prompt: {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} placeholders "
-                f"but {len(images)} images"
+                f"prompt: {placeholders} {IMAGE_PLACEHOLDER} placeholders but {len(images)} images"
             )
-        document = self.encoder.encode_prompt(Sample("prompt", (Turn(USER, text),), tuple(images)))
+        try:
+            return self.encoder.encode_prompt(Sample("prompt", turns, tuple(images)))
+        except SampleError as error:
+            raise UserError(f"prompt: {error}") from error
+
+    def _prompt(self, document: Document, images: tuple[Image.Image, ...]) -> Prompt:
         positions = [p for first, end in document.spans for p in range(first, end)]
         features = None
         if images:
@@ -113,9 +120,13 @@ class Assistant:
         with a temperature, give generators of different seeds for different answers.
         Raises `UserError` if a prompt and its answer could exceed the model's positions.
         """
+        documents = [self._document(*prompt) for prompt in prompts]
+        self._check_lengths(documents, max_new_tokens)  # before any picture is encoded
         with autocast(self.precision, self.model.projector.linear_1.weight.device):
-            encoded = [self.prompt(*prompt) for prompt in prompts]
-            self._check_lengths(encoded, max_new_tokens)
+            encoded = [
+                self._prompt(document, images)
+                for document, (_, images) in zip(documents, prompts, strict=True)
+            ]
             generations = generate(
                 self.model,
                 encoded,
@@ -124,12 +135,12 @@ class Assistant:
             )
         return [self._reply(generation) for generation in generations]
 
-    def _check_lengths(self, encoded: list[Prompt], max_new_tokens: int) -> None:
+    def _check_lengths(self, documents: list[Document], max_new_tokens: int) -> None:
         limit = self.model.config.language.max_position_embeddings
-        for prompt in encoded:
-            if len(prompt.token_ids) + max_new_tokens > limit:
+        for document in documents:
+            if len(document) + max_new_tokens > limit:
                 raise UserError(
-                    f"prompt: its {len(prompt.token_ids)} tokens and max_new_tokens "
+                    f"prompt: its {len(document)} tokens and max_new_tokens "
                     f"{max_new_tokens} exceed the model's max_position_embeddings {limit}"
                 )
 

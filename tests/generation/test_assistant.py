@@ -116,6 +116,13 @@ def test_prompts_and_answers_fit_the_positions_of_the_model(folder):
         chat.reply([("Hello", ())], max_new_tokens=41 - length)
 
 
+def test_a_length_is_refused_before_a_picture_is_encoded(whole, monkeypatch):
+    chat = Assistant.from_pretrained(whole)
+    monkeypatch.setattr(chat.model.encoder, "preprocess", None)
+    with pytest.raises(UserError, match="max_position_embeddings"):
+        chat.reply([("Look.", (Image.new("RGB", (8, 8)),))], max_new_tokens=10**6)
+
+
 def test_placeholders_and_pictures_must_add_up(whole):
     with pytest.raises(UserError, match="1 <image> placeholders but 0 images"):
         Assistant.from_pretrained(whole).prompt("<image>What is it?")
