@@ -5,7 +5,7 @@ folder.
 from collections.abc import Mapping
 from pathlib import Path
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.formats.compression import compression_of
 from metamorph.data.formats.places import Places, elements, lines
 from metamorph.data.formats.records import Folder, Record
