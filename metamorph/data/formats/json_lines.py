@@ -34,7 +34,10 @@ class JsonLines:
         truncated: Truncated = "skip",
     ):
         if not image_root.is_dir():
-            raise UserError(f"data.image_root: {image_root} is not a folder")
+            problem = "is a file" if image_root.is_file() else "does not exist"
+            raise UserError(
+                f"data.image_root: {image_root} {problem}, expected the folder of the images"
+            )
         self.path, self.names = path, names
         self.files = Folder(image_root, max_pixels, follow_links, truncated)
         self.places, self.is_array = _read_places(path)
