@@ -1,6 +1,7 @@
 """Stand-ins for optional libraries: their documented signatures and layouts in plain PyTorch.
 
-They accept what the real ones accept and no more, and overwrite what the real ones overwrite.
+They take the parameters of `signatures.json`, no more and in their order, and overwrite what the
+real ones overwrite.
 """
 
 import sys
@@ -33,8 +34,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-    softmax_scale=None, causal=False, deterministic=False,
+    dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+    alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
 ):  # fmt: skip
+    assert dropout_p == 0 and not return_attn_probs
     CALLS.append("flash_attn_varlen_func")
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q[-1] == len(q) == len(k)
@@ -46,8 +49,16 @@ def flash_attn_varlen_func(
     return _attend(q, k, v, lengths)
 
 
-def flash_attn_3_varlen_func(*arguments, **options):
-    out = flash_attn_varlen_func(*arguments, **options)
+def flash_attn_3_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None,
+    seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
+    v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1,
+    pack_gqa=None, deterministic=False, sm_margin=0,
+):  # fmt: skip
+    out = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        softmax_scale=softmax_scale, causal=causal, deterministic=deterministic,
+    )  # fmt: skip
     return out, out.new_zeros(out.shape[1], out.shape[0])  # as its early versions did
 
 
@@ -60,7 +71,9 @@ class BlockDiagonalCausalMask:
         return mask
 
 
-def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
+def memory_efficient_attention(
+    query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None
+):
     CALLS.append("memory_efficient_attention")
     assert query.ndim == 4 and len(query) == 1 and query.shape == key.shape == value.shape
     assert isinstance(attn_bias, BlockDiagonalCausalMask) and scale is None
@@ -106,7 +119,8 @@ class LigerSiLUMulFunction(torch.autograd.Function):
     """silu(a) * b; the backward writes its results over a and b."""
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx, a, b, gate_multiplier=1.0, down_multiplier=1.0):
+        assert gate_multiplier == down_multiplier == 1
         CALLS.append("LigerSiLUMulFunction")
         ctx.save_for_backward(a, b)
         return F.silu(a) * b
@@ -119,7 +133,7 @@ class LigerSiLUMulFunction(torch.autograd.Function):
         results = dc * slope * b, dc * a * sigmoid
         for saved, result in zip((a, b), results, strict=True):
             saved.data.copy_(result)
-        return a, b
+        return a, b, None, None
 
 
 def fused_rms_norm_affine(input, weight, normalized_shape, eps=1e-6, memory_efficient=False):
@@ -141,6 +155,7 @@ class FusedAdam(torch.optim.Optimizer):
     def __init__(
         self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8,
         adam_w_mode=True, weight_decay=0.0, amsgrad=False, set_grad_none=True,
+        capturable=False, use_master=False,
     ):  # fmt: skip
         CALLS.append("FusedAdam")
         assert adam_w_mode and not amsgrad
@@ -153,7 +168,10 @@ class FusedAdam(torch.optim.Optimizer):
                 parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(
+        self, closure=None, grads=None, output_params=None, scale=None, grad_norms=None,
+        grad_scaler=None,
+    ):  # fmt: skip
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             for parameter in group["params"]:
@@ -181,7 +199,7 @@ RECIPES: list[Float8CurrentScaling] = []  # of the float8 regions that are open 
 
 
 @contextmanager
-def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=None):
+def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=None, _graph=False):
     assert enabled and not calibrating
     RECIPES.append(recipe)
     try:
@@ -193,7 +211,14 @@ def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=
 class Linear(torch.nn.Module):
     """Rows in multiples of 8, inside `autocast` only; its class brings an extra state."""
 
-    def __init__(self, in_features, out_features, bias=True, params_dtype=None, device="cuda"):
+    def __init__(
+        self, in_features, out_features, sequence_parallel=False, fuse_wgrad_accumulation=False,
+        tp_group=None, tp_size=1, get_rng_state_tracker=None, rng_tracker_name=None,
+        init_method=None, bias=True, return_bias=False, params_dtype=None, parallel_mode=None,
+        parameters_split=None, device="cuda", ub_overlap_ag=False, ub_overlap_rs=False,
+        ub_overlap_rs_dgrad=False, ub_bulk_dgrad=False, ub_bulk_wgrad=False, ub_name=None,
+        delay_wgrad_compute=False, symmetric_ar_type=None, save_original_input=False, name=None,
+    ):  # fmt: skip
         super().__init__()
         options = {"dtype": params_dtype, "device": device}
         self.in_features, self.out_features = in_features, out_features
@@ -209,7 +234,7 @@ class Linear(torch.nn.Module):
     def set_extra_state(self, state):
         assert state.numel() == 0
 
-    def forward(self, inp, is_first_microbatch=None):
+    def forward(self, inp, is_first_microbatch=None, fp8_output=False, fp8_grad=False):
         CALLS.append("Linear")
         assert isinstance(RECIPES[-1], Float8CurrentScaling)
         assert inp.shape[0] % 8 == 0 and inp.shape[1] % 16 == 0 and len(self.weight) % 16 == 0

@@ -1,6 +1,9 @@
 """Why an optional library cannot be used, one reason for each way to lack it."""
 
+import inspect
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +92,32 @@ def test_a_gpu_that_is_too_old_or_too_new(monkeypatch):
     assert libraries.flash_attn_3_absence("cuda") == f"compute capability 8.0; {needed}"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     assert libraries.flash_attn_3_absence("cuda") == f"compute capability 10.0; {needed}"
+
+
+SIGNATURES = json.loads(Path(__file__).with_name("signatures.json").read_text())
+
+
+@pytest.mark.parametrize("stand_in", SIGNATURES)
+def test_a_stand_in_takes_the_parameters_of_the_real_one_in_their_order(stand_in):
+    found = fake_libraries
+    for name in stand_in.split("."):
+        found = getattr(found, name)
+    names = []
+    for name, parameter in inspect.signature(found).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in names:
+            names.append("*")
+        names.append(name)
+    names = [name for name in names if name not in ("self", "ctx")]
+    assert names == SIGNATURES[stand_in]["parameters"], SIGNATURES[stand_in]["from"]
+
+
+def test_every_stand_in_has_a_signature_on_record():
+    recorded = {name.partition(".")[0] for name in SIGNATURES}
+    functions = {
+        value.__name__
+        for modules in fake_libraries.MODULES.values()
+        for contents in modules.values()
+        for value in contents.values()
+        if callable(value)
+    }
+    assert functions - recorded == {"Float8CurrentScaling"}  # made without arguments

@@ -1,0 +1,101 @@
+"""Write tests/signatures.json: the parameters of the real libraries, read in their sources.
+
+    pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.9.0
+    # and flash_attn-2.8.3.tar.gz from PyPI; unpack all into one folder
+    python -m tests.record_signatures FOLDER
+
+Nothing is imported: sources are read by `ast`. NVIDIA apex is on GitHub alone: its
+entries were read at the commits that they name, and stay as they are.
+"""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("signatures.json")
+SOURCES = {  # stand-in: distribution and version, file, where in it
+    "flash_attn_varlen_func": (
+        "flash-attn 2.8.3 (sdist)",
+        "flash_attn-2.8.3/flash_attn/flash_attn_interface.py",
+        "flash_attn_varlen_func",
+    ),
+    "flash_attn_3_varlen_func": (
+        "flash-attn 2.8.3 (sdist, hopper/)",
+        "flash_attn-2.8.3/hopper/flash_attn_interface.py",
+        "flash_attn_varlen_func",
+    ),
+    "memory_efficient_attention": (
+        "xformers 0.0.35 (wheel)",
+        "xformers/ops/fmha/__init__.py",
+        "memory_efficient_attention",
+    ),
+    "BlockDiagonalCausalMask.from_seqlens": (
+        "xformers 0.0.35 (wheel)",
+        "xformers/ops/fmha/attn_bias.py",
+        "BlockDiagonalMask.from_seqlens",
+    ),
+    "LigerRMSNormFunction.apply": (
+        "liger-kernel 0.8.5 (wheel)",
+        "liger_kernel/ops/rms_norm.py",
+        "LigerRMSNormFunction.forward",
+    ),
+    "LigerRopeFunction.forward": (
+        "liger-kernel 0.8.5 (wheel)",
+        "liger_kernel/ops/rope.py",
+        "LigerRopeFunction.forward",
+    ),
+    "LigerSiLUMulFunction.forward": (
+        "liger-kernel 0.8.5 (wheel)",
+        "liger_kernel/ops/swiglu.py",
+        "LigerSiLUMulFunction.forward",
+    ),
+    "autocast": (
+        "transformer-engine 2.9.0 (wheel)",
+        "transformer_engine/pytorch/quantization.py",
+        "autocast",
+    ),
+    "Linear.__init__": (
+        "transformer-engine 2.9.0 (wheel)",
+        "transformer_engine/pytorch/module/linear.py",
+        "Linear.__init__",
+    ),
+    "Linear.forward": (
+        "transformer-engine 2.9.0 (wheel)",
+        "transformer_engine/pytorch/module/linear.py",
+        "Linear.forward",
+    ),
+}
+
+
+def parameters(source: str, place: str) -> list[str]:
+    """Names in their order, `*` before keywords alone; without self, cls and ctx."""
+    body = ast.parse(source).body
+    *classes, name = place.split(".")
+    for outer in classes:
+        [body] = [
+            node.body for node in body if isinstance(node, ast.ClassDef) and node.name == outer
+        ]
+    *_, found = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    arguments = found.args
+    names = [argument.arg for argument in arguments.posonlyargs + arguments.args]
+    names = [name for name in names if name not in ("self", "cls", "ctx")]
+    if arguments.kwonlyargs:
+        names += ["*", *(argument.arg for argument in arguments.kwonlyargs)]
+    return names
+
+
+def main(folder: Path) -> None:
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    for stand_in, (origin, file, place) in SOURCES.items():
+        source = (folder / file).read_text()
+        record[stand_in] = {
+            "from": origin,
+            "file": file,
+            "parameters": parameters(source, place),
+        }
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
