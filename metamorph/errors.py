@@ -1,5 +1,6 @@
 """The exceptions whose message is meant for the person at the command line."""
 
+import re
 import reprlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,6 +32,18 @@ def one_line(message: str) -> str:
         return message
     words = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+# What Python tells programmers of: a value of another kind than the code reckoned with.
+_OF_KINDS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+_OF_PYTHON = re.compile(r"\b\w*(?:Error|Exception): ")
+
+
+def in_words(error: BaseException) -> str:
+    """What a library's error says of a file, in one line and without Python's own terms."""
+    if isinstance(error, (*_OF_KINDS, NotImplementedError)) or not str(error):
+        return "a field is missing or holds a value of another kind"
+    return _OF_PYTHON.sub("", " ".join(str(error).split()))
 
 
 class UserError(Exception):

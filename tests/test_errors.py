@@ -5,7 +5,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamorph.errors import LONGEST_MESSAGE, SampleError, UserError, one_line, shown
+from metamorph.errors import LONGEST_MESSAGE, SampleError, UserError, in_words, one_line, shown
 
 
 def nested(depth: int) -> list:
@@ -43,3 +43,11 @@ def test_a_value_is_shown_at_bounded_length():
     assert shown({"a": [1, "b"]}) == "{'a': [1, 'b']}"
     for value in ("x" * 10**6, 16**9999, 10**400, nested(9000), list(range(9000)), {1: nested(9)}):
         assert len(shown(value)) < 250
+
+
+def test_a_librarys_error_is_told_in_words():
+    assert in_words(ValueError("bad\n  footer")) == "bad footer"
+    assert in_words(ValueError("for 'act': TypeError: expected str")) == "for 'act': expected str"
+    unspeakable = "a field is missing or holds a value of another kind"
+    for error in (KeyError("x"), AttributeError("'int' object has no attribute 'pop'"), OSError()):
+        assert in_words(error) == unspeakable

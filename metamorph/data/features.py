@@ -59,16 +59,18 @@ class FeatureIndex:
     @classmethod
     def read(cls, folder: Path) -> "FeatureIndex":
         """Raises `UserError` if there is none, or it was changed by hand."""
-        path = folder / INDEX
+        values = read_json(folder / INDEX)
         try:
-            values = read_json(path)
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = cls(**values, shards=shards)
             sound = index.is_sound()
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is no index of features: {error}") from error
+        except (TypeError, KeyError, AttributeError):
+            sound = False
         if not sound:
-            raise UserError(f"{path} is no index of features: unknown dtype, file name or number")
+            raise UserError(
+                f"{folder / INDEX} is no index of features: a field is missing, unknown or of "
+                f"another kind; {ANEW}"
+            )
         return index
 
     def is_sound(self) -> bool:

@@ -6,9 +6,8 @@ from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, SchedulerMixin, UNet2DConditionModel
-from safetensors import SafetensorError
 
-from metamorph.errors import UserError, shown
+from metamorph.errors import UserError, in_words, shown
 from metamorph.folders import check_folder
 from metamorph.model.weights import read_json
 
@@ -17,10 +16,6 @@ Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
 WEIGHTS = "diffusion_pytorch_model"
 PLAIN = {f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"}
 VARIANT = re.compile(rf"{WEIGHTS}\.(?:safetensors\.index\.(\w+)\.json|(\w+)\.safetensors)")
-DAMAGE = (  # what diffusers raises for files that are broken or do not fit together
-    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError,
-    SafetensorError,
-)  # fmt: skip
 # Keys of a UNet that listens to more than its cross-attention: classes, text and time (SDXL).
 OTHER_CONDITIONS = (
     "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type",
@@ -97,7 +92,7 @@ def load_part(module_class: type[Module], folder: Path) -> Module:
             folder, variant=variant, use_safetensors=True, low_cpu_mem_usage=False,
             local_files_only=True, torch_dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
-    except DAMAGE as error:
+    except Exception as error:  # diffusers raises nothing narrower for what does not fit
         raise _broken(folder, error) from error
     if info["missing_keys"]:  # diffusers would go on with random weights
         raise UserError(f"{folder}: its weights lack the tensor {info['missing_keys'][0]!r}")
@@ -142,12 +137,12 @@ def load_scheduler(scheduler_class: type[Scheduler], folder: Path) -> Scheduler:
         raise UserError(f"{path}: prediction_type is {shown(prediction)}, expected 'epsilon'")
     try:
         return scheduler_class.from_pretrained(folder, local_files_only=True)
-    except DAMAGE as error:
+    except Exception as error:  # diffusers raises nothing narrower for what does not fit
         raise _broken(folder, error) from error
 
 
 def _broken(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder}: cannot be loaded: {' '.join(str(error).split())}")
+    return UserError(f"{folder}: cannot be loaded: {in_words(error)}")
 
 
 def load_base(folder: Path) -> tuple[AutoencoderKL, UNet2DConditionModel, DDPMScheduler]:

@@ -15,7 +15,7 @@ from metamorph.model.language_config import LanguageConfig
 from metamorph.model.tokenizer import TokenIds, add_image_tokens, all_stops, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import read_tokenizer
+from metamorph.model.weights import read_json, read_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,7 @@ def open_model(
     parts = choose_parts(start, device)
     if start.folder:
         folder = check_folder(start.folder, "model.folder")
-        sizes = MetaMorphConfig.read(folder).language
+        sizes = MetaMorphConfig.from_dict(read_json(folder / "config.json")).language
         check_positions(config.data.row_length, sizes)
         tokenizer, ids = open_tokenizer(start)
         model = MetaMorph.from_pretrained(folder)
@@ -79,7 +79,7 @@ def open_model(
     elif start.language and start.vision:
         folder = check_folder(start.language, "model.language")
         check_folder(start.vision, "model.vision")
-        sizes = LanguageConfig.read(folder)
+        sizes = LanguageConfig.from_dict(read_json(folder / "config.json"))
         check_positions(config.data.row_length, sizes)
         torch.manual_seed(config.seed)  # projector and vision head start from scratch
         model, tokenizer = assemble(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.activations import ACT2FN
 
-from metamorph.errors import UserError, shown, within
+from metamorph.errors import UserError, in_words, shown, within
 from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
 from metamorph.pixels import Square
 from metamorph_kernels import pool_normalize, tokens_read
@@ -230,7 +230,7 @@ def vision_config(data: dict) -> SiglipVisionConfig:
     try:
         config = SiglipVisionConfig(**written)
     except Exception as error:  # the hub's package, which checks the rest, raises nothing narrower
-        raise UserError(f"not the sizes of a SigLIP encoder: {error}") from error
+        raise UserError(f"not the sizes of a SigLIP encoder: {in_words(error)}") from error
     if config.hidden_size % config.num_attention_heads:
         raise UserError(
             f"num_attention_heads: {config.num_attention_heads} does not divide hidden_size, "

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from metamorph.disk import atomic_path, write_text
-from metamorph.errors import UserError
+from metamorph.errors import UserError, in_words, shown
 from metamorph.folders import check_file
 
 SINGLE_FILE = "model.safetensors"
@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
+        raise UserError(f"{path}: expected a JSON object, got {shown(data)}")
     return data
 
 
@@ -175,5 +175,4 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers package raises nothing narrower
-        message = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable as a tokenizer: {message}") from error
+        raise UserError(f"{path}: not readable as a tokenizer: {in_words(error)}") from error

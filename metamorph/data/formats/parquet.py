@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from metamorph.config.data_keys import Truncated
+from metamorph.config.keys import Truncated
 from metamorph.data.formats.records import Record, files_of
 from metamorph.data.formats.row_groups import MOST_VALUES, check_group, read_group, values_in
 from metamorph.data.images import Picture, StoredImage
 from metamorph.data.video import Video, open_video
-from metamorph.errors import SampleError, UserError, shown
+from metamorph.errors import SampleError, UserError, in_words, shown
 from metamorph.libraries import require
 
 
@@ -116,7 +116,10 @@ class _Row(Mapping):
         column = self.columns[name]
         if sum(map(values_in, column.slice(self.row, 1).chunks)) > MOST_VALUES:
             raise ValueError(f"{shown(name)}: its lists hold more than {MOST_VALUES} values")
-        return column[self.row].as_py()
+        try:
+            return column[self.row].as_py()
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            raise ValueError(f"{shown(name)}: unreadable cell: {in_words(error)}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)

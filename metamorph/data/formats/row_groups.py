@@ -8,7 +8,7 @@ once, what they would take is added up first, and the rest is told by the file's
 from pathlib import Path
 from typing import Any
 
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError, UserError, in_words
 
 LARGEST_GROUP = 2**29  # bytes, decoded
 MOST_VALUES = 2**20  # in the lists of one cell
@@ -79,8 +79,8 @@ def read_group(file: Path, number: int) -> dict[str, Any]:
                     )
                 batches.append(batch)
         table = Table.from_batches(batches)
-    except (ArrowException, OSError, ValueError, MemoryError) as error:
-        problem = f"the group cannot be read: {' '.join(str(error).split())}"
+    except (ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+        problem = f"the group cannot be read: {in_words(error)}"
         raise SampleError("unreadable row group", problem) from error
     return dict(zip(table.column_names, table.columns, strict=True))
 
