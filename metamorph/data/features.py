@@ -63,15 +63,14 @@ class FeatureIndex:
         try:
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = cls(**values, shards=shards)
-            sound = index.is_sound()
+            if index.is_sound():
+                return index
         except (TypeError, KeyError, AttributeError):
-            sound = False
-        if not sound:
-            raise UserError(
-                f"{folder / INDEX} is no index of features: a field is missing, unknown or of "
-                f"another kind; {ANEW}"
-            )
-        return index
+            pass  # as for one whose fields have values of another kind
+        raise UserError(
+            f"{folder / INDEX} is no index of features: a field is missing, unknown or of "
+            f"another kind; {ANEW}"
+        )
 
     def is_sound(self) -> bool:
         """Whether all is of its kind: `index.json` may hold anything."""
