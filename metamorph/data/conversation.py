@@ -23,6 +23,8 @@ from metamorph.model.chat_template import (
 )
 from metamorph.tokens import IMAGE_END, IMAGE_PLACEHOLDER, IMAGE_START
 
+# Of all turns of a sample: twice what the longest context of Llama 3 holds, encoded in seconds.
+MOST_CHARACTERS = 2**20
 ROLES = {
     "human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "model": ASSISTANT,
     "system": SYSTEM, "developer": SYSTEM,
@@ -96,6 +98,10 @@ def check_conversation(sample: Sample) -> None:
     if len(sample.turns) > MOST_TURNS:
         message = f"sample {sample.id}: {len(sample.turns)} turns, expected at most {MOST_TURNS}"
         raise SampleError("too many turns", message)
+    length = sum(len(turn.text) for turn in sample.turns)
+    if length > MOST_CHARACTERS:
+        problem = f"{length} characters of text, expected at most {MOST_CHARACTERS}"
+        raise SampleError("too much text", f"sample {sample.id}: {problem}")
     first = int(sample.turns[0].role == SYSTEM)
     for position, turn in enumerate(sample.turns[first:]):
         expected = (USER, ASSISTANT)[position % 2]

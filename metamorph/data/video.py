@@ -65,6 +65,8 @@ def open_video(name: str, data: bytes, max_pixels: int) -> Video:
             seconds = float(stream.duration * stream.time_base)
         else:
             seconds = (container.duration or 0) / av.time_base
+            if file.demuxer == "matroska":  # which counts from 0, not from its first frame
+                seconds -= float((stream.start_time or 0) * stream.time_base)
         says_both = 0 < frame_rate <= FASTEST and 0 < seconds <= LONGEST
         if not says_both or frame_rate * seconds < 1 / 2:  # less than a frame in the whole film
             frame_rate, seconds = _measured(container, stream)

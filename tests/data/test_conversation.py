@@ -86,6 +86,7 @@ def test_special_tokens_in_text_stay_text(encoder):
         (Sample("s", (Turn(ASSISTANT, "hi"),)), "turns out of order"),
         (Sample("s", (Turn(USER, "a"), Turn(USER, "b"))), "turns out of order"),
         (sample(*("a" * 1001)), "too many turns"),
+        (sample("a", "b" * 2**20), "too much text"),
     ],
 )
 def test_malformed_conversations_are_named(encoder, broken, cause):

@@ -35,7 +35,9 @@ class OneWay:
 
 
 @cache
-def film(form: str, count: int = 20, rate: int = 10, pixel: int = 1, live: bool = False) -> bytes:
+def film(
+    form: str, count: int = 20, rate: int = 10, pixel: int = 1, live: bool = False, first: int = 0
+) -> bytes:
     """Frame n is grey of brightness 20 + 10 n; red at the upper left corner, green at the right."""
     target = OneWay() if live else io.BytesIO()
     with av.open(target, "w", format=form, options={"live": "1"} if live else {}) as container:
@@ -47,7 +49,7 @@ def film(form: str, count: int = 20, rate: int = 10, pixel: int = 1, live: bool 
             pixels = np.full((HEIGHT, WIDTH, 3), 20 + 10 * number, np.uint8)
             pixels[:16, :16], pixels[:16, -16:] = (250, 0, 0), (0, 250, 0)
             frame = av.VideoFrame.from_ndarray(pixels)
-            frame.pts = number
+            frame.pts = first + number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return target.content if live else target.getvalue()
@@ -88,6 +90,13 @@ def test_frames_are_those_of_their_times(form):
 def test_far_frames_where_only_the_first_can_be_sought(form):
     video = opened(form, film(form, 22, rate=1))
     assert shown(video, [0.0, 6.0, 12.5, 18.0, 21.9]) == [0, 6, 12, 18, 21]
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska", "webm"])
+def test_a_film_that_was_cut_out_of_another_is_as_long_as_its_frames(form):
+    video = opened(form, film(form, first=50))
+    assert video.seconds == pytest.approx(2)
+    assert shown(video, [0, 1.5]) == [0, 15]
 
 
 def test_what_a_browser_records_has_no_length_and_is_measured():

@@ -146,6 +146,7 @@ def test_a_folder_is_not_said_to_be_missing(tmp_path):
         ('{"id": 1, "id": 2}', "key 'id' stands twice"),
         ('{"a": {"b": 1, "b": 1}}', "key 'b' stands twice"),
         ("{oops", "the line is not valid JSON: expecting property name"),
+        ('{"id": "\t"}', "the line is not valid JSON: invalid control character at column 9"),
         ("[" * 100_000, "not valid JSON: nested too deeply"),
         ('{"id": ' + "9" * 10_000 + "}", "not valid JSON: a number of more than 4300 digits"),
         ("3", "expected a JSON object, got 3"),
@@ -163,6 +164,12 @@ def test_what_is_wrong_with_a_line_is_a_sentence(tmp_path, line, words, monkeypa
         open_file(path).sample(1)
     assert words in str(caught.value) and f"{path}:2" in str(caught.value)
     assert caught.value.cause == "malformed record" and "Error" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_found_in_one_pass_over_many():
+    many = ", ".join(f'"{number}": 0' for number in [*range(100_000), 99_999])
+    with pytest.raises(ValueError, match="key '99999' stands twice"):
+        text.read_object(f"{{{many}}}".encode(), "it")
 
 
 def test_text_that_is_too_long_is_refused_before_it_is_parsed():

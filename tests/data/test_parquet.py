@@ -192,6 +192,17 @@ def test_every_kind_of_text_and_bytes_is_read(tmp_path, monkeypatch, kind, large
     assert source.sample(2).images[0].open().size == (20, 10)
 
 
+def test_columns_of_maps_cost_nothing_and_are_read(tmp_path):
+    pairs = [[("colour", "red")], None, [], [("a", "b"), ("c", "d")]]
+    tags = pyarrow.array(pairs, pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    table = pyarrow.table({"image": [image_bytes()] * 4, "caption": list("abcd"), "tags": tags})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    records = Parquet(tmp_path / "a.parquet", 10_000, {})
+    assert [records.record(row).get("tags") for row in range(4)] == pairs
+    assert row_groups.values_in(tags.slice(3)) == 4
+    assert row_groups.values_in(tags.slice(1, 2)) == 0
+
+
 def test_without_pyarrow_the_reason_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", [{"caption": "a"}])
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

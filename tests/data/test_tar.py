@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,29 @@ def test_broken_fields_of_pax_are_damage(tmp_path, content):
         add(tar, "fields", content, type=tarfile.XHDTYPE)
         add(tar, "1.txt", b"world")
     assert [member.problem and member.problem[0] for member in members(path)] == [None, DAMAGED]
+
+
+def test_fields_of_pax_are_read_in_one_pass_whatever_fills_up_their_block(tmp_path):
+    path = tmp_path / "a.tar"
+    fields = b"5 a=\n" * 100_000
+    with tarfile.open(path, "w") as tar:
+        add(tar, "fields", fields.ljust(2**20, b"\0"), type=tarfile.XHDTYPE)
+        add(tar, "0.txt", b"hello")
+    started = time.monotonic()
+    assert [member.name for member in members(path)] == ["0.txt"]
+    assert time.monotonic() - started < 2  # it was 12 s
+
+
+@pytest.mark.parametrize("kind", [b"D", b"M", b"N", b"V", b"A"])
+def test_entries_of_foreign_types_are_passed_over_with_their_bytes(tmp_path, kind):
+    """Such as the lists of folders that GNU tar writes into incremental backups."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        add(tar, "0.lst", b"x" * 600, type=kind)
+        add(tar, "1.txt", b"hello")
+    listed, file = members(path)
+    assert listed.problem == (UNSAFE, "member '0.lst' is not a plain file")
+    assert (file.name, file.offset, file.problem) == ("1.txt", 2048, None)
 
 
 def test_files_with_holes_are_refused_by_name_and_passed_over(tmp_path):

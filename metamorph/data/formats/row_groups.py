@@ -123,4 +123,9 @@ def values_in(array: Any) -> int:
 def _children(array: Any) -> list[Any]:
     from pyarrow import types
 
-    return array.flatten() if types.is_struct(array.type) else [array.flatten()]
+    if types.is_struct(array.type):
+        return array.flatten()
+    if not types.is_map(array.type):
+        return [array.flatten()]
+    start, end = array.offsets[0].as_py(), array.offsets[-1].as_py()  # in keys and values
+    return [array.keys.slice(start, end - start), array.items.slice(start, end - start)]

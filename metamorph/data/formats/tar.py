@@ -66,8 +66,9 @@ def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[Member]:
             return
         if header is None:
             return
-        # Links, devices and folders have no bytes, whatever size they claim.
-        size = header.size if header.isreg() else 0
+        # Links, devices and folders have no bytes, whatever size they claim; all other types do.
+        has_none = header.type in tarfile.SUPPORTED_TYPES and not header.isreg()
+        size = 0 if has_none else header.size
         shown_name = f"member {shown(header.name)}"
         if start + size > end:
             problem = f"{shown_name} claims {size} bytes, of which the tar holds {end - start}"
@@ -136,7 +137,8 @@ def _after_sparse(file: BinaryIO, offset: int, more: int) -> int:
 def _pax_fields(content: bytes) -> dict[str, str]:
     """`length key=value` lines; what comes after a broken one is damage."""
     fields, place = {}, 0
-    while place < len(content.rstrip(b"\0")):
+    content = content.rstrip(b"\0")
+    while place < len(content):
         found = PAX_FIELD.match(content, place)
         if found is None:
             raise Damage("its pax fields are broken")

@@ -1,6 +1,7 @@
 """Text and JSON of a record: what is wrong with them is a `ValueError` in words."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from metamorph.errors import shown
@@ -25,7 +26,7 @@ def read_object(content: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_int=_whole)
     except json.JSONDecodeError as error:
-        problem = f"{error.msg[0].lower()}{error.msg[1:]}"
+        problem = f"{error.msg[0].lower()}{error.msg[1:]}".removesuffix(" at")
         raise ValueError(
             f"{what} is not valid JSON: {problem} at column {error.pos + 1}"
         ) from error
@@ -45,7 +46,6 @@ def _whole(digits: str) -> int:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {shown(twice)} stands twice in its JSON")
     return values
