@@ -32,7 +32,10 @@ def atomic_path(path: Path) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # safetensors leaves what it writes to its owner alone
         sync(temporary)
         os.replace(temporary, path)
     finally:

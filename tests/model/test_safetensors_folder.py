@@ -76,6 +76,13 @@ def test_files_of_the_user_beside_the_model_stay(tmp_path):
     }  # fmt: skip
 
 
+def test_weights_can_be_read_by_whom_other_files_can(tmp_path):
+    write_json(tmp_path / "config.json", {})
+    write_tensors(tmp_path, example())
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
     write_json(path, {"a": 1})
