@@ -54,7 +54,14 @@ class StoredImage:
     truncated: Truncated = "skip"
 
     def open(self) -> Image.Image:
-        return decode_image(self.read(), self.name, self.max_pixels, self.truncated)
+        content = self.read()
+        try:
+            return decode_image(content, self.name, self.max_pixels, self.truncated)
+        except SampleError as error:
+            if error.cause != "corrupt image" or self.truncated == "use" or not is_cut(content):
+                raise
+            hint = "data.truncated: use takes what is there of a JPEG"
+            raise SampleError(error.cause, f"{error} ({hint})") from error
 
     def key(self) -> bytes:
         return hashlib.sha256(self.read()).digest()
@@ -163,6 +170,11 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
     return decode_image(read_file(path), str(path), max_pixels)
 
 
+def is_cut(content: bytes) -> bool:
+    """Whether a file is a JPEG without its end."""
+    return content.startswith(JPEG_START) and not content.rstrip(b"\0").endswith(JPEG_END)
+
+
 def decode_image(
     content: bytes, name: str, max_pixels: int, truncated: Truncated = "skip"
 ) -> Image.Image:
@@ -172,8 +184,7 @@ def decode_image(
     `max_pixels` or not a whole picture in one of `FORMATS`. `truncated`: a JPEG that lacks its last
     bytes is one of them, or is used with grey in place of what they held.
     """
-    is_cut = content.startswith(JPEG_START) and not content.rstrip(b"\0").endswith(JPEG_END)
-    if is_cut and truncated == "use":
+    if truncated == "use" and is_cut(content):
         content += JPEG_END  # what libjpeg waits for; it fills up what came before
     try:
         with warnings.catch_warnings():
@@ -192,8 +203,6 @@ def decode_image(
         raise SampleError("corrupt image", problem) from error
     except Exception as error:  # damaged bytes make Pillow raise errors of many types
         problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
-        if is_cut and truncated == "skip":
-            problem += " (data.truncated: use takes what is there of a JPEG)"
         raise SampleError("corrupt image", problem) from error
     if covered is None or covered == (0, 0, *shown.size):
         return shown

@@ -106,8 +106,8 @@ def test_a_jpeg_without_its_last_bytes_is_used_where_that_is_asked_for(progressi
     content = photo(progressive)
     whole = np.asarray(decoded(content)).astype(int)
     for cut in (1, 2, 3, 40):
-        with pytest.raises(SampleError, match=r"truncated.*\(data.truncated: use takes") as caught:
-            decoded(content[:-cut])
+        with pytest.raises(SampleError, match=r"truncated \([^()]*\)$") as caught:
+            decoded(content[:-cut])  # not of a run: no key of one is named
         assert caught.value.cause == "corrupt image"
         used = np.asarray(decode_image(content[:-cut], "p.jpg", 10_000, "use"))
         assert used.shape == whole.shape
@@ -136,7 +136,7 @@ def test_every_source_does_with_a_cut_jpeg_as_it_is_told(tmp_path, source, trunc
     if truncated == "use":
         assert picture.open().size == (64, 64)
     else:
-        with pytest.raises(SampleError, match="data.truncated"):
+        with pytest.raises(SampleError, match=r"\(data.truncated: use takes"):
             picture.open()
 
 

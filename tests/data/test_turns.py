@@ -50,6 +50,28 @@ def test_parts_of_a_turn_are_joined(tmp_path):
     assert sample.turns[0] == Turn(USER, "<image>What is it?")
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": OPENAI, "conversations": LLAVA}, "conversations and messages are both there"),
+        ({"messages": OPENAI, "image": "a.png", "images": ["b.png"]}, "image and images are both"),
+        ({"query": "What?", "id": "7"}, "neither conversations nor messages is there, only "),
+        ({}, "neither conversations nor messages is there, only nothing"),
+        ({"messages": OPENAI, "images": ["https://a.org/b.png"]}, "address, and nothing is down"),
+        ({"messages": OPENAI, "image": "data:image/png;base64,iVBOR"}, "is an address"),
+    ],
+)
+def test_what_would_be_left_out_or_is_elsewhere_is_refused(tmp_path, record, message):
+    with pytest.raises(SampleError, match=message):
+        sample_of(tmp_path, **record)
+
+
+def test_the_same_images_said_twice_are_one(tmp_path):
+    for images in ("a.png", ["a.png"]):
+        sample = sample_of(tmp_path, messages=OPENAI, image="a.png", images=images)
+        assert len(sample.images) == 1
+
+
 def test_a_box_keeps_the_system_turn(tmp_path):
     turns = [{"from": "system", "value": "Be brief."}, *LLAVA]
     sample = sample_of(

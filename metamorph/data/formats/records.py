@@ -22,8 +22,10 @@ from metamorph.tokens import IMAGE_PLACEHOLDER
 
 # A part of a turn that is an image: its type, and under what it may name a file.
 IMAGE_PARTS = ("image", "image_url", "input_image")
+ADDRESS = re.compile(r"(?:https?|s3|gs|hf|data):")
 IMAGE_FILES = ("image", "image_url", "url", "path", "source", "data")
 
+MOST_NAMES = 8  # of fields, in a message
 PARTS = re.compile(r"[0-9]+|[^0-9]+")  # of a name
 
 
@@ -59,8 +61,8 @@ class Record:
     def pictures(self, name: str) -> tuple[Picture, ...]:
         """The images that a field names: none, one or a list. `images` says the same as `image`."""
         value = self.get(name)
-        if value is None and name == "image":
-            value = self.get("images")
+        if name == "image":
+            _, value = self._either("image", "images")
         values = [] if value is None else value if isinstance(value, list) else [value]
         return tuple(self.files.picture(value) for value in values)
 
@@ -73,12 +75,26 @@ class Record:
 
     def turns(self) -> tuple[Turn, ...]:
         """The field `conversations` in LLaVA's format, or `messages` in OpenAI's."""
-        name, written = "conversations", self.get("conversations")
-        if written is None and self.get("messages") is not None:
-            name, written = "messages", self.get("messages")
+        name, written = self._either("conversations", "messages")
+        if written is None:
+            found = ", ".join(map(shorten, list(self.values)[:MOST_NAMES]))
+            raise ValueError(
+                f"neither conversations nor messages is there, only {found or 'nothing'}; "
+                f"data.fields says where a field has another name"
+            )
         if not isinstance(written, list):
             raise ValueError(f"{name}: expected a list, got {shown(written)}")
         return tuple(_turn(f"{name}[{number}]", turn) for number, turn in enumerate(written))
+
+    def _either(self, name: str, other: str) -> tuple[str, Any]:
+        """The field that is there of two that say the same, and its value, None without any.
+        Raises `ValueError` if they differ: one of them would be left out unnoticed."""
+        value, second = self.get(name), self.get(other)
+        if value is None:
+            return other, second
+        if second is not None and second not in (value, [value]):
+            raise ValueError(f"{name} and {other} are both there and differ; leave out one")
+        return name, value
 
     @property
     def id(self) -> str:
@@ -165,6 +181,11 @@ class Folder:
     def picture(self, value: Any) -> Picture:
         if not isinstance(value, str):
             raise ValueError(f"image: expected a name or a list of names, got {shown(value)}")
+        if ADDRESS.match(value):
+            raise ValueError(
+                f"image: {shown(value)} is an address, and nothing is downloaded; fetch it and "
+                f"give the file's name below {self.folder}"
+            )
         read = _Reader(self.root, value)
         return StoredImage(value, read, self.max_pixels, self.truncated)
 
