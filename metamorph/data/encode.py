@@ -170,6 +170,7 @@ class Progress:
         self.bar.update(samples - self.bar.n)
 
     def close(self) -> None:
+        self.bar.last_print_t = time.time()  # else one that never moved is left as it first was
         self.bar.close()
 
 

@@ -96,6 +96,13 @@ def test_the_bar_counts_what_is_done_and_starts_where_it_is(parts, pictures, tmp
     assert index.rows == 7
 
 
+def test_the_bar_is_shown_to_its_end_also_where_all_was_known(parts, pictures, tmp_path, capsys):
+    whole = command(parts, tmp_path, str(pictures))
+    for _ in range(2):
+        assert main(whole) == 0
+        assert "7/7" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_what_is_encoded_is_kept_when_a_run_is_interrupted(parts, pictures, tmp_path, monkeypatch):
     vision = VisionEncoder.from_pretrained(parts / "siglip", GRID)
     config = DataConfig(source="pictures", path=str(pictures), shuffle=False)
