@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metamorph.errors import UserError
 
+DOWNLOADS = "models"  # where the recipes look for what was downloaded
 # ORG/NAME, or the address of its page.
 HUB_NAME = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)?"
@@ -27,13 +28,22 @@ def check_folder(folder: str | Path, key: str = "") -> Path:
     if path.is_symlink():
         raise UserError(f"{where} is a link to nothing, expected a folder")
     found = HUB_NAME.fullmatch(str(folder))
-    if found is None or path.parent.is_dir():
+    # Where the command would have put it, it was not yet: that is no name of the hub.
+    if found is None or path.parent.is_dir() or path.parent == Path(DOWNLOADS):
         raise UserError(f"{where} does not exist, expected a folder")
-    name, local = found["name"], f"models/{found['last']}"
+    name, local = found["name"], f"{DOWNLOADS}/{found['last']}"
     raise UserError(
         f"{where} is no folder here, and nothing is downloaded unasked; if it is a model on "
         f"Hugging Face, run `hf download {name} --local-dir {local}` and give {local}"
     )
+
+
+def check_result(path: Path, kind: str) -> None:
+    """Raises `UserError` where a file is missing because its folder is that of a whole run, which
+    has its result, of this `kind` (model or decoder), in a folder of that name."""
+    result = path.parent / kind
+    if not path.exists() and (result / path.name).exists():
+        raise UserError(f"{path.parent} is the folder of a run, whose {kind} is {result}")
 
 
 def check_file(path: Path, expected: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from metamorph.cli.command import main
 from metamorph.config import RunConfig
 from metamorph.errors import UserError
-from metamorph.folders import check_file, check_folder
+from metamorph.folders import check_file, check_folder, check_result
 from metamorph.model.weights import read_json
 from metamorph.monitor.sample_sheet import SampleSheet
 
@@ -48,7 +48,16 @@ def test_a_path_is_not_taken_for_a_name(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "loose").symlink_to(tmp_path / "gone")
-    for path in ("runs/mine", "a/b/c", str(tmp_path / "a" / "b"), "../a", "nowhere", "./a"):
+    # `models/x` is where the command puts what it fetches.
+    for path in (
+        "runs/mine",
+        "models/x",
+        "a/b/c",
+        str(tmp_path / "a" / "b"),
+        "../a",
+        "nowhere",
+        "./a",
+    ):
         assert refused(path) == f"{path} does not exist, expected a folder"
     assert refused("file", "decoder.base") == "decoder.base: file is a file, expected a folder"
     assert refused("loose") == "loose is a link to nothing, expected a folder"
@@ -78,6 +87,29 @@ def test_every_verb_and_key_says_so(command, capsys, tmp_path):
     assert error.count("\n") == 1 and f"`{DOWNLOAD}`" in error
     assert error.startswith(f"metamorph: {key if verb == 'train' else ''}{NAME} is no folder here")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["model", "decoder"])
+def test_the_folder_of_a_run_names_the_one_of_its_result(kind):
+    Path("run", kind).mkdir(parents=True)
+    path = Path("run", "config.json")
+    check_result(path, kind)  # neither is there: another message
+    Path("run", kind, "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^run is the folder of a run, whose {kind} is run/{kind}"):
+        check_result(path, kind)
+    path.write_text("{}")
+    check_result(path, kind)
+
+
+@pytest.mark.parametrize(
+    "verb", ["generate hi --model run", "export run out", "join run --decoder x --output out"]
+)
+def test_every_verb_names_the_model_of_a_run(verb, capsys):
+    for folder in ("run/model", "x"):
+        Path(folder).mkdir(parents=True)
+    Path("run/model/config.json").write_text("{}")
+    assert main(verb.split()) == 2
+    assert "run is the folder of a run, whose model is run/model" in capsys.readouterr().err
 
 
 def test_the_decoder_of_the_monitor_says_so(tmp_path):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("data", "model")
 PART_KEYS = {entry.name for entry in fields(PartConfig)}
+RECORDS = (".json", ".jsonl", ".parquet", ".tar")
 RUN_KEYS = {entry.name for entry in fields(RunConfig)}
 
 
@@ -48,6 +49,11 @@ def read_data_inputs(arguments: argparse.Namespace) -> RunConfig:
     path = find_config(arguments.data)
     if path.is_dir():
         config = _build(path, overrides, stage="decoder", source="pictures")
+    elif path.suffix.lower() in RECORDS:
+        raise UserError(
+            f"{path}: it holds samples itself, expected a run file or mixture file whose path it "
+            f"is, or a folder of pictures"
+        )
     elif is_run_file(read_yaml(path)):
         config = load_config(path, overrides)
     else:

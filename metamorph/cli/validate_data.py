@@ -37,9 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     from metamorph.data.bad_list import bad_list
     from metamorph.data.opening import open_parts
     from metamorph.data.validate import validate_part
+    from metamorph.model.opening import check_positions, language_sizes
 
     words = config.stage != "decoder"
     encoder = open_chat_encoder(config) if words else None
+    if words:
+        check_positions(config.data.row_length, language_sizes(config.model))
     parts = open_parts(config.data, config.seed, words)
     over = []
     with bad_list(arguments.bad) as on_bad:

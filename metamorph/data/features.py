@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metamorph.data.images import DECODING
 from metamorph.disk import in_threads, sha256_of
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError, UserError, within
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 from metamorph.processes import gather, share
@@ -244,13 +244,14 @@ def other_decoding(index: FeatureIndex) -> str:
 def open_features(folder: str, vision: VisionEncoder, verify: bool = True) -> FeatureFolder:
     """The folder `data.features`, see `FeatureFolder`. Raises `UserError` if another encoder made
     it, or if its pictures were read in another way."""
-    index = FeatureIndex.read(Path(folder))
-    if index.decoding != DECODING:
-        raise UserError(f"data.features: {folder} {other_decoding(index)}")
-    features = FeatureFolder(Path(folder), verify)
-    if features.index.encoder != identity(vision):
-        raise UserError(
-            f"data.features: {folder} was made by another encoder, or for another grid than "
-            f"{vision.grid}; encode the data anew"
-        )
+    with within("data.features"):
+        index = FeatureIndex.read(Path(folder))
+        if index.decoding != DECODING:
+            raise UserError(f"{folder} {other_decoding(index)}")
+        features = FeatureFolder(Path(folder), verify)
+        if features.index.encoder != identity(vision):
+            raise UserError(
+                f"{folder} was made by another encoder, or for another grid than {vision.grid}; "
+                f"encode the data anew"
+            )
     return features

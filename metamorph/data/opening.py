@@ -71,7 +71,8 @@ def open_validation(config: DataConfig, seed: int) -> Source:
     try:
         return open_source(replace(config, validation=""), seed)
     except UserError as error:
-        raise UserError(f"data.validation: {error}") from error
+        problem = str(error).removeprefix("data.path: ")  # it is not that path
+        raise UserError(f"data.validation: {problem}") from error
 
 
 def open_parts(config: DataConfig, seed: int, words: bool = True) -> dict[str, Source]:
@@ -139,8 +140,8 @@ def check_pictures(config: SourceConfig, words: bool) -> None:
     """Raises `UserError` if a folder of pictures is to say something."""
     if words:
         raise UserError(
-            f"data.source: {config.path} is a folder of pictures without a word about them, from "
-            f"which only stage decoder learns; expected jsonl, webdataset or parquet"
+            f"data.source: pictures ({config.path}) come without a word about them, only stage "
+            f"decoder learns from that; expected jsonl, webdataset or parquet"
         )
     if config.family != SourceConfig.family:
         raise UserError(

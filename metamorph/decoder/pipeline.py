@@ -22,7 +22,7 @@ from metamorph.data.features import identity
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import check_parts, load_part, load_scheduler
 from metamorph.errors import UserError, shown
-from metamorph.folders import check_folder
+from metamorph.folders import check_folder, check_result
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
@@ -179,9 +179,7 @@ class VisualDecoder(DiffusionPipeline):
 
 def _read_index(path: Path) -> dict:
     """model_index.json. `UserError` unless it is that of a `VisualDecoder`."""
-    result = path.parent / "decoder"
-    if not path.exists() and (result / path.name).exists():
-        raise UserError(f"{path.parent} is the folder of a run, whose decoder is {result}")
+    check_result(path, "decoder")
     index = read_json(path)
     if index.get("_class_name") != VisualDecoder.__name__:
         found = index.get("_class_name")

@@ -8,7 +8,7 @@ from metamorph.decoder.pipeline import COMPONENTS, VisualDecoder
 from metamorph.folders import check_folder
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.model.weights import read_tokenizer
 
 WEIGHTS = ".safetensors"
 SETTINGS = (".json", ".jinja", ".txt", ".model")  # configs and the files of tokenizers
@@ -22,7 +22,7 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
     Raises `UserError` unless the decoder draws from the features that the model predicts.
     """
     model, decoder = check_folder(model), check_folder(decoder)
-    config = MetaMorphConfig.from_dict(read_json(model / "config.json"))
+    config = MetaMorphConfig.read(model)
     read_tokenizer(model)
     vision = None
     if (model / "encoder").exists():

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig, RunConfig
-from metamorph.errors import UserError
+from metamorph.errors import UserError, within
 from metamorph.folders import check_folder
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.language import Llama
@@ -15,7 +15,7 @@ from metamorph.model.language_config import LanguageConfig
 from metamorph.model.tokenizer import TokenIds, add_image_tokens, all_stops, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import read_json, read_tokenizer
+from metamorph.model.weights import read_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -71,16 +71,14 @@ def open_model(
     parts = choose_parts(start, device)
     if start.folder:
         folder = check_folder(start.folder, "model.folder")
-        sizes = MetaMorphConfig.from_dict(read_json(folder / "config.json")).language
-        check_positions(config.data.row_length, sizes)
+        check_positions(config.data.row_length, language_sizes(start))
         tokenizer, ids = open_tokenizer(start)
         model = MetaMorph.from_pretrained(folder)
         add_rows(model, ids)
     elif start.language and start.vision:
-        folder = check_folder(start.language, "model.language")
+        check_folder(start.language, "model.language")
         check_folder(start.vision, "model.vision")
-        sizes = LanguageConfig.from_dict(read_json(folder / "config.json"))
-        check_positions(config.data.row_length, sizes)
+        check_positions(config.data.row_length, language_sizes(start))
         torch.manual_seed(config.seed)  # projector and vision head start from scratch
         model, tokenizer = assemble(
             start.language, start.vision, grid=start.grid, chat_template=start.chat_template
@@ -100,6 +98,16 @@ def add_rows(model: MetaMorph, ids: TokenIds) -> None:
     model.language.add_tokens(new)
     model.config.added_ids = sorted({*model.config.added_ids, *new})
     model.config.eos_ids = sorted({*model.config.eos_ids, *ids["eos_ids"]})
+
+
+def language_sizes(start: ModelConfig) -> LanguageConfig:
+    """The language model's settings: those in `model.folder` if it is given, else those of
+    `model.language`. Raises `UserError` that names the key."""
+    if start.folder:
+        with within("model.folder"):
+            return MetaMorphConfig.read(check_folder(start.folder)).language
+    with within("model.language"):
+        return LanguageConfig.read(check_folder(start.language))
 
 
 def check_positions(row_length: int, language: LanguageConfig) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError, shown
+from metamorph.folders import check_result
 from metamorph.model.chat_template import (
     FIXED_DATE,
     LLAMA3,
@@ -120,6 +121,8 @@ def open_tokenizer(start: ModelConfig) -> tuple[PreTrainedTokenizerBase, TokenId
     `model.chat_template` names another. Raises `UserError`.
     """
     folder = Path(start.folder or start.language)
+    if start.folder:
+        check_result(folder / "tokenizer.json", "model")
     tokenizer = read_tokenizer(folder)
     chosen = start.chat_template
     if start.folder and not chosen and "added_ids" not in read_json(folder / "config.json"):

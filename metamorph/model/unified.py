@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.errors import UserError, shown, within
+from metamorph.folders import check_result
 from metamorph.model.language import Attention, Llama
 from metamorph.model.language_config import COMPUTED, LanguageConfig, check_types
 from metamorph.model.vision import VisionEncoder
@@ -74,6 +75,7 @@ class MetaMorphConfig:
     @classmethod
     def read(cls, folder: Path) -> "MetaMorphConfig":
         """As `from_dict`, from the config.json of a folder, which every message names."""
+        check_result(folder / "config.json", "model")
         data = read_json(folder / "config.json")
         with within(folder / "config.json"):
             return cls.from_dict(data)

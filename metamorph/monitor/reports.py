@@ -81,4 +81,5 @@ class Reports:
         for tracker in self.trackers:
             tracker.close()
         for cause, (count, example) in self.skipped.items():
-            print(f"skipped {count} samples: {cause} (first: {example})")
+            samples = "1 sample" if count == 1 else f"{count} samples"
+            print(f"skipped {samples}: {cause} (first: {example})")

@@ -23,6 +23,7 @@ from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import load_base
 from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.errors import within
 from metamorph.folders import check_folder
 from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_encoder
@@ -39,7 +40,8 @@ class DecoderTrainer(nn.Module):
         super().__init__()
         base = check_folder(config.decoder.base, "decoder.base")
         self.vision = open_encoder(config.model)
-        self.vae, self.unet, self.noise_scheduler = load_base(base)
+        with within("decoder.base"):
+            self.vae, self.unet, self.noise_scheduler = load_base(base)
         self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
         self.unet.train().to(memory_format=torch.channels_last)  # convolutions run faster so
         torch.manual_seed(config.seed)  # the adapter starts from scratch

@@ -65,6 +65,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_recomputation(config, device)
     check_optimizer(config, device)
     check_visual_coefficient(config)
+    check_factors(config)
     check_lora(config, device)
     check_float8(config, device)
 
@@ -79,14 +80,14 @@ def check_plan(config: RunConfig, processes: int) -> None:
     else:
         check_parallel(config, processes)
         check_visual_coefficient(config)
+        check_factors(config)
 
 
 def check_stage_uses(config: RunConfig) -> None:
     """No key is set that the stage does not use."""
     for key, stages in iter_unused(config):
         raise UserError(
-            f"{key}: stage {config.stage} does not use it, only {' and '.join(stages)} does; "
-            f"leave it out"
+            f"{key}: stage {config.stage} does not use it (only {', '.join(stages)}); leave it out"
         )
 
 
@@ -234,6 +235,18 @@ def check_visual_coefficient(config: RunConfig) -> None:
             f"training.visual_coefficient: got {coefficient:g}, but stage {config.stage} leaves "
             f"the vision head as it is, random at first, and a loss through it is noise; leave the "
             f"key out (0), and set it in stage instruct, which trains the head"
+        )
+
+
+def check_factors(config: RunConfig) -> None:
+    """Some part of the model has a learning rate."""
+    keys = ["projector_rate_factor", "language_rate_factor"]
+    if config.stage == "instruct":
+        keys.append("vision_head_rate_factor")
+    if not any(getattr(config.training, key) for key in keys):
+        raise UserError(
+            f"training.{keys[0]}: {' and '.join(keys)} are 0, so that stage {config.stage} would "
+            f"train nothing; leave one out (1)"
         )
 
 

@@ -37,6 +37,12 @@ def test_all_else_is_taken_for_a_mixture(written):
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool[0])
+def test_samples_are_no_run_file(tool, tmp_path, capsys):
+    assert main([tool[0], str(tmp_path / "data.jsonl"), *tool[1:]]) == 2
+    assert "data.jsonl: it holds samples itself, expected a run file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool[0])
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

@@ -143,7 +143,10 @@ def test_tools_that_look_at_data_see_what_is_held_out_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(path="data.jsonl", validation="no.jsonl"), "data.validation: .*no.jsonl"),
+        (
+            DataConfig(path="data.jsonl", validation="no.jsonl"),
+            "^data.validation: no.jsonl does not exist",
+        ),
         (
             DataConfig(source="toy_scenes", validation="held.jsonl"),
             "held.jsonl is no mixture file, .* data.source toy_scenes does not say how",

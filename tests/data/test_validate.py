@@ -78,6 +78,13 @@ def test_a_run_file_brings_tokenizer_row_length_and_limit(folder, capsys):
     assert capsys.readouterr().out.startswith("data: 8 of 8 samples looked at, 6 usable\n")
 
 
+def test_rows_are_no_longer_than_the_model_has_positions(folder, capsys):
+    command = ["validate-data", str(folder / "mixture.yaml"), "--model.language"]
+    command += [str(folder / "llama"), "--model.grid", "2", "--data.row_length", "8193"]
+    assert main(command) == 2
+    assert "data.row_length: 8193 tokens, but the model has positions" in capsys.readouterr().err
+
+
 def test_a_mixture_file_needs_a_tokenizer(folder, capsys):
     assert main(["validate-data", str(folder / "mixture.yaml")]) == 2
     assert "model.language: nothing says whose tokens" in capsys.readouterr().err

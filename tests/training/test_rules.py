@@ -47,7 +47,7 @@ def test_a_key_that_the_decoder_stage_does_not_use(decoder_file, key, value, opt
 def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
     config = tiny_config(tmp_path, stage)
     config.decoder.guidance_scale = 5.0
-    with pytest.raises(UserError, match="decoder.guidance_scale: .* only decoder does"):
+    with pytest.raises(UserError, match=r"decoder.guidance_scale: .* \(only decoder\)"):
         check_rules(config, CPU)
 
 
@@ -78,6 +78,17 @@ def test_a_rate_of_what_the_stage_does_not_train(tmp_path, stage, key):
     config = tiny_config(tmp_path, stage, **{key: 2.0})
     with pytest.raises(UserError, match=f"training.{key}: stage {stage} does not use it"):
         check_rules(config, CPU)
+
+
+def test_some_part_is_trained(tmp_path):
+    none = {"projector_rate_factor": 0.0, "language_rate_factor": 0.0}
+    config = tiny_config(tmp_path, "align", **none)
+    for check in (lambda: check_rules(config, CPU), lambda: check_plan(config, 1)):
+        with pytest.raises(UserError, match="stage align would train nothing"):
+            check()
+    check_rules(tiny_config(tmp_path, "instruct", **none), CPU)
+    with pytest.raises(UserError, match="stage instruct would train nothing"):
+        check_rules(tiny_config(tmp_path, "instruct", **none, vision_head_rate_factor=0.0), CPU)
 
 
 def test_data_that_are_not_named(tmp_path):
