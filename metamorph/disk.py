@@ -43,7 +43,10 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file of UTF-8 text, or leave the one that is there."""
+    """Write a whole file of UTF-8 text, or leave the one that is there. A folder that has its name
+    is set aside."""
+    if path.is_dir():
+        set_aside(path)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -63,6 +66,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def set_aside(path: Path) -> None:
+    """Frees a name, by giving what has it a name beside it that nothing has."""
+    beside, number = path.with_name(f"{path.name}.aside"), 1
+    while beside.exists() or beside.is_symlink():
+        number += 1
+        beside = path.with_name(f"{path.name}.aside-{number}")
+    path.rename(beside)
 
 
 def sha256_of(path: Path) -> str:

@@ -12,11 +12,11 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
-from metamorph.errors import UserError
+from metamorph.errors import UserError, within
 
 FILE = "run.lock"
 WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
@@ -84,13 +84,14 @@ def _start_of(pid: int) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
+def locked(folder: Path, key: str = "output") -> Generator[None]:
     """This process has `folder` for itself, as long as all others ask in this way.
 
-    Raises `UserError`, in one sentence, if another one has it.
+    Raises `UserError`, in one sentence that begins with `key`, if another one has it.
     """
     own = Owner.current()
-    _take(folder / FILE, own)
+    with within(key):
+        _take(folder / FILE, own)
     try:
         yield
     finally:
@@ -116,8 +117,9 @@ def _check_ended(path: Path, owner: Owner, own: Owner) -> None:
     ended = owner.has_ended(seen_by=own)
     if ended:
         return
-    who = f"output: {path.parent} is in use by process {owner.pid} on {owner.host}"
-    age = str(datetime.now(UTC) - datetime.fromisoformat(owner.since)).partition(".")[0]
+    who = f"{path.parent} is in use by process {owner.pid} on {owner.host}"
+    age = datetime.now(UTC) - datetime.fromisoformat(owner.since)
+    age = str(max(age, timedelta(0))).partition(".")[0]  # another machine's clock may be ahead
     if ended is None:
         raise UserError(
             f"{who}, as of {age} ago, which cannot be seen from {own.host}; "

@@ -62,6 +62,7 @@ LONG_AGO = (datetime.now(UTC) - timedelta(days=3, seconds=9)).isoformat()
         (replace(NOW, boot="before", pid=1), None),  # the machine started anew
         (replace(NOW, numbering="pid:[7]"), "cannot be seen from"),  # another container
         (replace(NOW, host="elsewhere", since=LONG_AGO), "as of 3 days, 0:.* ago, which"),
+        (replace(NOW, host="elsewhere", since="9999-01-01T00:00:00+00:00"), "as of 0:00:00 ago"),
         (replace(NOW, host="elsewhere", boot="other"), "if that run has ended, remove .*/run.lock"),
     ],
 )

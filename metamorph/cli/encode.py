@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metamorph.data.encode import encode, verify
     from metamorph.data.opening import open_parts
     from metamorph.devices import resolve_device
+    from metamorph.lock import locked
     from metamorph.model.opening import open_encoder
 
     if arguments.verify:
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_chat_format(config)  # before hours are spent on features that nothing could train on
     vision = open_encoder(config.model).to(resolve_device(arguments.device))
     parts = open_parts(replace(config.data, shuffle=False), config.seed, words=False)
-    with bad_list(arguments.bad) as on_bad:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with locked(arguments.output, "--output"), bad_list(arguments.bad) as on_bad:
         index, skips = encode(
             parts, vision, arguments.output, arguments.dtype,
             precision=arguments.precision, batch_size=arguments.batch,

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from metamorph import lock
 from metamorph.data.bad_list import OnBad, ignore
 from metamorph.data.features import (
     INDEX,
@@ -184,7 +185,7 @@ def verify(folder: Path) -> list[str]:
 def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes]]:
     """The index to go on with, whose shards are whole, and the keys that they hold."""
     if not (folder / INDEX).exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != lock.FILE for path in folder.iterdir()):
             raise UserError(f"--output: {folder} holds something else, expected a new folder")
         return wanted, set()
     found = FeatureIndex.read(folder)

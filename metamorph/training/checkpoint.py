@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent, and exact: weights, optimizer, position in the data.
 
 A checkpoint is written in the background under a temporary name, by all processes, and renamed when
-complete. A folder counts as one only by its exact name and with its marker, which is written last;
-whatever else lies beside it is left alone. It can be resumed by any number of processes.
+complete. A folder counts as one only by its exact name; other names beside it are left alone.
+Without its marker, which is written last, it is damaged. Any number of processes can resume it.
 
 .metadata, *.distcp   trained parameters and optimizer, as torch.distributed.checkpoint writes them
 state.json            what else the run must know
@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from metamorph.disk import PIECE, in_threads, piece_hash, remove, sync, write_text
+from metamorph.disk import PIECE, in_threads, piece_hash, remove, set_aside, sync, write_text
 from metamorph.errors import UserError
 from metamorph.processes import gather, is_first, merged, share, wait_for_all
 from metamorph.training.checkpoint_tensors import (
@@ -35,8 +35,7 @@ from metamorph.training.checkpoint_tensors import (
     trained_tensors,
 )
 
-MARKER, STATE, METADATA = "complete.json", "state.json", ".metadata"
-BEST = "best"
+MARKER, STATE, METADATA, BEST = "complete.json", "state.json", ".metadata", "best"
 # A run of one process is no mistake, whatever torch thinks of it at every checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -46,13 +45,13 @@ def checkpoint_name(step: int) -> str:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step below `folder/checkpoints`."""
+    """The checkpoint with the highest step below `folder/checkpoints`, damaged or not."""
     found = _by_step(folder / "checkpoints")
     return found[-1] if found else None
 
 
 def _by_step(parent: Path) -> list[Path]:
-    found = [path for path in parent.glob("step-*") if (path / MARKER).is_file()]
+    found = [p for p in parent.glob("step-*") if (p / MARKER).is_file() or (p / STATE).is_file()]
     steps = {step: path for path in found if (step := _step_of(path)) is not None}
     return [steps[step] for step in sorted(steps)]
 
@@ -149,7 +148,7 @@ class Checkpoints:
             for old in _by_step(self.parent)[: -self.keep]:
                 if old == self.best():
                     continue
-                (old / MARKER).unlink()  # first: a crash must not leave half of it marked
+                (old / MARKER).unlink(missing_ok=True)  # a crash must not leave half of it marked
                 remove(old)
         except OSError as error:
             return error
@@ -160,7 +159,7 @@ class Checkpoints:
         new.unlink(missing_ok=True)
         new.symlink_to(checkpoint_name(step))
         if link.exists() and not link.is_symlink():  # somebody else's, which is kept beside it
-            link.rename(link.with_name(f"{BEST}.aside"))
+            set_aside(link)
         new.replace(link)
 
     def best(self) -> Path | None:
@@ -206,7 +205,7 @@ def _make_way(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif path.is_symlink() or path.exists():
-        path.rename(path.with_name(f"{path.name}.aside"))
+        set_aside(path)
 
 
 def read_state(path: Path) -> dict:
@@ -278,6 +277,8 @@ def _find_damage(path: Path, names: list[str] | None = None) -> str | None:
         found = _differing(path, marker, names)
     except (ValueError, RecursionError) as error:
         found = f"{MARKER}: {error}"
+    except FileNotFoundError:
+        found = f"{MARKER} is missing"
     except OSError as error:
         found = f"{Path(error.filename or MARKER).name} cannot be read: {error.strerror or error}"
     return next((damage for damage in gather(found) if damage is not None), None)
@@ -294,7 +295,9 @@ def _read_marker(path: Path) -> dict[str, Any]:
     if not isinstance(sizes, dict) or not isinstance(hashes, dict) or sizes.keys() != hashes.keys():
         raise ValueError("expected size and SHA-256 of the same files")
     for name, size in sizes.items():
-        if not isinstance(size, int) or len(hashes[name]) != max(1, -(-size // PIECE)):
+        pieces = hashes[name]
+        of_kind = isinstance(size, int) and isinstance(pieces, list)
+        if not of_kind or len(pieces) != max(1, -(-size // PIECE)):
             raise ValueError(f"expected as many SHA-256 of {name} as it has pieces")
     if not {STATE, METADATA} <= sizes.keys() or any(Path(name).name != name for name in sizes):
         raise ValueError(f"expected names of files, {STATE} and {METADATA} among them")

@@ -141,8 +141,9 @@ def _train(config: RunConfig, device: torch.device, source: Source | None) -> Pa
 
 
 def save_best(config: RunConfig, device: torch.device, source: Source | None, best: Path) -> None:
-    """Writes the model of a checkpoint to `output/best`. All processes call this."""
-    with closing(open_stage(config, device, source)) as stage:
+    """Writes the model of a checkpoint to `output/best`, which no signal stops: the run is over.
+    All processes call this."""
+    with StopSignal(), closing(open_stage(config, device, source)) as stage:
         load_checkpoint(best, stage.module, stage.optimizer)
         stage.save(Path(config.output) / "best")
         wait_for_all()

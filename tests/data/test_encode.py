@@ -13,6 +13,7 @@ from metamorph.data.encode import Progress, encode
 from metamorph.data.features import FeatureFolder
 from metamorph.data.mixture import parts_of
 from metamorph.data.opening import open_source
+from metamorph.lock import locked
 from metamorph.model.vision import VisionEncoder
 
 GRID = 2
@@ -119,3 +120,14 @@ def test_what_is_encoded_is_kept_when_a_run_is_interrupted(parts, pictures, tmp_
     with pytest.raises(KeyboardInterrupt):
         encode(data, vision, tmp_path / "f", "fp32", batch_size=2)
     assert len(FeatureFolder(tmp_path / "f").all_keys()) == 4  # of a shard that would hold 4096
+
+
+def test_a_second_command_into_the_same_folder_is_refused(parts, pictures, tmp_path, capsys):
+    features = tmp_path / "features"
+    features.mkdir()
+    with locked(features):
+        assert main(command(parts, tmp_path, str(pictures))) == 2
+    error = capsys.readouterr().err
+    assert f"metamorph: --output: {features} is in use by process" in error
+    assert main(command(parts, tmp_path, str(pictures))) == 0
+    assert not (features / "run.lock").exists()

@@ -83,12 +83,26 @@ def test_the_file_and_the_next_older_good_one_are_named(checkpoints, name, chang
     assert refused(checkpoints / "step-000003").endswith("there is no older good one")
 
 
+def test_a_checkpoint_without_its_marker_is_not_passed_over(checkpoints):
+    newest = checkpoints / "step-000003"
+    (newest / "complete.json").unlink()
+    assert latest_checkpoint(checkpoints.parent) == newest
+    assert refused(newest).endswith(
+        "is damaged: complete.json is missing; remove it to go on from the next older good one, "
+        f"{checkpoints / 'step-000002'}"
+    )
+    with Checkpoints(checkpoints.parent, keep=1) as written:
+        written.save(4, *trained(), {})
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000004"]
+
+
 @pytest.mark.parametrize(
     "marker",
     [
         "", "[]", "7", "{", "[" * 100_000, "{}",
         {"step": 2}, {"step": "3"}, {"sizes": {}, "sha256": {}}, {"sizes": None}, {"sha256": []},
         {"sizes": {"../a": 1, ".metadata": 1, "state.json": 1}}, {"sha256": None, "sizes": None},
+        *({"sha256": dict.fromkeys(FILES[:3], pieces)} for pieces in (None, 7, "", [])),
     ],
 )  # fmt: skip
 def test_markers_that_are_none(checkpoints, marker):
@@ -175,6 +189,16 @@ def test_a_checkpoint_takes_its_name_from_what_is_none(checkpoints, kind):
         assert (checkpoints / "step-000004.aside").read_text() == "mine"
 
 
+def test_what_is_set_aside_replaces_nothing(checkpoints):
+    for note in ("first", "second", "third"):
+        shutil.rmtree(checkpoints / "step-000004", ignore_errors=True)
+        (checkpoints / "step-000004").write_text(note)
+        with Checkpoints(checkpoints.parent, keep=9) as written:
+            written.save(4, *trained(), {})
+    names = "step-000004.aside", "step-000004.aside-2", "step-000004.aside-3"
+    assert [(checkpoints / name).read_text() for name in names] == ["first", "second", "third"]
+
+
 def test_what_people_break_beside_a_checkpoint_never_blocks_its_resume(folder):
     config = tiny_config(folder, "align", steps=4)
     train(config)
@@ -190,7 +214,10 @@ def test_what_people_break_beside_a_checkpoint_never_blocks_its_resume(folder):
     assert (run / "metrics.jsonl").read_text() == lines
     (run / "config.yaml").unlink()
     (run / "metrics.jsonl").unlink()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run / name).mkdir()
     train(replace(config, resume=True))
     assert "stage: align" in (run / "config.yaml").read_text()
+    assert (run / "config.yaml.aside").is_dir() and (run / "metrics.jsonl").read_text() == ""
     with pytest.raises(UserError, match="seed is 1 now and was 0 when"):  # the checkpoint knows
         train(replace(config, resume=True, seed=1))

@@ -1,5 +1,7 @@
 """Losses on samples that a run does not train on, and the best checkpoint."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -107,6 +109,23 @@ def test_two_processes_measure_what_one_does_and_epochs_end_together(folder):
     )
     for alone, together in zip(*measured, strict=True):
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_a_signal_while_the_best_model_is_saved_loses_nothing(folder, monkeypatch):
+    honest = LanguageStage.save
+
+    def interrupted(stage, place):
+        if place.name == "best":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(stage, place)
+
+    monkeypatch.setattr(LanguageStage, "save", interrupted)
+    losses = Losses(1.0, 2.0)
+    monkeypatch.setattr(LanguageStage, "validate", lambda stage: losses(stage))
+    config = config_of(folder, steps=2)
+    config.training.validate_every = 1
+    train(config)
+    MetaMorph.from_pretrained(folder / "instruct" / "best" / "model")
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
