@@ -6,6 +6,7 @@ from pathlib import Path
 from metamorph.errors import UserError
 
 DOWNLOADS = "models"  # where the recipes look for what was downloaded
+DATA = "data"
 # ORG/NAME, or the address of its page.
 HUB_NAME = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)?"
@@ -35,6 +36,22 @@ def check_folder(folder: str | Path, key: str = "") -> Path:
     raise UserError(
         f"{where} is no folder here, and nothing is downloaded unasked; if it is a model on "
         f"Hugging Face, run `hf download {name} --local-dir {local}` and give {local}"
+    )
+
+
+def check_data_set(path: Path, key: str) -> None:
+    """Raises `UserError` with the command for a download where data are missing whose path may be
+    the name of a data set on Hugging Face's hub. Other paths are for those who read them."""
+    found = HUB_NAME.fullmatch(str(path))
+    if found is None or path.parent.exists() or path.parent == Path(DATA):
+        return
+    if path.suffix.lower() in (".json", ".jsonl", ".parquet", ".tar", ".yaml", ".yml"):
+        return
+    name, local = found["name"], f"{DATA}/{found['last']}"
+    raise UserError(
+        f"{key}: {path} is not here, and nothing is downloaded unasked; if it is a data set on "
+        f"Hugging Face, run `hf download {name} --repo-type dataset --local-dir {local}` and give "
+        f"what is in {local}"
     )
 
 

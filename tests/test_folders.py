@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from metamorph.cli.command import main
-from metamorph.config import RunConfig
+from metamorph.config import DataConfig, RunConfig
+from metamorph.data.opening import open_source
 from metamorph.errors import UserError
-from metamorph.folders import check_file, check_folder, check_result
+from metamorph.folders import check_data_set, check_file, check_folder, check_result
 from metamorph.model.weights import read_json
 from metamorph.monitor.sample_sheet import SampleSheet
 
@@ -87,6 +88,21 @@ def test_every_verb_and_key_says_so(command, capsys, tmp_path):
     assert error.count("\n") == 1 and f"`{DOWNLOAD}`" in error
     assert error.startswith(f"metamorph: {key if verb == 'train' else ''}{NAME} is no folder here")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["jsonl", "webdataset", "parquet", "pictures"])
+def test_a_data_set_of_the_hub_gets_the_command_that_downloads_it(source):
+    command = "`hf download org/Set-1.5 --repo-type dataset --local-dir data/Set-1.5`"
+    with pytest.raises(UserError, match=f"^data.path: org/Set-1.5 is not here.*{command}"):
+        open_source(DataConfig(source=source, path="org/Set-1.5"), 0, words=False)
+    Path("a.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="^data.image_root: org/Set-1.5 is not here"):
+        open_source(DataConfig(path="a.jsonl", image_root="org/Set-1.5"), 0)
+
+
+@pytest.mark.parametrize("path", ["data/mine", "org/a.jsonl", "a/b/c", "nowhere"])
+def test_other_data_that_are_missing_are_files_or_folders(path):
+    check_data_set(Path(path), "data.path")
 
 
 @pytest.mark.parametrize("kind", ["model", "decoder"])

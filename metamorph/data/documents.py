@@ -83,10 +83,11 @@ class Documents:
 
 
 def longer_than_a_row(document: Document, row_length: int) -> SampleError:
+    """Names both keys by which it could be used."""
     return SampleError(
         "longer than a row",
         f"sample {document.sample_id}: {len(document)} tokens, "
-        f"a row holds {row_length} (data.row_length)",
+        f"a row holds {row_length} (data.row_length; data.too_long: truncate cuts samples)",
     )
 
 

@@ -33,6 +33,7 @@ from metamorph.data.order import mixed
 from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
+from metamorph.folders import check_data_set
 
 
 def open_source(
@@ -107,9 +108,11 @@ def open_part(
         return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
     check_path(config)
     path = base / config.path
+    check_data_set(path, "data.path")
     how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
     if config.source == "jsonl":
         image_root = base / config.image_root if config.image_root else path.parent
+        check_data_set(image_root, "data.image_root")
         records = JsonLines(path, image_root, data.max_pixels, config.fields, **how)
     elif config.source == "pictures":
         check_pictures(config, words)
