@@ -160,6 +160,14 @@ class ChatTemplate:
             )
         return ends[-1][1]
 
+    def ends_responses(self) -> bool:
+        """Whether a special token ends each response."""
+        try:
+            self.end_of_response()
+        except UserError:
+            return False
+        return True
+
     def control_names(self) -> list[str]:
         """The control tokens that it writes, by their form: a tokenizer may lack some."""
         try:

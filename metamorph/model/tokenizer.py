@@ -69,14 +69,21 @@ def _read_template(path: Path) -> str:
 
 def add_image_tokens(tokenizer, chat_template: str = "") -> TokenIds:
     """Give the tokenizer its chat template, the two image tokens and the control tokens that the
-    template writes and the tokenizer lacks; look up all ids that the model must know.
+    template writes and the tokenizer lacks; look up all ids that the model must know. Of its own
+    template nothing is added where responses end without.
 
     A tokenizer without a padding token is given its end of text. `added_ids` are the image tokens
     and whatever else was not known before. `UserError` if the template cannot be trained with.
     """
+    is_own = not chat_template and tokenizer.chat_template is not None
     tokenizer.chat_template = choose_template(tokenizer, chat_template)
     before = tokenizer.get_vocab()
-    needed = [IMAGE_START, IMAGE_END, *ChatTemplate.of(tokenizer).control_names()]
+    template = ChatTemplate.of(tokenizer)
+    names = template.control_names()
+    if is_own and template.ends_responses():
+        # The model learned the others as plain text, such as the <|user|> of Zephyr.
+        names = [name for name in names if name in before]
+    needed = [IMAGE_START, IMAGE_END, *names]
     special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     # One that was no special token becomes one: else it would be found in the text of samples.
     added = [AddedToken(text, special=True, normalized=False) for text in needed

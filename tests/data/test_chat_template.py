@@ -75,6 +75,22 @@ def test_a_conversation_is_what_transformers_makes_of_it(encoders, style, texts,
     assert encoder.encode_prompt(prompt).token_ids == expected
 
 
+def test_what_a_model_learned_as_plain_text_gets_no_tokens():
+    """Zephyr and TinyLlama write roles as text, and end turns by a token that they have."""
+    tokenizer = style_tokenizer("llama2")
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    messages = [{"role": USER, "content": "what is"}, {"role": ASSISTANT, "content": "world"}]
+    known = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    ids = add_image_tokens(tokenizer)
+    assert ids["added_ids"] == sorted([ids["image_start_id"], ids["image_end_id"]])
+    encoder = ChatEncoder(tokenizer, TOKENS_PER_IMAGE)
+    assert encoder.encode(sample("what is", "world")).token_ids == known
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_responses_are_learned_up_to_the_token_that_ends_them(encoders, style):
     encoder = encoders[style]
