@@ -30,8 +30,12 @@ def one_line(message: str) -> str:
         message = f"{message[:half]} ... {message[-half:]}"
     if message.isprintable():
         return message
-    words = " ".join(message.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return printable(" ".join(message.split()))
+
+
+def printable(line: str) -> str:
+    """A line of text from a file, with half characters and codes for terminals written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 # What Python tells programmers of: a value of another kind than the code reckoned with.

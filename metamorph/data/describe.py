@@ -4,6 +4,7 @@ from itertools import count, groupby
 from textwrap import indent
 
 from metamorph.data.packing import PackedRow
+from metamorph.errors import printable
 
 
 def describe_row(title: str, row: PackedRow, tokenizer) -> str:
@@ -41,4 +42,4 @@ def describe_row(title: str, row: PackedRow, tokenizer) -> str:
             text += f"«{shown}»" if is_learned else shown
         start += tokens
         lines += ["", f"document {number}: {sample}, {tokens} tokens", indent(text, "    ")]
-    return "\n".join(lines)
+    return "\n".join(map(printable, "\n".join(lines).split("\n")))

@@ -59,11 +59,10 @@ class Documents:
         with skippable(f"sample {index}"):
             sample = self.source.sample(index)
         where = sample.where or f"sample {sample.id}"
-        with skippable(where):
-            document = self.encoder.encode(sample)
-        if len(document) > self.row_length:
-            document = self._cut(document)
         with located(where):
+            document = self.encoder.encode(sample)
+            if len(document) > self.row_length:
+                document = self._cut(document)
             if self.features is not None:
                 features = self.features.read([key_of(image) for image in document.images])
                 return replace(document, images=(), features=features)

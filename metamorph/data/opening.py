@@ -32,8 +32,10 @@ from metamorph.data.mixture import PERIOD, Mixture, parts_of
 from metamorph.data.order import mixed
 from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.source import ToyScenes
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown
 from metamorph.folders import check_data_set
+
+LONGEST_NAME = 100  # of a part of a mixture, which stands before each line about it
 
 
 def open_source(
@@ -188,6 +190,10 @@ def read_mixture(path: Path) -> dict[str, PartConfig]:
         raise UserError(f"{path}: expected the parts of a mixture, each a name with its settings")
     if len(written) > PERIOD // 10:
         raise UserError(f"{path}: {len(written)} parts are too many, at most {PERIOD // 10} fit")
+    for name in map(str, written):
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            problem = f"expected at most {LONGEST_NAME} characters that can be printed"
+            raise UserError(f"{path}: {shown(name)} cannot be the name of a part, {problem}")
     return {
         str(name): read_section(PartConfig, values, f"{path}: part '{name}'")
         for name, values in written.items()

@@ -42,11 +42,14 @@ def skippable(sample: str = "") -> Generator[None]:
 
 @contextmanager
 def located(sample: str) -> Generator[None]:
-    """As `skippable`; the message of a `SampleError` begins with `sample`, too."""
+    """As `skippable`; the message of a `SampleError` begins with `sample`, too, unless it already
+    names it."""
     try:
         with skippable():
             yield
     except SampleError as error:
+        if sample in str(error):
+            raise
         raise SampleError(error.cause, f"{sample}: {error}") from error
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from metamorph.config import RunConfig
-from metamorph.data.conversation import ASSISTANT, USER, Sample
-from metamorph.data.images import opened
+from metamorph.data.conversation import ASSISTANT, USER, ChatEncoder, Sample
+from metamorph.data.images import opened, shorten
 from metamorph.data.skips import skippable
 from metamorph.data.sources import Source
 from metamorph.decoder.pipeline import VisualDecoder
@@ -31,13 +31,14 @@ class Request:
     real: Image.Image
 
 
-def find_requests(source: Source, count: int) -> list[Request]:
-    """The first samples of the data that draw. `UserError` if `LOOKED_AT` hold none."""
+def find_requests(source: Source, count: int, encoder: ChatEncoder, longest: int) -> list[Request]:
+    """The first samples of the data that draw when asked in `longest` tokens or fewer. `UserError`
+    if `LOOKED_AT` hold none."""
     found = []
     for index in range(min(LOOKED_AT, len(source))):
         try:
             with skippable():
-                request = _request(source.sample(index))
+                request = _request(source.sample(index), encoder, longest)
         except SampleError:  # training counts it
             continue
         if request is not None:
@@ -51,12 +52,15 @@ def find_requests(source: Source, count: int) -> list[Request]:
     return found
 
 
-def _request(sample: Sample) -> Request | None:
+def _request(sample: Sample, encoder: ChatEncoder, longest: int) -> Request | None:
     if len(sample.turns) < 2 or [turn.role for turn in sample.turns[:2]] != [USER, ASSISTANT]:
         return None
     question, answer = sample.turns[:2]
     given = question.text.count(IMAGE_PLACEHOLDER)
     if answer.text.count(IMAGE_PLACEHOLDER) != 1 or len(sample.images) <= given:
+        return None
+    prompt = Sample(sample.id, (question,), sample.images[:given])
+    if len(encoder.encode_prompt(prompt)) > longest:
         return None
     images = tuple(opened(image) for image in sample.images[: given + 1])
     return Request(question.text, images[:given], images[given])
@@ -72,7 +76,10 @@ class SampleSheet:
     def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
         folder = check_folder(config.monitor.decoder, "monitor.decoder")
         self.decoder = VisualDecoder.for_model(folder, model.config, model.vision)
-        self.requests = find_requests(source, config.monitor.samples)
+        encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
+        self.max_new_tokens = model.config.tokens_per_image + LONGEST_TEXT
+        longest = model.config.language.max_position_embeddings - self.max_new_tokens
+        self.requests = find_requests(source, config.monitor.samples, encoder, longest)
         self.tokenizer, self.precision = tokenizer, config.training.precision
 
     @torch.no_grad()
@@ -84,7 +91,7 @@ class SampleSheet:
         try:
             replies = chat.reply(
                 [(request.text, request.images) for request in self.requests],
-                max_new_tokens=model.config.tokens_per_image + LONGEST_TEXT,
+                max_new_tokens=self.max_new_tokens,
             )
             drawn = chat.draw_batch([r.features[:1] for r in replies], seeds=range(len(replies)))
         finally:
@@ -92,7 +99,7 @@ class SampleSheet:
             self.decoder.to("cpu")
         entries = [
             SheetEntry(
-                request.text.replace(IMAGE_PLACEHOLDER, "[picture] "),
+                shorten(request.text.replace(IMAGE_PLACEHOLDER, "[picture] ")),
                 request.real,
                 pictures[0] if pictures else None,
                 right={},

@@ -120,6 +120,8 @@ def test_settings_are_checked_as_those_of_a_run(tmp_path):
         ("a: {fields: {caption: 3}}", "key 'fields'.*names to names"),
         ("a: {path: gone.jsonl}", "part 'a': data.path:.*gone.jsonl does not exist"),
         ("a: {}", "part 'a': data.path: it is empty"),
+        (f"? {'a' * 101}\n: {{}}", "'aaa.*' cannot be the name of a part, expected at most 100"),
+        ('"\\e[2J": {}', r"'\\x1b\[2J' cannot be the name of a part"),
         ("a: {path: y.jsonl}\na: {path: y.jsonl}", "key 'a' stands twice"),
     ],
 )

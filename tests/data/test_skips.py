@@ -38,6 +38,20 @@ def test_an_error_of_any_type_is_a_counted_skip(error, cause, message):
     assert caught.value.__cause__ is not None
 
 
+def test_what_the_encoder_has_against_a_sample_names_its_file_once(encoder):
+    class One(Broken):
+        def sample(self, index: int) -> Sample:
+            return Sample("s", (Turn(USER, "hello" * 50),) * (index + 1), where="data.jsonl:7")
+
+    for index, message in enumerate(
+        ("data.jsonl:7: sample s: no turn is the assistant's", "data.jsonl:7: sample s: turn 1 is")
+    ):
+        with pytest.raises(SampleError, match=f"^{message}"):
+            Documents(One(), encoder, 100).document(index)
+    with pytest.raises(SampleError, match="^sample data.jsonl:7: no response$"), located("data.j"):
+        raise SampleError("no response", "sample data.jsonl:7: no response")
+
+
 def test_what_was_named_already_keeps_its_name():
     with pytest.raises(SampleError, match="^a.tar sample 3: no such image$") as caught:
         with located("a.tar sample 3"):
