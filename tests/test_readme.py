@@ -50,6 +50,7 @@ def test_the_scores_are_those_of_the_recorded_run():
     docs/images/quickstart.png, and its first lines to the README."""
     recorded = json.loads((ROOT / "docs/quickstart.json").read_text())
     assert scores(recorded) in blocks(ROOT / "README.md", "")[0]
+    assert f"took {recorded['seconds'] / 60:.0f} minutes" in (ROOT / "README.md").read_text()
 
 
 def anchors(page) -> set[str]:

@@ -72,8 +72,9 @@ def _check_unet(path: Path, unet: dict) -> None:
         value = unet.get(key, default)
         if type(value) is not int or value < 1:
             raise UserError(f"{path}: {key} is {shown(value)}, expected one whole number above 0")
-    blocks = [unet.get(key) for key in ("down_block_types", "mid_block_type", "up_block_types")]
-    if all(blocks) and "CrossAttn" not in str(blocks):
+    kinds = ("down_block_types", "mid_block_type", "up_block_types")
+    # Where a config does not say, diffusers takes blocks with cross-attention; null is none.
+    if not any("CrossAttn" in str(unet.get(kind, "CrossAttn")) for kind in kinds):
         raise UserError(
             f"{path}: no block has cross-attention, by which visual features could condition it"
         )

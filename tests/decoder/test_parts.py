@@ -65,6 +65,8 @@ def test_a_plain_base_is_taken(whole):
         ({"_class_name": "UNet2DModel"}, "_class_name is 'UNet2DModel', expected UNet2DCond"),
         ({"down_block_types": ["DownBlock2D"], "mid_block_type": "UNetMidBlock2D",
           "up_block_types": ["UpBlock2D"]}, "no block has cross-attention"),
+        ({"down_block_types": ["DownBlock2D"], "mid_block_type": None,
+          "up_block_types": ["UpBlock2D"]}, "no block has cross-attention"),
     ],
 )  # fmt: skip
 def test_other_unets_are_refused_by_their_config(base, changes, expected):
