@@ -77,6 +77,13 @@ def set_aside(path: Path) -> None:
     path.rename(beside)
 
 
+def discard(folder: Path) -> None:
+    """Removes a folder; a crash leaves no half of it under its name, but `.NAME.discarded`."""
+    discarded = folder.with_name(f".{folder.name}.discarded")
+    folder.rename(discarded)
+    remove(discarded)
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

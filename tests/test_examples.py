@@ -73,11 +73,16 @@ def own_loop(tmp_path_factory):
     return folder, run(folder, "own_loop.py")
 
 
-@pytest.fixture
-def after_own_loop(own_loop, tmp_path):
-    """Another folder that holds its model."""
-    shutil.copytree(own_loop[0] / "runs/own_loop/model", tmp_path / "runs/own_loop/model")
-    return tmp_path
+@pytest.fixture(scope="module")
+def own_source(own_loop, tmp_path_factory):
+    """A folder with that model where own_source.py has run, its copy with pictures that cannot be
+    used, and what it printed."""
+    folder = tmp_path_factory.mktemp("own_source")
+    shutil.copytree(own_loop[0] / "runs/own_loop/model", folder / "runs/own_loop/model")
+    examples = shutil.copytree(EXAMPLES, folder / "examples")
+    Image.new("RGB", (64, 64)).save(examples / "pictures" / "IMG_0001.png")
+    (examples / "pictures" / "a broken picture.png").write_bytes(b"not a picture")
+    return folder, examples, run(folder, "own_source.py", examples)
 
 
 def test_the_page_lists_every_program():
@@ -105,15 +110,12 @@ def test_the_own_loop_learns_to_answer_and_to_draw(own_loop, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_trainer_learns_from_an_own_source(after_own_loop):
-    examples = shutil.copytree(EXAMPLES, after_own_loop / "examples")
-    Image.new("RGB", (64, 64)).save(examples / "pictures" / "IMG_0001.png")
-    (examples / "pictures" / "a broken picture.png").write_bytes(b"not a picture")
-    printed = run(after_own_loop, "own_source.py", examples)
+def test_the_trainer_learns_from_an_own_source(own_source):
+    folder, _, printed = own_source
     assert printed.splitlines()[-1] == "runs/own_source/model"
-    start = weights_of(after_own_loop / "runs/own_loop/model")
-    assert moved(start, weights_of(after_own_loop / "runs/own_source/model")) == trained(start)
-    lines = read_metrics(after_own_loop / "runs/own_source")
+    start = weights_of(folder / "runs/own_loop/model")
+    assert moved(start, weights_of(folder / "runs/own_source/model")) == trained(start)
+    lines = read_metrics(folder / "runs/own_source")
     assert lines[-1]["step"] == 20
     assert lines[-1]["text_loss"] < lines[0]["text_loss"] - 0.3
     assert lines[-1]["visual_cosine"] > lines[0]["visual_cosine"] + 0.1
@@ -121,13 +123,13 @@ def test_the_trainer_learns_from_an_own_source(after_own_loop):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(after_own_loop):
+def test_two_processes_train_as_one(own_source, own_loop, tmp_path):
     """What torchrun starts: the program stays as it is, and so does the model that it leaves."""
-    run(after_own_loop, "own_source.py")
-    trained_model = after_own_loop / "runs/own_source/model"
-    alone = weights_of(trained_model)
-    run_processes(2, run_here, after_own_loop, EXAMPLES / "own_source.py")
-    for name, tensor in weights_of(trained_model).items():
+    folder, examples, _ = own_source
+    alone = weights_of(folder / "runs/own_source/model")
+    shutil.copytree(own_loop[0] / "runs/own_loop/model", tmp_path / "runs/own_loop/model")
+    run_processes(2, run_here, tmp_path, examples / "own_source.py")
+    for name, tensor in weights_of(tmp_path / "runs/own_source/model").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-4)
 
 

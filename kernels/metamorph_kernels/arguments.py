@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -13,8 +14,7 @@ def check_floating(**tensors: Tensor) -> None:
     """Raise ValueError unless all are floating-point tensors on the device of the first."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_dense(name, tensor)
         if tensor.dtype not in FLOATING:
             raise ValueError(
                 f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}"
@@ -23,6 +23,19 @@ def check_floating(**tensors: Tensor) -> None:
             raise ValueError(
                 f"{name}: expected device {first.device} as {first_name} has, got {tensor.device}"
             )
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` is one whose numbers lie in memory at strides."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    # Such as a DTensor: kernels would take the address of a shell.
+    if not torch.compiler.is_compiling() and is_traceable_wrapper_subclass(tensor):
+        raise ValueError(f"{name}: expected a plain tensor, got {type(tensor).__name__}")
 
 
 def same_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
@@ -65,8 +78,7 @@ def check_integers(
     device: torch.device | None = None,
 ) -> None:
     """Raise ValueError unless `tensor` has one of `dtypes` and is on `device`, if one is given."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_dense(name, tensor)
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(f"{name}: expected {expected}, got {tensor.dtype}")
@@ -97,14 +109,16 @@ def check_heads(query: Tensor, key: Tensor) -> None:
 
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless `reduction` is one of the three that the losses take."""
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
 
 
 def softmax_scale(scale: float | None, head_dim: int) -> float:
     """`scale`, or 1 / sqrt(head_dim) for None; ValueError unless it is positive and finite."""
+    if head_dim == 0:
+        raise ValueError("q: expected heads of one column or more, got 0")
     if scale is None:
         return 1 / math.sqrt(head_dim)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale: expected a positive number, got {scale}")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a positive number, got {scale!r}")
     return float(scale)

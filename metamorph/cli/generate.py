@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from metamorph.cli.arguments import not_negative, whole
-from metamorph.config.keys import MAX_PIXELS, MAX_SEED, Fp8Backend, Precision
+from metamorph.config.data_keys import MAX_PIXELS
+from metamorph.config.keys import MAX_SEED, Fp8Backend, Precision
 from metamorph.errors import SampleError, UserError
 
 NAME = "generate"

@@ -27,7 +27,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from metamorph.config.keys import NAME_LIST, NAMES, NUMBERS, SHARE_OR_PATH, RunConfig
+from metamorph.config.keys import RunConfig
+from metamorph.config.options import NAME_LIST, NAMES, NUMBERS, SHARE_OR_PATH
 from metamorph.config.strict_yaml import parse_text, read_yaml
 from metamorph.disk import write_text
 from metamorph.errors import LONGEST_VALUE, UserError, shown

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metamorph.config.keys import TooLong
+from metamorph.config.data_keys import TooLong
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.features import FeatureFolder
 from metamorph.data.images import key_of, opened

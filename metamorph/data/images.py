@@ -16,7 +16,7 @@ from typing import Protocol
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from PIL.GifImagePlugin import GifImageFile
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.png import picture_chunks
 from metamorph.errors import SampleError
 from metamorph.pixels import GROUND, as_shown

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from tqdm import tqdm
 
-from metamorph.config.keys import TooLong
+from metamorph.config.data_keys import TooLong
 from metamorph.data.bad_list import OnBad, ignore
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.documents import Documents, DocumentsAhead, longer_than_a_row

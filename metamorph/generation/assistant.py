@@ -181,8 +181,8 @@ class Assistant:
         """What `draw` gives for each of several answers and its seed, as one batch."""
         if self.decoder is None:
             raise UserError(
-                "this model folder has no decoder/, it cannot draw pixels; name one that was "
-                "trained apart as decoder=, or join both by `metamorph join`"
+                f"{self.model.folder} has no decoder/, it cannot draw pixels; name one that was "
+                f"trained apart as decoder=, or join both by `metamorph join`"
             )
         features = [image for images in answers for image in images]
         if not features:

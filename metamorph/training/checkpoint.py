@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from metamorph.disk import PIECE, in_threads, piece_hash, remove, set_aside, sync, write_text
+from metamorph import disk
 from metamorph.errors import UserError
 from metamorph.processes import gather, is_first, merged, share, wait_for_all
 from metamorph.training.checkpoint_tensors import (
@@ -79,8 +79,9 @@ class Checkpoints:
         self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         if is_first():
             self.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.parent.glob(".step-*.incomplete"):
-                remove(left)
+            for left in self.parent.glob(".step-*"):
+                if left.suffix in (".incomplete", ".discarded"):
+                    disk.remove(left)
         wait_for_all()
 
     def save(
@@ -132,24 +133,22 @@ class Checkpoints:
     ) -> OSError | None:
         """Makes a checkpoint of what all have written. Returns what the disk had against it."""
         try:
-            write_text(temporary / STATE, text)
-            hashes = {**hashes, STATE: [piece_hash(temporary / STATE, 0)]}
+            disk.write_text(temporary / STATE, text)
+            hashes = {**hashes, STATE: [disk.piece_hash(temporary / STATE, 0)]}
             sizes = {name: (temporary / name).stat().st_size for name in sorted(hashes)}
-            sync(temporary)
+            disk.sync(temporary)
             marker = {"step": step, "sizes": sizes, "sha256": hashes}
-            write_text(temporary / MARKER, json.dumps(marker, indent=1, sort_keys=True))
-            sync(temporary)
+            disk.write_text(temporary / MARKER, json.dumps(marker, indent=1, sort_keys=True))
+            disk.sync(temporary)
             final = self.parent / checkpoint_name(step)
             _make_way(final)
             temporary.rename(final)
-            sync(self.parent)
+            disk.sync(self.parent)
             if best is not None and self.path(best).exists():  # a full disk may have refused it
                 self._name_best(best)
             for old in _by_step(self.parent)[: -self.keep]:
-                if old == self.best():
-                    continue
-                (old / MARKER).unlink(missing_ok=True)  # a crash must not leave half of it marked
-                remove(old)
+                if old != self.best():
+                    disk.discard(old)
         except OSError as error:
             return error
 
@@ -159,7 +158,7 @@ class Checkpoints:
         new.unlink(missing_ok=True)
         new.symlink_to(checkpoint_name(step))
         if link.exists() and not link.is_symlink():  # somebody else's, which is kept beside it
-            set_aside(link)
+            disk.set_aside(link)
         new.replace(link)
 
     def best(self) -> Path | None:
@@ -203,9 +202,9 @@ def _make_way(path: Path) -> None:
     """Frees a checkpoint's name: of a folder that has no marker or is of a run done again, or of
     what was never a checkpoint, which is kept beside it."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        disk.discard(path)
     elif path.is_symlink() or path.exists():
-        set_aside(path)
+        disk.set_aside(path)
 
 
 def read_state(path: Path) -> dict:
@@ -297,7 +296,7 @@ def _read_marker(path: Path) -> dict[str, Any]:
     for name, size in sizes.items():
         pieces = hashes[name]
         of_kind = isinstance(size, int) and isinstance(pieces, list)
-        if not of_kind or len(pieces) != max(1, -(-size // PIECE)):
+        if not of_kind or len(pieces) != max(1, -(-size // disk.PIECE)):
             raise ValueError(f"expected as many SHA-256 of {name} as it has pieces")
     if not {STATE, METADATA} <= sizes.keys() or any(Path(name).name != name for name in sizes):
         raise ValueError(f"expected names of files, {STATE} and {METADATA} among them")
@@ -313,7 +312,7 @@ def _differing(path: Path, marker: dict[str, Any], names: list[str]) -> str | No
             return f"{name} has {size} bytes, but {marker['sizes'][name]} were saved"
     saved = [(name, *piece) for name in names for piece in enumerate(marker["sha256"][name])]
     own = share(saved)
-    found = in_threads(lambda piece: piece_hash(path / piece[0], piece[1]), own)
+    found = disk.in_threads(lambda piece: disk.piece_hash(path / piece[0], piece[1]), own)
     for (name, _, expected), content in zip(own, found, strict=True):
         if content != expected:
             return f"{name} is not what was saved (its SHA-256 differs)"

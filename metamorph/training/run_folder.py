@@ -174,13 +174,16 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
         raise UserError(
             f"overwrite: {folder} does not look like a run folder, not removing it"
         ) from None
+    held_out = config.data.validation
     inputs = {
         "model.folder": config.model.folder,
         "model.language": config.model.language,
         "model.vision": config.model.vision,
+        "model.chat_template": config.model.chat_template,
         "data.path": config.data.path,
         "data.image_root": config.data.image_root,
         "data.features": config.data.features,
+        "data.validation": held_out if isinstance(held_out, str) else "",
         "decoder.base": config.decoder.base,
         "monitor.decoder": config.monitor.decoder,
     }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metamorph.config.keys import PartConfig
+from metamorph.config.data_keys import PartConfig
 from metamorph.config.reading import load_config, read_section
 from metamorph.config.strict_yaml import LARGEST_FILE, MOST_NODES, parse_text, read_yaml
 from metamorph.errors import LONGEST_MESSAGE, UserError

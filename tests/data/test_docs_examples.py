@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from metamorph.config import DataConfig
-from metamorph.config.keys import Family
+from metamorph.config.data_keys import Family
 from metamorph.config.reading import iter_fields
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes

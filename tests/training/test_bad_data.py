@@ -28,7 +28,7 @@ def test_every_kind_of_bad_sample_is_skipped_counted_and_printed(folder, capsys)
         record("text.png", "<image>?", "a"),
         record("big.png", "<image>?", "a"),
         record("../secret.png", "<image>?", "a"),
-        record("red.png", "no placeholder", "a"),
+        record("red.png", "<image><image>?", "a"),
         record([], "a question " * 200, "a"),
         {"conversations": []},
         "{oops",

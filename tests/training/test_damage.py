@@ -114,8 +114,7 @@ def test_markers_that_are_none(checkpoints, marker):
 
 
 def test_a_large_file_is_checked_in_pieces(checkpoints, tmp_path, monkeypatch):
-    for module in ("disk", "training.checkpoint"):
-        monkeypatch.setattr(f"metamorph.{module}.PIECE", 2**10)
+    monkeypatch.setattr("metamorph.disk.PIECE", 2**10)
     monkeypatch.setattr("metamorph.disk.BLOCK", 2**8)
     with Checkpoints(tmp_path, keep=9) as written:
         written.save(4, *trained(4.0), {})

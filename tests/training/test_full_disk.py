@@ -121,7 +121,7 @@ def read_only(*arguments, **keywords):
         ("metamorph.lock.json.dump", full, "instruct: No space left on device; .* no checkpoint"),
         ("metamorph.monitor.metrics_file.write_text", full, "No space left on device"),
         ("metamorph.monitor.metrics_file.MetricsFile.write", full, "No space left on device"),
-        ("metamorph.training.checkpoint.write_text", full, "No space left on device"),
+        ("metamorph.disk.write_text", full, "No space left on device"),
         ("metamorph.training.checkpoint_tensors._HashingStream.write", full, "No space left"),
         ("metamorph.model.weights.save_file", full_in_words, "step-000006 is kept: make room"),
         ("metamorph.model.unified.write_tokenizer", full, "step-000006 is kept: make room"),

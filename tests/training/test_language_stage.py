@@ -265,6 +265,9 @@ def test_overwriting_needs_a_run_that_can_start(folder, monkeypatch):
         train(replace(again, model=ModelConfig(folder=str(folder / "no-such"))))
     with pytest.raises(UserError, match="holds model.folder"):
         train(replace(again, model=ModelConfig(folder=str(kept.parent))))
+    held_out = replace(config.data, validation=str(kept.parent / "held.yaml"))
+    with pytest.raises(UserError, match="holds data.validation"):
+        train(replace(again, data=held_out))
     with monkeypatch.context() as patch:
         patch.chdir(kept.parent)
         with pytest.raises(UserError, match="working directory"):

@@ -20,7 +20,7 @@ ALLOWED = """
     cat clone convolution copy_ cos detach div embedding embedding_dense_backward empty_like eq
     exp_ expand gather ge gelu gelu_backward index_add index_copy index_fill index_select
     linalg_vector_norm logsumexp lt masked_fill_ mean mm mul mul_ native_layer_norm ne neg
-    new_zeros ones ones_like permute pow promote_types reciprocal rsqrt rsub scalar_tensor
+    new_empty new_zeros ones ones_like permute pow promote_types reciprocal rsqrt rsub scalar_tensor
     scatter_ select silu silu_backward sin slice split split_with_sizes squeeze sub sub_ sum t
     transpose tril unsqueeze upsample_bilinear2d view where zeros zeros_like
 """.split()

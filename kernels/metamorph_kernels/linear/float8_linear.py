@@ -75,8 +75,9 @@ def mlp_gelu_fp8(
     """
     x, w1, b1, w2, b2 = same_dtype(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
     _check_layer(x, w1=w1, b1=b1)
-    hidden, outputs = len(w1), len(w2)
+    hidden = len(w1)
     check_shape("w2", w2, "O, F", None, hidden)
+    outputs = len(w2)
     check_shape("b2", b2, "O", outputs)
     backend = resolve("mlp_gelu_fp8", impl, x, _triton_limit(I=w1.shape[1], F=hidden, O=outputs))
 

@@ -1,5 +1,6 @@
 """The output matrix together with the cross-entropy of its logits, a few rows at a time."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +69,10 @@ def linear_cross_entropy(
     check_shape("labels", labels, "N", x.shape[0])
     triton_limit = "float64 runs in PyTorch only" if x.dtype == torch.float64 else None
     backend = resolve("linear_cross_entropy", impl, x, triton_limit)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-    if not z_loss >= 0:
-        raise ValueError(f"z_loss: expected 0 or more, got {z_loss}")
+    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing!r}")
+    if not isinstance(z_loss, (int, float)) or not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss: expected 0 or more, got {z_loss!r}")
     if weight.shape[0] == 0:
         raise ValueError(f"weight: expected at least one class, got {list(weight.shape)}")
     counted = labels != IGNORED

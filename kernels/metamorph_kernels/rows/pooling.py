@@ -34,6 +34,8 @@ def pool_normalize(features: Tensor, grid: int, *, impl: str = "auto") -> Tensor
         raise ValueError(
             f"features: expected [B, N, C] with N a square, got {list(features.shape)}"
         )
+    if features.shape[2] == 0:
+        raise ValueError(f"features: expected one column or more, got {list(features.shape)}")
     if isinstance(grid, bool) or not isinstance(grid, int) or grid <= 0:
         raise ValueError(f"grid: expected a positive integer, got {grid!r}")
 

@@ -5,7 +5,7 @@ folder.
 from collections.abc import Mapping
 from pathlib import Path
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.formats.compression import compression_of
 from metamorph.data.formats.places import Places, elements, lines
 from metamorph.data.formats.records import Folder, Record
@@ -34,7 +34,10 @@ class JsonLines:
         truncated: Truncated = "skip",
     ):
         if not image_root.is_dir():
-            raise UserError(f"data.image_root: {image_root} is not a folder")
+            problem = "is a file" if image_root.is_file() else "does not exist"
+            raise UserError(
+                f"data.image_root: {image_root} {problem}, expected the folder of the images"
+            )
         self.path, self.names = path, names
         self.files = Folder(image_root, max_pixels, follow_links, truncated)
         self.places, self.is_array = _read_places(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.formats.records import Record, files_of
 from metamorph.data.formats.row_groups import MOST_VALUES, check_group, read_group, values_in
 from metamorph.data.images import Picture, StoredImage

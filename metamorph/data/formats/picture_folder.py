@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.formats.records import Folder, Record, natural_order
 from metamorph.data.images import reason
 from metamorph.data.links import is_clutter

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.conversation import ROLES, Turn
 from metamorph.data.images import Picture, StoredImage, read_file, reason, shorten
 from metamorph.data.links import Root, is_clutter

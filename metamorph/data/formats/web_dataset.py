@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from metamorph.config.keys import Truncated
+from metamorph.config.data_keys import Truncated
 from metamorph.data.formats.records import Record, checked_text, files_of
 from metamorph.data.formats.tar import members
 from metamorph.data.formats.text import read_object, read_text

@@ -78,7 +78,11 @@ def test_only_tokens_read_take_a_gradient(device):
     assert read == tokens_read(14, 4) and len(read) == 64
 
 
-@pytest.mark.parametrize(("side", "grid"), [(4, 4), (9, 3), (3, 6), (27, 8)])
+# SigLIP's 27 to 8; the interpreter takes a fifth of the time for nearly the same ratio.
+UNEVEN = (13, 4) if INTERPRETED else (27, 8)
+
+
+@pytest.mark.parametrize(("side", "grid"), [(4, 4), (9, 3), (3, 6), UNEVEN])
 def test_what_is_not_finite_stays_with_the_tokens_that_read_it(device, side, grid):
     features = tokens(1, side, 8, torch.float32, device)
     clean, clean_gradient = value_and_gradient(ours, features, grid)

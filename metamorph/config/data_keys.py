@@ -1,0 +1,79 @@
+"""The keys of a run's data, as in `keys`: where samples come from, and how they are packed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from metamorph.config.options import LANGUAGE_STAGES, NAMES, NUMBERS, SHARE, SHARE_OR_PATH, option
+
+FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
+Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
+TooLong = Literal["skip", "truncate"]
+Truncated = Literal["skip", "use"]
+MAX_PIXELS = 50_000_000  # of an image
+MAX_ROW_LENGTH = 2**20  # eight times the longest context of Llama 3
+
+
+@dataclass
+class SourceConfig:
+    """One source of samples: its format, its family and where it lies."""
+
+    source: Literal["toy_scenes", FileFormat, "mixture"] = option("kind of source", "jsonl")
+    family: Family = option(
+        "what conversation a record stands for (all but toy_scenes), see docs/data.md",
+        "conversations",
+    )
+    path: str = option(
+        "file of the samples; webdataset and parquet: or a folder, or *.tar; pictures: a folder", ""
+    )
+    image_root: str = option(
+        "folder that image and video paths start from, empty for the folder of the file (jsonl)", ""
+    )
+    fields: NAMES = option("fields of your records under other names: {caption: TEXT}", {})
+    frames_per_second: float = option("frames to take of a second of video", 1.0, above=0)
+    max_frames: int = option("most frames of a video", 45, minimum=2)
+    kinds: NUMBERS = option("weight of each sample kind (toy_scenes)", {}, minimum=0)
+    samples: int = option("samples in an epoch, 0 for endless (toy_scenes)", 0, minimum=0)
+
+
+@dataclass
+class PartConfig(SourceConfig):
+    """One part of a mixture file; its paths start from the folder of that file."""
+
+    # pyrefly: ignore[bad-override-mutable-attribute]  fewer kinds: nobody sets another one later
+    source: Literal["toy_scenes", FileFormat] = option("kind of source", "jsonl")
+    weight: float = option("relative share, 0 for the number of samples", 0.0, minimum=0)
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Where samples come from and how they are packed."""
+
+    row_length: int = option(
+        "tokens in a packed row", 4096, minimum=2, maximum=MAX_ROW_LENGTH, **LANGUAGE_STAGES
+    )
+    too_long: TooLong = option(
+        "a sample longer than a row: skip it, or truncate it, never within an image",
+        "skip",
+        **LANGUAGE_STAGES,
+    )
+    max_pixels: int = option("refuse images with more pixels than this", MAX_PIXELS, minimum=1)
+    truncated: Truncated = option(
+        "a JPEG that lacks its last bytes: skip its sample, or use it with grey in their place",
+        "skip",
+    )
+    follow_links: bool = option(
+        "read files through links that leave the folder of the data, too", False
+    )
+    shuffle: bool = option("draw samples in an order that depends on the seed and epoch", True)
+    validation: SHARE_OR_PATH = option(
+        "samples to measure losses on and never to train on: a share of the data, such as 0.01; or "
+        "a file like data.path, or a mixture file (.yaml)",
+        "",
+        **LANGUAGE_STAGES,
+    )
+    skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
+    features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
+    verify_features: bool = option("compare SHA-256 of features first", True, **LANGUAGE_STAGES)
+    workers: int = option(
+        "processes that prepare samples ahead, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
+    )
