@@ -18,6 +18,7 @@ from metamorph.model.vision import VisionEncoder
 from metamorph.monitor.telemetry import MeanBaseline
 from metamorph.processes import add_up, rank, totals, world_size
 from metamorph.training.batch import Batch
+from metamorph.training.parallel import release
 from metamorph_kernels import linear_cross_entropy
 
 
@@ -88,6 +89,7 @@ class Validation:
         finally:
             for module in modules:
                 module.training = True
+            release(step_losses)
         skips, used = self.lanes.all_skips(), totals([self.lanes.used()])[0]
         if not text:
             raise UserError(

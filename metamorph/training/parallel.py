@@ -146,6 +146,13 @@ def reduce_gradients(step: nn.Module, now: bool) -> None:
         step.set_requires_gradient_sync(now)
 
 
+def release(step: nn.Module) -> None:
+    """Gives back what a forward without a backward left gathered. Until then the parameters of
+    `step` are not those that the optimizer knows."""
+    if isinstance(step, FSDPModule):
+        step.reshard()
+
+
 def local_rows(parameter: Tensor) -> slice:
     """The rows (of dimension 0) of a parameter that this process holds."""
     if not isinstance(parameter, DTensor):

@@ -109,6 +109,8 @@ def test_two_processes_measure_what_one_does_and_epochs_end_together(folder):
     )
     for alone, together in zip(*measured, strict=True):
         assert together == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    # What two have saved after measuring is whole: one goes on with it.
+    train(replace(config, output=str(folder / "two"), resume=True))
 
 
 def test_a_signal_while_the_best_model_is_saved_loses_nothing(folder, monkeypatch):
