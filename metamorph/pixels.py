@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 GROUND = (255, 255, 255)  # what shows through where a picture is transparent
 TURNS = {  # what brings a picture of this EXIF orientation upright
@@ -20,6 +21,7 @@ TURNS = {  # what brings a picture of this EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+WHITE_IS_ZERO = 0  # how a TIFF says it
 OPAQUE = ("RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # whatever was left in an image's `info`
 # The largest value of a picture of 32 bits: the first of these that none of its values exceeds.
 FULL_SCALES = {"I": (255, 65535), "F": (1, 255, 65535)}
@@ -70,6 +72,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _sixteen_bits(image: Image.Image, key: int | None) -> Image.Image:
     """Grey of the upper eight bits; the level `key` is transparent."""
     values = np.asarray(image.convert("I"))  # [height, width]
+    if isinstance(image, TiffImageFile):  # of which Pillow gives the values as they are stored
+        bits = image.tag_v2[BITSPERSAMPLE][0]  # 12 or 16
+        values = values << (16 - bits)
+        if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+            values = 65535 - values
     levels = (values >> 8).astype(np.uint8)
     if key is not None:
         levels[values == key] = GROUND[0]

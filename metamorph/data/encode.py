@@ -210,18 +210,18 @@ def _loaded(
     not `done`, each once, or why it is bad. What is given counts as done."""
 
     def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]] | SampleError:
-        loaded = []
+        loaded: dict[bytes, Image.Image] = {}
         try:
             with skippable(f"sample {index}"):
                 sample = source.sample(index)
             with located(sample.where or f"sample {sample.id}"):
                 for image in sample.images:
                     key = key_of(image)
-                    if key not in done:
-                        loaded.append((key, square(opened(image))))
+                    if key not in done and key not in loaded:
+                        loaded[key] = square(opened(image))
         except SampleError as error:
             return error
-        return loaded
+        return [*loaded.items()]
 
     with ThreadPoolExecutor(threads) as pool:
         for name, source in parts.items():

@@ -8,6 +8,7 @@ import struct
 import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ANCILLARY = 0x20  # of a chunk's first letter: a small one, so readers may leave it out
 KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may leave out, where they are sound
 GREY, COLOUR = 0, 2  # colour types that have one transparent colour
 COLOUR_BYTES = {GREY: 2, COLOUR: 6}
@@ -15,7 +16,7 @@ COLOUR_BYTES = {GREY: 2, COLOUR: 6}
 
 def picture_chunks(content: bytes) -> bytes:
     """The file without the chunks that its picture does not need. What is no PNG comes back as it
-    is, and so does what follows a chunk that the file does not hold whole."""
+    is, and so does what follows a chunk of the picture that the file does not hold whole."""
     if not content.startswith(SIGNATURE):
         return content
     whole = memoryview(content)
@@ -25,9 +26,11 @@ def picture_chunks(content: bytes) -> bytes:
         length = int.from_bytes(whole[start : start + 4], "big")
         kind, end = bytes(whole[start + 4 : start + 8]), start + 12 + length
         if end > len(content):
+            if kind[0] & ANCILLARY:  # what was cut off is no part of the picture
+                start = len(content)
             break
         chunk = whole[start:end]
-        if not kind[0] & 0x20:  # a capital: no reader may leave it out
+        if not kind[0] & ANCILLARY:
             kept.append(chunk)
         elif kind in KEPT and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
             kept.append(_transparency(content, chunk) if kind == b"tRNS" else chunk)

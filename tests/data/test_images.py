@@ -212,6 +212,32 @@ def test_sixteen_bit_grey_keeps_its_levels():
         assert levels(decoded(saved(ramp, kind))) == [*range(256)]
 
 
+def grey_tiff(bits: int, white_is_zero: bool, row: bytes, width: int) -> bytes:
+    """A TIFF of one row, which Pillow does not write."""
+    fields = {
+        256: width, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1,
+        279: len(row),
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(row))
+    return header + row + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
+def test_grey_tiffs_of_other_depths_and_with_white_at_zero():
+    sixteen = struct.pack("<3H", 0, 0x1234, 0xFFFF)
+    assert levels(decode_image(grey_tiff(16, False, sixteen, 3), "a.tif", 100)) == [0, 0x12, 255]
+    assert levels(decode_image(grey_tiff(16, True, sixteen, 3), "a.tif", 100)) == [255, 0xED, 0]
+    twelve = bytes.fromhex("000123fff800")  # 0x000, 0x123, 0xfff, 0x800
+    assert levels(decode_image(grey_tiff(12, False, twelve, 4), "a.tif", 100)) == [0, 18, 255, 128]
+
+
+def test_a_png_cut_off_in_what_follows_its_picture_is_whole():
+    content = png(8, 0, b"\x55", 1)[:-12] + chunk(b"tEXt", b"x" * 500)[:100]
+    assert levels(decode_image(content, "a.png", 100)) == [0x55]
+    with pytest.raises(SampleError, match="cannot be read"):
+        decode_image(png(8, 0, b"\x55", 1)[:45], "a.png", 100)
+
+
 def test_what_is_beside_the_picture_in_a_png_does_not_cost_it():
     """Text beyond Pillow's cap, a large or broken colour profile, a wrong checksum of text."""
     info = PngImagePlugin.PngInfo()

@@ -101,6 +101,7 @@ def test_blank_lines_are_no_samples_and_lines_are_named(folder):
         {"image": False, "conversations": conversation("q", "a")},
         {"image": ["a.png", None], "conversations": conversation("q", "a")},
         {"image": {"a.png": 1}, "conversations": conversation("q", "a")},
+        {"image": ["a.png"] * 1001, "conversations": conversation("q", "a")},
         "[" * 100_000,
         "9" * 10_000,
     ],
@@ -109,6 +110,12 @@ def test_blank_lines_are_no_samples_and_lines_are_named(folder):
 def test_malformed_records(folder, record):
     good = {"conversations": conversation("q", "a")}
     assert cause_of(write(folder, good, record), 1)[0] == "malformed record"
+
+
+def test_an_id_is_a_line_that_can_be_printed(folder):
+    """It is shown in messages, and seeds what is drawn by chance."""
+    source = write(folder, {"id": "\ud800\n\x1b[2J", "conversations": conversation("q", "a")})
+    assert source.sample(0).id == r"\ud800\n\x1b[2J"
 
 
 def test_a_null_image_is_no_image(folder):

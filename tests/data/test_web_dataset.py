@@ -115,7 +115,10 @@ def test_bad_members_are_causes_of_their_own(tmp_path):
         "corrupt image", "image too large", "malformed record", "malformed record",
         "missing image", "malformed record",
     ]  # fmt: skip
-    for index, words in ((3, ".json is not valid JSON: expecting"), (5, ".txt' is not UTF-8 text")):
+    for index, words in (
+        (3, ".json is not valid JSON: expecting"),
+        (5, r": \.txt is not UTF-8 text"),
+    ):
         with pytest.raises(SampleError, match=words):
             source.sample(index)
 

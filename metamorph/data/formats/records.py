@@ -17,7 +17,7 @@ from metamorph.data.conversation import ROLES, Turn
 from metamorph.data.images import Picture, StoredImage, read_file, reason, shorten
 from metamorph.data.links import Root, is_clutter
 from metamorph.data.video import Video, open_video
-from metamorph.errors import SampleError, UserError, shown
+from metamorph.errors import SampleError, UserError, printable, shown
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
 # A part of a turn that is an image: its type, and under what it may name a file.
@@ -26,6 +26,7 @@ ADDRESS = re.compile(r"(?:https?|s3|gs|hf|data):")
 IMAGE_FILES = ("image", "image_url", "url", "path", "source", "data")
 
 MOST_NAMES = 8  # of fields, in a message
+MOST_PICTURES = 1000  # of a sample
 PARTS = re.compile(r"[0-9]+|[^0-9]+")  # of a name
 
 
@@ -64,6 +65,8 @@ class Record:
         if name == "image":
             _, value = self._either("image", "images")
         values = [] if value is None else value if isinstance(value, list) else [value]
+        if len(values) > MOST_PICTURES:
+            raise ValueError(f"{name}: {len(values)} images, expected at most {MOST_PICTURES}")
         return tuple(self.files.picture(value) for value in values)
 
     def picture(self, name: str) -> Picture:
@@ -101,7 +104,7 @@ class Record:
         written = self.get("id")
         if written is None:
             return self.where
-        return shorten(written) if isinstance(written, str) else shown(written)
+        return printable(shorten(written)) if isinstance(written, str) else shown(written)
 
 
 def _turn(where: str, written: Any) -> Turn:

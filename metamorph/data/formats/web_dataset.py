@@ -101,7 +101,9 @@ class WebDataset:
         for name in files:
             field, _, kind = name.rpartition(".")
             if kind == "txt":
-                values.setdefault(field or "caption", read_text(held.read(name), f".{shown(name)}"))
+                values.setdefault(
+                    field or "caption", read_text(held.read(name), f".{shorten(name)}")
+                )
             elif field in FIELDS_IN_NAMES or f".{kind}" in DEMUXERS:
                 values.setdefault(field or "video", name)
         return Record(self.where(position), values, held, self.names)
@@ -127,7 +129,7 @@ class Members:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
-            raise SampleError("truncated tar", f"the tar ends inside .{name}")
+            raise SampleError("truncated tar", f"the tar ends inside .{shorten(name)}")
         return data
 
     def picture(self, value: Any) -> Picture:
