@@ -34,8 +34,8 @@ class Request:
 def find_requests(source: Source, count: int, encoder: ChatEncoder, longest: int) -> list[Request]:
     """The first samples of the data that draw when asked in `longest` tokens or fewer. `UserError`
     if `LOOKED_AT` hold none."""
-    found = []
-    for index in range(min(LOOKED_AT, len(source))):
+    found, tried = [], min(LOOKED_AT, len(source))
+    for index in range(tried):
         try:
             with skippable():
                 request = _request(source.sample(index), encoder, longest)
@@ -47,7 +47,8 @@ def find_requests(source: Source, count: int, encoder: ChatEncoder, longest: int
             return found
     if not found:
         raise UserError(
-            f"monitor.samples_every: no answer of the first {LOOKED_AT} samples is a picture"
+            f"monitor.samples_every: none of the first {tried} samples begins with a question, "
+            f"without a system turn, whose answer is a picture"
         )
     return found
 

@@ -50,5 +50,5 @@ def test_what_cannot_be_asked_of_the_model_is_passed_over(encoder):
     found = find_requests(source, 2, encoder, longest=100)
     assert [request.text for request in found] == ["<image>Make it blue.", "Draw a cat."]
     assert [len(request.images) for request in found] == [1, 0]
-    with pytest.raises(UserError, match="no answer of the first 1000 samples"):
+    with pytest.raises(UserError, match="none of the first 5 samples begins with"):
         find_requests(source, 2, encoder, longest=5)
