@@ -4,6 +4,8 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -12,11 +14,13 @@ import torch
 from torch import nn
 
 import metamorph
+from metamorph import lock
 from metamorph.config.keys import Stage
 from metamorph.config.reading import load_config
 from metamorph.config.shipped import configs_folder
 from metamorph.data.images import opened
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
+from metamorph.disk import remove
 from metamorph.errors import UserError
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
 from metamorph.generation.assistant import Assistant
@@ -60,17 +64,23 @@ def build_start(folder: Path, seed: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def claim_folder(folder: Path) -> None:
-    """Makes the run folder; replaces only what an earlier quickstart wrote."""
+@contextmanager
+def claimed_folder(folder: Path) -> Generator[None]:
+    """Makes the run folder, which is this quickstart's for as long as the body runs; replaces only
+    what an earlier one wrote."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output: {folder} is a file, expected a folder")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise UserError(f"--output: {folder} holds something else, expected a new folder")
-        print(f"replacing the earlier quickstart in {folder}")
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
+    with lock.locked(folder, "--output"):
+        content = [path for path in folder.iterdir() if path.name != lock.FILE]
+        if content:
+            if not (folder / MARKER).exists():
+                raise UserError(f"--output: {folder} holds something else, expected a new folder")
+            print(f"replacing the earlier quickstart in {folder}")
+        for path in sorted(content, key=lambda path: path.name == MARKER):  # the marker is last
+            remove(path)
+        (folder / MARKER).touch()
+        yield
 
 
 def stage_config(stage: str, folder: Path):
@@ -133,8 +143,12 @@ def evaluate(
 
 def quickstart(output: Path, seed: int = 0) -> dict:
     """Trains all stages, evaluates, and writes the model and the report below `output`."""
+    with claimed_folder(output):
+        return _quickstart(output, seed)
+
+
+def _quickstart(output: Path, seed: int) -> dict:
     started = time.perf_counter()
-    claim_folder(output)
     print("1/6 start: a random small language model and its tokenizer")
     build_start(output / "start", seed)
     seconds = {}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from metamorph.cli.command import main
 from metamorph.data.images import opened
+from metamorph.errors import UserError
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
 from metamorph.quickstart import held_out
@@ -41,11 +42,18 @@ def finished(tmp_path_factory):
         patch.setattr(quickstart_module, "QUESTIONS", 20)
         patch.setattr(quickstart_module, "OTHER_QUESTIONS", {"motion": 2, "other wordings": 2})
         patch.setattr(quickstart_module, "DRAWINGS", dict.fromkeys(held_out.JUDGED, 3))
-        quickstart_module.claim_folder(output)
-        (output / "earlier").touch()  # what an earlier quickstart left is replaced
+        with quickstart_module.claimed_folder(output):
+            (output / "earlier").touch()  # what an earlier quickstart left is replaced
         report = quickstart_module.quickstart(output)
     assert not (output / "earlier").exists()
     return output, report
+
+
+def test_a_second_one_does_not_replace_the_folder_of_one_that_runs(tmp_path):
+    with quickstart_module.claimed_folder(tmp_path):
+        with pytest.raises(UserError, match="^--output: .* is in use by process"):
+            quickstart_module.quickstart(tmp_path)
+        assert (tmp_path / "quickstart").exists()
 
 
 @pytest.mark.slow
