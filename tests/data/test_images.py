@@ -140,6 +140,19 @@ def test_every_source_does_with_a_cut_jpeg_as_it_is_told(tmp_path, source, trunc
             picture.open()
 
 
+def test_a_jpeg_of_endless_scans_is_not_decoded():
+    """Each goes through the whole picture: a thousand of them take a second a million pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", (64, 48), 128).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    scan = whole[whole.rfind(b"\xff\xda") : -2]
+    assert decode_image(whole[:-2] + scan * 50 + whole[-2:], "a.jpg", 10_000).size == (64, 48)
+    with pytest.raises(SampleError, match=r"image a.jpg has 10\d scans, expected at most 100"):
+        decode_image(whole[:-2] + scan * 100 + whole[-2:], "a.jpg", 10_000)
+    film_behind_it = whole + scan * 200  # as phones write it
+    assert decode_image(film_behind_it, "a.jpg", 10_000).size == (64, 48)
+
+
 def test_other_formats_are_whole_or_skipped():
     for kind in ("PNG", "WEBP", "GIF", "BMP"):
         with pytest.raises(SampleError):
