@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from PIL.GifImagePlugin import GifImageFile
 
 from metamorph.config.data_keys import Truncated
-from metamorph.data.jpeg import MOST_SCANS, scans
+from metamorph.data.jpeg import too_slow
 from metamorph.data.png import picture_chunks
 from metamorph.errors import SampleError
 from metamorph.pixels import GROUND, as_shown
@@ -187,9 +187,8 @@ def decode_image(
     """
     if truncated == "use" and is_cut(content):
         content += JPEG_END  # what libjpeg waits for; it fills up what came before
-    if content.startswith(JPEG_START) and (times := scans(content)) > MOST_SCANS:
-        problem = f"image {name} has {times} scans, expected at most {MOST_SCANS}"
-        raise SampleError("corrupt image", problem)
+    if content.startswith(JPEG_START) and (problem := too_slow(content)):
+        raise SampleError("corrupt image", f"image {name} {problem}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about what is odd in the file

@@ -153,6 +153,14 @@ def test_a_jpeg_of_endless_scans_is_not_decoded():
     assert decode_image(film_behind_it, "a.jpg", 10_000).size == (64, 48)
 
 
+def test_a_jpeg_full_of_fill_is_not_decoded():
+    """Pillow reads it byte by byte: a megabyte takes a second."""
+    whole = saved(Image.new("L", (64, 48), 128), "JPEG")
+    assert decode_image(whole[:2] + b"\xff" * 1000 + whole[2:], "a.jpg", 10_000).size == (64, 48)
+    with pytest.raises(SampleError, match="has 300000 bytes of fill before its pixels"):
+        decode_image(whole[:2] + b"\xff" * 300_000 + whole[2:], "a.jpg", 10_000)
+
+
 def test_other_formats_are_whole_or_skipped():
     for kind in ("PNG", "WEBP", "GIF", "BMP"):
         with pytest.raises(SampleError):
