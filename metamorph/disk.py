@@ -1,6 +1,7 @@
 """Files that appear whole or not at all and can be checked, and what a full disk says."""
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -25,12 +26,34 @@ NO_PLACE = {
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers end their messages
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path`, this process's own, for what shall take its place.
+
+    What a killed process has left there is removed; those of processes that live are not touched.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _is_running(int(pid)):
+            remove(left)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
+
+
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path beside `path`; when the body succeeds, bring what it wrote to the disk
     and rename it onto `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.touch()
         usual = temporary.stat().st_mode

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from metamorph.decoder.pipeline import COMPONENTS, VisualDecoder
+from metamorph.disk import temporary_beside
 from metamorph.folders import check_folder
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
@@ -35,7 +36,7 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
         **{decoder / name: Path("decoder") / name for name in COMPONENTS},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    staging = temporary_beside(output)
     try:
         for source, place in parts.items():
             if source.is_dir():

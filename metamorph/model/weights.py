@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from metamorph.disk import atomic_path, write_text
+from metamorph.disk import atomic_path, temporary_beside, write_text
 from metamorph.errors import UserError, in_words, shown
 from metamorph.folders import check_file
 
@@ -163,10 +163,13 @@ def write_tokenizer(folder: Path, tokenizer) -> None:
     """Write a transformers tokenizer, each of its files atomically."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer.") as staging:
+    staging = temporary_beside(folder / "tokenizer")
+    try:
         tokenizer.save_pretrained(staging)
-        for path in Path(staging).iterdir():
+        for path in staging.iterdir():
             os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
