@@ -58,6 +58,7 @@ NOT_RUN_HERE = {
     "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
     "python -m pytest tests/csrc": HERE,
     "python -m pytest tests/training/test_kills.py -s": HERE,
+    "FUZZ_ROUNDS=3 FUZZ_SEED=100000 python -m pytest tests/fuzz": HERE,
     "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": HERE,
     "bash bench/gpu.sh": GPU,
     "bash bench/gpu.sh --quick": GPU,

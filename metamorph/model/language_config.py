@@ -6,10 +6,19 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from metamorph.errors import UserError, within
+from metamorph.errors import UserError, shown, within
 from metamorph.model.weights import read_json
 
 COMPUTED: Any = None  # the default of a field that `__post_init__` computes from the others
+LARGEST = {  # a damaged number would take hours or all memory
+    "num_hidden_layers": 1000,
+    "hidden_size": 100_000,
+    "intermediate_size": 400_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 10_000,
+    "vocab_size": 10_000_000,
+}
 LLAMA3_SCALING_KEYS = (
     "factor",
     "low_freq_factor",
@@ -49,6 +58,11 @@ class LanguageConfig:
             value = getattr(self, field.name)
             if field.name.startswith(("num_", "hidden", "inter", "vocab", "head")) and value < 1:
                 raise UserError(f"language.{field.name}: expected at least 1, got {value}")
+            if field.name in LARGEST and value > LARGEST[field.name]:
+                most = LARGEST[field.name]
+                raise UserError(
+                    f"language.{field.name}: expected at most {most}, got {shown(value)}"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"language.num_key_value_heads: {self.num_key_value_heads} does not divide "

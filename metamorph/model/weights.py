@@ -176,6 +176,8 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
     path = check_file(Path(folder) / "tokenizer.json", "the tokenizer of a model folder")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer("a")  # settings of another kind show only when it is used
+        return tokenizer
     except Exception as error:  # the tokenizers package raises nothing narrower
         raise UserError(f"{path}: not readable as a tokenizer: {in_words(error)}") from error

@@ -148,6 +148,7 @@ def test_flat_and_nested_rotary_settings_read_alike():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
         ({"num_hidden_layers": 0}, "num_hidden_layers: expected at least 1, got 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 1000, got 1000000000"),
         ({"head_dim": 7}, "head_dim: .*even number, got 7"),
     ],
 )

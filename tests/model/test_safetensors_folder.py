@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.disk import atomic_path
 from metamorph.errors import UserError
 from metamorph.model import weights
@@ -160,6 +161,15 @@ def test_a_corrupt_tokenizer_is_named(tmp_path, text):
     with pytest.raises(UserError, match="tokenizer.json: not readable as a tokenizer") as caught:
         read_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_a_tokenizer_are_tried(tmp_path):
+    build_toy_tokenizer().save_pretrained(tmp_path)
+    read_tokenizer(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": "x"}))
+    with pytest.raises(UserError, match="not readable as a tokenizer: a field is missing or"):
+        read_tokenizer(tmp_path)
 
 
 def test_differences_between_file_and_model_are_named(tmp_path):
