@@ -53,7 +53,8 @@ def interval_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`interval_attention` of checked arguments: out [T, Hq, D] and lse float32 [Hq, T]."""
-    return _Attention.apply(
+    attention = _attention if torch.compiler.is_compiling() else _Attention.apply
+    return attention(
         q,
         k,
         v,
@@ -203,7 +204,7 @@ def _(out_gradient, lse_gradient, q, k, v, *_):
 
 
 class _Attention(torch.autograd.Function):
-    """What `register_autograd` would make of the op cannot be transformed by torch.func."""
+    """The op as torch.func can transform it, which it cannot what `register_autograd` makes."""
 
     @staticmethod
     def forward(*arguments):
@@ -234,6 +235,10 @@ class _Attention(torch.autograd.Function):
             ctx.scale,
         )
         return *gradients, None, None, None, None, None, None
+
+
+# The same for graphs of torch.compile, whose tracer knows the op and not the Function.
+_attention.register_autograd(_Attention.backward, setup_context=_Attention.setup_context)
 
 
 def _layout(direction: str, q: Tensor, k: Tensor) -> tuple[Tiles, dict[str, int]]:
