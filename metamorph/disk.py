@@ -29,16 +29,18 @@ RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers
 def temporary_beside(path: Path) -> Path:
     """A name beside `path`, this process's own, for what shall take its place.
 
-    What a killed process has left there is removed; those of processes that live are not touched.
+    What a killed process has left there is removed, that of one that lives is not: of this machine,
+    for a folder has one writer at a time (`metamorph.lock`).
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = left.name.split(".")[-2]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not is_running(int(pid)):
             remove(left)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
+from metamorph.disk import is_running
 from metamorph.errors import UserError, within
 
 FILE = "run.lock"
@@ -55,13 +56,7 @@ class Owner:
         if self.host == seen_by.host and self.boot != seen_by.boot:
             return True  # the machine started anew
         if (self.host, self.numbering) == (seen_by.host, seen_by.numbering):
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return True
-            except PermissionError:  # somebody else's
-                pass
-            return _start_of(self.pid) not in (self.started, "")
+            return not is_running(self.pid) or _start_of(self.pid) not in (self.started, "")
         if self.job and self.job == seen_by.job and self.restarts < seen_by.restarts:
             return True
         return None

@@ -178,7 +178,7 @@ def _advance(
     emitted = []
     if text:
         logits = model.language.head(states[text])  # [N, V]
-        chosen = sample_requests(logits, [samplings[index] for index in text]).tolist()
+        chosen = sample_requests(logits, [samplings[index] for index in text])
         for index, token_id in zip(text, chosen, strict=True):
             if sequences[index].accept_token(token_id):
                 next_ids[index] = token_id

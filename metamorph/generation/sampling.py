@@ -42,6 +42,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+NOT_FINITE = -1  # in place of a token id
 LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller divisor could be rounded to 0
 
 
@@ -50,20 +51,17 @@ def sample(logits: Tensor, sampling: Sampling) -> Tensor:
 
     Raises `UserError` where the best logit of a row is NaN or infinite.
     """
-    _check_finite(logits)
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    weights = _probabilities(logits, sampling)
-    return _race(weights, torch.empty_like(weights).exponential_(generator=sampling.generator))
+    token_ids = sample_requests(logits, [sampling] * len(logits))
+    return torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
 
 
-def sample_requests(logits: Tensor, samplings: abc.Sequence[Sampling]) -> Tensor:
-    """Token ids [N], int64, from logits [N, V]: row i by `samplings[i]`, from its generator.
+def sample_requests(logits: Tensor, samplings: abc.Sequence[Sampling]) -> list[int]:
+    """Token ids [N] from logits [N, V]: row i by `samplings[i]`, from its generator.
 
-    What a row draws does not depend on the other rows. Raises `UserError` as `sample` does.
+    What a row draws does not depend on the other rows. Raises `UserError` as `sample` does. The ids
+    are its one transfer from the device: they say as well which rows are not finite.
     """
-    _check_finite(logits)
-    token_ids = logits.argmax(dim=-1)
+    best, token_ids = logits.max(dim=-1)  # of NaN and numbers the maximum is NaN
     rows_of = {}  # rows of equal settings are computed together
     for row, sampling in enumerate(samplings):
         if sampling.temperature > 0:
@@ -75,16 +73,13 @@ def sample_requests(logits: Tensor, samplings: abc.Sequence[Sampling]) -> Tensor
         for row, times in zip(rows, arrival, strict=True):
             times.exponential_(generator=samplings[row].generator)
         token_ids[rows] = _race(weights, arrival)
-    return token_ids
-
-
-def _check_finite(logits: Tensor) -> None:
-    # A maximum of NaN and numbers is NaN, so the best logit speaks for its row.
-    if not logits.amax(dim=-1).isfinite().all():
+    found = token_ids.masked_fill(~best.isfinite(), NOT_FINITE).tolist()
+    if NOT_FINITE in found:
         raise UserError(
             "the model's logits of the next token are NaN or infinite: its weights are damaged, "
             "or its precision is too low for them"
         )
+    return found
 
 
 def _probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
