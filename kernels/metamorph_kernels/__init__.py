@@ -5,11 +5,14 @@ what matrix products and kernels of rows in Triton ask of a GPU), and what progr
 (`send`, `without_autocast`, `tokens_read`, the sizes of chunks).
 """
 
+from typing import TYPE_CHECKING
+
 from metamorph_kernels.absence import HOPPER, ROWS, gpu_absence, triton_absence
 from metamorph_kernels.arguments import without_autocast
-from metamorph_kernels.attention.decode import decode_attention
+from metamorph_kernels.attention.decode import decode_attention, decode_attention_on_host
 from metamorph_kernels.attention.fp8 import interval_attention_fp8
 from metamorph_kernels.attention.interval import interval_attention
+from metamorph_kernels.attention.prefill import prefill_attention
 from metamorph_kernels.backends import probe
 from metamorph_kernels.cuda_library import cuda_absence
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
@@ -19,9 +22,12 @@ from metamorph_kernels.losses.chunks import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ON
 from metamorph_kernels.losses.cosine import cosine_loss
 from metamorph_kernels.losses.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from metamorph_kernels.losses.linear_cosine import LinearCosineLoss, linear_cosine_loss
+from metamorph_kernels.prefill_rows import PrefillRow, prefill_row
 from metamorph_kernels.rows.pooling import pool_normalize, tokens_read
 from metamorph_kernels.transfer import send
-from metamorph_kernels.transformers_attention import register_with_transformers
+
+if TYPE_CHECKING:
+    from metamorph_kernels.transformers_attention import register_with_transformers
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,9 +39,11 @@ __all__ = [
     "LinearCosineLoss",
     "LinearCrossEntropy",
     "MLPGelu",
+    "PrefillRow",
     "cosine_loss",
     "cuda_absence",
     "decode_attention",
+    "decode_attention_on_host",
     "gpu_absence",
     "interval_attention",
     "interval_attention_fp8",
@@ -47,6 +55,8 @@ __all__ = [
     "mlp_gelu",
     "mlp_gelu_fp8",
     "pool_normalize",
+    "prefill_attention",
+    "prefill_row",
     "probe",
     "register_with_transformers",
     "send",
@@ -54,3 +64,12 @@ __all__ = [
     "triton_absence",
     "without_autocast",
 ]
+
+
+def __getattr__(name: str):
+    """Imports on first use what needs torch.compile, whose import takes as long as torch's."""
+    if name != "register_with_transformers":
+        raise AttributeError(f"module 'metamorph_kernels' has no attribute {name!r}")
+    from metamorph_kernels.transformers_attention import register_with_transformers
+
+    return register_with_transformers

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from metamorph_kernels.architectures import MOST_SHARED_BYTES
+from metamorph_kernels.graphs import constant_in_graphs
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,21 @@ HOPPER = Needs((9, 0), (10, 0), shared_bytes=MOST_SHARED_BYTES["sm_90"])
 ROWS = Needs((8, 0))  # plain loads and sums, in bfloat16 too
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def triton_absence(device_type: str, needs: Needs = HOPPER) -> str | None:
     """Why Triton kernels cannot run on tensors of this device type, or None where they can."""
     return _triton_absence(device_type, needs)
+
+
+@constant_in_graphs
+def gluon_absence(device_type: str) -> str | None:
+    """Why Gluon kernels cannot run on tensors of this device type, or None where they can."""
+    if device_type == "cpu":
+        return "Gluon kernels run on a GPU only"
+    reason = triton_absence(device_type, HOPPER)
+    if reason is None and importlib.util.find_spec("triton.experimental.gluon") is None:
+        return "this Triton has no Gluon"
+    return reason
 
 
 @cache

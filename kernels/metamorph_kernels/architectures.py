@@ -3,6 +3,7 @@
 RESERVED_SHARED_BYTES = 1024  # of each block, for the system
 SM_REGISTERS = 65_536
 WARP_SIZE = 32
+WARPS_OF_A_GROUP = 4  # those that issue a product together, and take registers together
 
 # Shared memory that one block may use; an SM has as much and what is reserved for that block.
 MOST_SHARED_BYTES = {

@@ -88,14 +88,15 @@ def check_integers(
 
 def check_shape(name: str, tensor: Tensor, letters: str, *sizes: int | None) -> None:
     """Raise ValueError unless `tensor` has the given sizes; None leaves a size free."""
-    fits = tensor.dim() == len(sizes) and all(
-        size is None or size == actual for size, actual in zip(sizes, tensor.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
-        raise ValueError(
-            f"{name}: expected shape [{letters}] = [{wanted}], got {list(tensor.shape)}"
-        )
+    shape = tensor.shape
+    if len(shape) == len(sizes):
+        for size, actual in zip(sizes, shape, strict=True):
+            if size is not None and size != actual:
+                break
+        else:
+            return
+    wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+    raise ValueError(f"{name}: expected shape [{letters}] = [{wanted}], got {list(shape)}")
 
 
 def check_heads(query: Tensor, key: Tensor) -> None:

@@ -7,15 +7,16 @@ registered as custom operators; the kernels are.
 import torch
 from torch import Tensor
 
-from metamorph_kernels.absence import HOPPER, ROWS, triton_absence
+from metamorph_kernels.absence import HOPPER, ROWS, gluon_absence, triton_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
-BACKENDS = ("triton", "cuda", "torch")
-LANGUAGES = {"triton": "Triton", "cuda": "CUDA C++"}  # of kernels
+BACKENDS = ("triton", "gluon", "cuda", "torch")
+LANGUAGES = {"triton": "Triton", "gluon": "Gluon", "cuda": "CUDA C++"}  # of kernels
 IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "interval_attention": ("triton", "torch"),
     "interval_attention_fp8": ("triton", "torch"),
     "decode_attention": ("triton", "torch"),
+    "prefill_attention": ("triton", "torch"),
     "cosine_loss": ("triton", "cuda", "torch"),
     "linear_cosine_loss": ("triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
@@ -24,8 +25,15 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "mlp_gelu_fp8": ("triton", "torch"),
     "pool_normalize": ("triton", "cuda", "torch"),
 }
+ONLY_IF_ASKED_FOR = {"interval_attention": ("gluon",)}  # no GPU has shown them right and faster
 # Triton kernels without matrix products of their own; the others want a Hopper GPU.
-ROW_OPERATIONS = ("cosine_loss", "linear_cosine_loss", "linear_cross_entropy", "pool_normalize")
+ROW_OPERATIONS = (
+    "cosine_loss",
+    "linear_cosine_loss",
+    "linear_cross_entropy",
+    "mlp_gelu",
+    "pool_normalize",
+)
 WIDEST_ROW = 8192  # what one program of a row kernel in Triton holds in registers
 
 
@@ -35,6 +43,7 @@ def resolve(
     tensor: Tensor,
     triton_limit: str | None = None,
     cuda_limit: str | None = None,
+    gluon_limit: str | None = None,
 ) -> str:
     """The backend that `impl` means for `operation` on the device of `tensor`.
 
@@ -44,7 +53,9 @@ def resolve(
     Raises ValueError, naming what exists or is missing, for an `impl` that cannot run this call.
     """
     present = IMPLEMENTED[operation]
-    limits = {"triton": triton_limit, "cuda": cuda_limit, "torch": None}
+    limits = {
+        "triton": triton_limit, "gluon": gluon_limit, "cuda": cuda_limit, "torch": None
+    }  # fmt: skip
     if impl == "auto":
         if not tensor.is_cuda:
             return "torch"
@@ -53,13 +64,18 @@ def resolve(
             for backend in present
             if (absence(operation, backend, tensor.device.type) or limits[backend]) is None
         )
-    if impl not in present:
-        choices = ", ".join(repr(name) for name in ("auto", *present))
+    if impl not in implementations(operation):
+        choices = ", ".join(repr(name) for name in ("auto", *implementations(operation)))
         raise ValueError(f"impl: {operation} takes {choices}, got {impl!r}")
     reason = absence(operation, impl, tensor.device.type) or limits[impl]
     if reason is not None:
         raise ValueError(f"impl: {operation} cannot run in {LANGUAGES[impl]} here: {reason}")
     return impl
+
+
+def implementations(operation: str) -> tuple[str, ...]:
+    """What `impl=` can name, "auto" aside."""
+    return (*IMPLEMENTED[operation], *ONLY_IF_ASKED_FOR.get(operation, ()))
 
 
 def row_limits(rows: Tensor, *others: Tensor) -> dict[str, str | None]:
@@ -89,10 +105,10 @@ def probe() -> dict[str, dict[str, str]]:
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         operation: {
-            backend: _state(operation, backend, backend in present, device_type)
+            backend: _state(operation, backend, backend in implementations(operation), device_type)
             for backend in BACKENDS
         }
-        for operation, present in IMPLEMENTED.items()
+        for operation in IMPLEMENTED
     }
 
 
@@ -109,4 +125,6 @@ def absence(operation: str, backend: str, device_type: str) -> str | None:
         return None
     if backend == "cuda":
         return cuda_absence(device_type)
+    if backend == "gluon":
+        return gluon_absence(device_type)
     return triton_absence(device_type, ROWS if operation in ROW_OPERATIONS else HOPPER)

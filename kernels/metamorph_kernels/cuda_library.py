@@ -13,12 +13,13 @@ from torch import Tensor
 
 from metamorph_kernels.absence import gpu_absence
 from metamorph_kernels.arguments import neighbouring_columns
+from metamorph_kernels.graphs import constant_in_graphs
 
 LIBRARY = Path(__file__).with_name("metamorph_ops.abi3.so")
 CAPABILITY = (8, 0)  # the oldest GPUs that CMakeLists.txt compiles for
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def cuda_absence(device_type: str) -> str | None:
     """Why the CUDA library cannot run on tensors of this device type, or None where it can."""
     return _load() or gpu_absence(device_type, CAPABILITY)

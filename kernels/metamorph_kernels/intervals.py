@@ -1,7 +1,7 @@
 """The attention mask of a packed row as one interval of keys per query."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,7 +60,7 @@ def key_intervals(
     unsorted, overlapping, or cross a document.
     """
     lengths = _checked_lengths(document_lengths)
-    spans = _checked_spans(bidirectional_spans, lengths)
+    spans = checked_spans(bidirectional_spans, lengths, "document")
 
     lengths_host = torch.tensor(lengths)
     document_ends = lengths_host.cumsum(0)
@@ -69,11 +69,9 @@ def key_intervals(
     col_start = torch.arange(len(row_start))
     row_end = col_start + 1
     if spans:
-        span_starts, span_ends = torch.tensor(list(zip(*spans, strict=True)))  # [2, spans]
-        span = torch.searchsorted(span_starts, col_start, right=True) - 1  # -1 before the first
-        inside = (span >= 0) & (col_start < span_ends[span])
-        row_end = torch.where(inside, span_ends[span], row_end)
-        col_start = torch.where(inside, span_starts[span], col_start)
+        inside, span_start, span_end = enclosing_spans(spans, len(row_start))
+        row_end = torch.where(inside, span_end, row_end)
+        col_start = torch.where(inside, span_start, col_start)
     return Intervals(
         row_start=send(row_start.int(), device),
         row_end=send(row_end.int(), device),
@@ -157,7 +155,7 @@ def _check_rows(start: Tensor, end: Tensor) -> None:
 
 
 def _checked_lengths(document_lengths: Iterable[int]) -> tuple[int, ...]:
-    lengths = tuple(_integer("document_lengths", length) for length in document_lengths)
+    lengths = tuple(integer("document_lengths", length) for length in document_lengths)
     if not lengths:
         raise ValueError("document_lengths: expected at least one document, got none")
     for index, length in enumerate(lengths):
@@ -170,16 +168,20 @@ def _checked_lengths(document_lengths: Iterable[int]) -> tuple[int, ...]:
     return lengths
 
 
-def _checked_spans(
-    bidirectional_spans: Iterable[tuple[int, int]], lengths: tuple[int, ...]
+def checked_spans(
+    bidirectional_spans: Iterable[tuple[int, int]], lengths: Sequence[int], part: str
 ) -> tuple[tuple[int, int], ...]:
+    """The spans as a tuple; ValueError unless sorted, apart, and each within one part of the row.
+
+    The parts, called `part` in messages, have these lengths and stand one after another.
+    """
     spans = []
-    document, first, last = 0, 0, lengths[0]  # the document whose tokens are [first, last)
+    number, first, last = 0, 0, lengths[0]  # the part whose tokens are [first, last)
     previous_end = 0
     for span in bidirectional_spans:
         if not isinstance(span, (tuple, list)) or len(span) != 2:
             raise ValueError(f"bidirectional_spans: expected pairs (start, end), got {span!r}")
-        start, end = (_integer("bidirectional_spans", bound) for bound in span)
+        start, end = (integer("bidirectional_spans", bound) for bound in span)
         name = f"bidirectional_spans: span ({start}, {end})"
         if start >= end:
             raise ValueError(f"{name} is empty; the end is exclusive")
@@ -191,16 +193,28 @@ def _checked_spans(
         if end > sum(lengths):
             raise ValueError(f"{name} ends after the last of {sum(lengths)} tokens")
         while start >= last:
-            document += 1
-            first, last = last, last + lengths[document]
+            number += 1
+            first, last = last, last + lengths[number]
         if end > last:
-            raise ValueError(f"{name} crosses the end of document {document}, [{first}, {last})")
+            raise ValueError(f"{name} crosses the end of {part} {number}, [{first}, {last})")
         spans.append((start, end))
         previous_end = end
     return tuple(spans)
 
 
-def _integer(name: str, value: int) -> int:
+def enclosing_spans(spans: Sequence[tuple[int, int]], tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each token of a row lies in a span, bool [T], and that one's start and end, [T].
+
+    Outside of a span the bounds are those of any. There must be a span.
+    """
+    token = torch.arange(tokens)
+    starts, ends = torch.tensor(list(zip(*spans, strict=True)))  # [2, spans]
+    span = torch.searchsorted(starts, token, right=True) - 1  # -1 before the first
+    return (span >= 0) & (token < ends[span]), starts[span], ends[span]
+
+
+def integer(name: str, value: int) -> int:
+    """`value` as an int; ValueError, naming the argument, for what is none."""
     if isinstance(value, bool):
         raise ValueError(f"{name}: expected integers, got {value!r}")
     try:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamorph_kernels.intervals import Intervals
+from metamorph_kernels.prefill_rows import PrefillRow
 
 
 def interval_mask(intervals: Intervals) -> Tensor:
@@ -81,6 +82,18 @@ def decode_attention(
         scores = torch.einsum("hd,shd->hs", query, keys) * _scale(q, scale)
         outputs.append(torch.einsum("hs,shd->hd", scores.softmax(-1), values))
     return torch.stack(outputs)
+
+
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    row: PrefillRow,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    keys, values = k_cache[row.sequences], v_cache[row.sequences]  # [T, S, Hkv, D]
+    return decode_attention(q, keys, values, row.visible, scale=scale)
 
 
 def cosine_loss(

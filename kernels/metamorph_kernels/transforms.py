@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from metamorph_kernels.backends import LANGUAGES
+from metamorph_kernels.graphs import constant_in_graphs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OnceOnly:
         if torch.compiler.is_compiling():
             check_graph(self.name)
             return function(*tensors)
-        if not _may_be_transformed(tensors):
+        if not may_be_transformed(tensors):
             return function(*tensors)
         *views, _ = _Inputs.apply(self, *tensors)
         return _Results.apply(self, *function(*views))
@@ -137,14 +138,15 @@ def readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not in_graph and _torch_func_levels() == 0
 
 
-def _may_be_transformed(tensors: Sequence[Tensor]) -> bool:
+def may_be_transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether, in eager mode, anything may be differentiated or batched of what comes of them."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
     has_tangent = any(unpack_dual(tensor).tangent is not None for tensor in tensors)
     return has_tangent or _torch_func_levels() > 0
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _torch_func_levels() -> int:
     """How many transforms of torch.func are at work. Private, but the only way to ask."""
     return torch._C._functorch.maybe_current_level() or 0

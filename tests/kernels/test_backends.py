@@ -56,9 +56,10 @@ def test_auto_and_torch_mean_the_same():
 @pytest.mark.parametrize("operation", list(backends.IMPLEMENTED))
 @pytest.mark.parametrize("impl", ["cuda", "numpy", None])
 def test_asking_for_what_does_not_exist_names_what_does(operation, impl):
-    if impl in backends.IMPLEMENTED[operation]:
+    known = backends.implementations(operation)
+    if impl in known:
         return
-    present = ", ".join(repr(name) for name in ("auto", *backends.IMPLEMENTED[operation]))
+    present = ", ".join(repr(name) for name in ("auto", *known))
     with pytest.raises(ValueError, match=f"{operation} takes {present}, got {impl!r}"):
         backends.resolve(operation, impl, torch.ones(1))
 
@@ -88,6 +89,20 @@ def test_asking_for_cuda_where_it_cannot_run_says_why(operation, monkeypatch):
     assert resolve(operation, "cuda", x.to("meta")) == "cuda"
     with pytest.raises(ValueError, match="here: a limit"):
         resolve(operation, "cuda", x.to("meta"), None, "a limit")
+
+
+def test_gluon_is_there_for_those_who_ask_for_it(monkeypatch):
+    resolve, x = backends.resolve, torch.ones(1)
+    with pytest.raises(ValueError, match="cannot run in Gluon here: Gluon kernels run on a GPU"):
+        resolve("interval_attention", "gluon", x)
+    with pytest.raises(ValueError, match="decode_attention takes 'auto', 'triton', 'torch', got"):
+        resolve("decode_attention", "gluon", x)
+    for name in ("triton_absence", "gluon_absence"):
+        monkeypatch.setattr(backends, name, lambda *_: None)
+    assert resolve("interval_attention", "auto", OnGpu) == "triton"
+    assert resolve("interval_attention", "gluon", OnGpu) == "gluon"
+    with pytest.raises(ValueError, match="cannot run in Gluon here: a limit"):
+        resolve("interval_attention", "gluon", OnGpu, gluon_limit="a limit")
 
 
 def test_limits_of_kernels_of_whole_rows():
@@ -190,9 +205,9 @@ def test_matrix_kernels_run_on_hopper_and_row_kernels_on_more(gpu, name, matrix_
         reason = row_reason if operation in backends.ROW_OPERATIONS else matrix_reason
         expected = "available" if reason is None else f"absent: {reason}"
         assert states[operation]["triton"].startswith(expected)
-    assert backends.resolve("interval_attention", "auto", OnGpu) == (
-        "triton" if matrix_reason is None else "torch"
-    )
+    for operation, reason in (("interval_attention", matrix_reason), ("mlp_gelu", row_reason)):
+        expected = "triton" if reason is None else "torch"
+        assert backends.resolve(operation, "auto", OnGpu) == expected
 
 
 def test_what_a_machine_lacks(monkeypatch, gpu):

@@ -5,16 +5,19 @@ fails where one must not ship. Nothing here imports Triton before something is c
 
 - `compilations`: every shipped configuration; `compile_ahead`: one of them as `Resources`
 - `faults`: what of these must not ship
+- `Exponentials`: which exp2 are issued under a product in flight
 - `Stretch`: the innermost loop in numbers, for a model of its speed
 """
 
 from metamorph_kernels.aot.building import CompileError, Resources, compilations, compile_ahead
+from metamorph_kernels.aot.exponentials import Exponentials
 from metamorph_kernels.aot.judging import faults, fitting
 from metamorph_kernels.aot.machine_code import Accesses, Stretch
 
 __all__ = [
     "Accesses",
     "CompileError",
+    "Exponentials",
     "Resources",
     "Stretch",
     "compilations",

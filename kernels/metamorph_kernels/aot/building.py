@@ -10,22 +10,28 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from metamorph_kernels.aot.assembler import compile_and_listen, losses
 from metamorph_kernels.aot.control_flow import UnreadableFlow, flow_of
 from metamorph_kernels.aot.dataflow import overwritten_operands
 from metamorph_kernels.aot.disassembly import Instruction, disassemble
+from metamorph_kernels.aot.exponentials import Exponentials, exponentials
 from metamorph_kernels.aot.flight import touched_in_flight
 from metamorph_kernels.aot.machine_code import Accesses, Stretch, loads, stores, stretch
 from metamorph_kernels.aot.registers import PRODUCTS, UnknownMnemonic, effects
+from metamorph_kernels.aot.warp_groups import beyond_what_is_held, held, taken
 from metamorph_kernels.architectures import WARP_SIZE
 from metamorph_kernels.compilation import Compilation
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers a thread, bytes a thread and a block.
+    """What a compiled kernel uses: registers a thread at its launch, bytes a thread and a block.
 
-    `hazards` are sentences on products that the machine code gets wrong, or on code that cannot be
-    read. `loads`, `stores` and `stretch` are None where it was not disassembled.
+    `warps` are all that the block is launched with; `taken` the registers that a thread of its warp
+    groups holds at products and loads by TMA, the largest first, where they hand each other some.
+    `hazards` are sentences on products that the machine code gets wrong, on what ptxas says to have
+    given up, or on code that cannot be read. `loads`, `stores` and `stretch` are None where it was
+    not disassembled.
     """
 
     registers: int
@@ -33,18 +39,26 @@ class Resources:
     shared: int
     wgmma: bool
     tma: bool
+    warps: int
+    taken: tuple[int, ...] = ()
     hazards: tuple[str, ...] = ()
     loads: Accesses | None = None
     stores: Accesses | None = None
     stretch: Stretch | None = None
+    exponentials: tuple[Exponentials, ...] = ()
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled kernel: its cubin, and the bytes of shared memory that it is launched with."""
+    """A compiled kernel: its cubin, and with how many bytes of shared memory and warps it runs.
+
+    `losses`: what ptxas says to have given up.
+    """
 
     cubin: bytes
     shared: int
+    warps: int
+    losses: tuple[str, ...] = ()
 
 
 class CompileError(ValueError):
@@ -57,7 +71,9 @@ def compilations() -> Iterator[Compilation]:
         decode_triton,
         fp8_heads_triton,
         fp8_triton,
+        gluon_compilations,
         interval_compilations,
+        prefill_triton,
     )
     from metamorph_kernels.linear import float8_triton, mlp_triton
     from metamorph_kernels.losses import cosine_compilations, cross_entropy_triton
@@ -65,8 +81,10 @@ def compilations() -> Iterator[Compilation]:
 
     for module in (
         interval_compilations,
+        gluon_compilations,
         fp8_triton,
         decode_triton,
+        prefill_triton,
         cosine_compilations,
         cross_entropy_triton,
         mlp_triton,
@@ -93,13 +111,14 @@ def build(compilation: Compilation, capability: int) -> Binary:
     An integer whose type ends in ":16" is taken for a multiple of 16, which Triton finds out for
     itself at run time; so is every pointer, because PyTorch's allocations are aligned.
     """
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
+    groups = compilation.warp_groups
     arguments = compilation.arguments
     types = {name: isinstance(value, str) for name, value in arguments.items()}
-    source = ASTSource(
+    source = (ASTSource if groups is None else GluonASTSource)(
         fn=compilation.kernel,
         signature={
             name: value.removesuffix(":16") if types[name] else "constexpr"
@@ -113,15 +132,18 @@ def build(compilation: Compilation, capability: int) -> Binary:
         },
     )
     options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
+    if groups is not None:
+        options["maxnreg"] = groups.launch_registers
     target = GPUTarget("cuda", capability, WARP_SIZE)
     with tempfile.TemporaryFile(mode="w+") as file:
         try:
             with _output_to(file):
-                compiled = triton.compile(source, target=target, options=options)
+                compiled, log = compile_and_listen(source, target, options)
         except Exception as error:  # Triton refuses in many ways
             file.seek(0)
-            raise CompileError(reason(f"{file.read()}\n{error}")) from error
-    return Binary(compiled.asm["cubin"], compiled.metadata.shared)
+            raise CompileError(reason(f"{file.read()}\n{_cause(error)}")) from error
+    metadata = compiled.metadata  # its warps are those of all partitions
+    return Binary(compiled.asm["cubin"], metadata.shared, metadata.num_warps, losses(log))
 
 
 def examine(binaries: list[Binary], capability: int) -> list[Resources]:
@@ -146,33 +168,48 @@ def reason(output: str) -> str:
     return quoted[2] if quoted else last
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What was raised first: each function that calls the one at fault adds only its own lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _resources(binary: Binary, code: tuple[Instruction, ...], tools: Path) -> Resources:
     registers, stack = _resource_usage(binary.cubin, tools)
     reads, writes = loads(code), stores(code)
     has_products = any(instruction.name in PRODUCTS for instruction in code)
-    hazards: tuple[str, ...] = ()
-    inner = None
+    hazards = tuple(f"ptxas: {loss}" for loss in binary.losses)
+    groups: tuple[int, ...] = ()
+    inner, uses = None, ()
     try:
         flow = flow_of(code)
         if has_products:
             touched = [effects(instruction) for instruction in code]
+            held_at = held(code, flow, registers)
+            groups = taken(code, held_at)
             hazards = (
+                *hazards,
                 *overwritten_operands(code, flow, touched),
                 *touched_in_flight(code, flow, touched),
+                *beyond_what_is_held(code, touched, held_at),
             )
-        inner = stretch(code, flow)
+        inner, uses = stretch(code, flow), exponentials(code, flow)
     except (UnknownMnemonic, UnreadableFlow) as error:
-        hazards = (f"machine code that cannot be judged: {error}",)
+        hazards = (*hazards, f"machine code that cannot be judged: {error}")
     return Resources(
         registers=registers,
         stack=stack,
         shared=binary.shared,
         wgmma=has_products,
         tma=reads.tma or writes.tma,
+        warps=binary.warps,
+        taken=groups,
         hazards=hazards,
         loads=reads,
         stores=writes,
         stretch=inner,
+        exponentials=uses,
     )
 
 

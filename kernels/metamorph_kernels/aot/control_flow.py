@@ -1,14 +1,18 @@
 """Basic blocks, what follows what, and the loops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from metamorph_kernels.aot.disassembly import BYTES, Instruction
 
+State = TypeVar("State")  # what a path brings to a place
 ENDS = frozenset({"EXIT", "RET"})
 BRANCHES = frozenset({"BRA"})
-_INDIRECT = frozenset({"BRX", "BRXU", "JMP", "JMX", "JMXU"})  # to an address in a register
+OUTSIDE = -1  # the place of an address that is no instruction's
+DISPATCHES = frozenset({"BRX"})  # to one of the addresses that the instruction names
+_INDIRECT = frozenset({"BRXU", "JMP", "JMX", "JMXU"})  # to an address in a register
 
 
 class UnreadableFlow(ValueError):
@@ -53,13 +57,12 @@ class Flow:
         """All loops, inner ones before those around them."""
         bodies: dict[int, set[int]] = {}
         order = self._order
-        dominators = self._dominators
         position = {block: number for number, block in enumerate(order)}
         for block in order:
             for header in self.successors[block]:
                 if position[header] > position[block]:
                     continue
-                if not dominators[block] >> header & 1:
+                if not self.stands_on_every_path(header, block):
                     raise UnreadableFlow("a loop is entered at two places")
                 body = bodies.setdefault(header, {header})
                 waiting = [block]
@@ -76,6 +79,10 @@ class Flow:
         block = self.block_at[place]
         return [loop for loop in self.loops if block in loop.blocks]
 
+    def stands_on_every_path(self, block: int, other: int) -> bool:
+        """Does every path from the first instruction to block `other` go through `block`?"""
+        return bool(self._dominators[other] >> block & 1)
+
     def places(self, loop: Loop) -> list[int]:
         """The instructions of a loop, in the order of their addresses."""
         return sorted(place for block in loop.blocks for place in self.blocks[block])
@@ -86,7 +93,7 @@ class Flow:
         return [
             place
             for place in self.places(loop)
-            if all(self._dominators[end] >> self.block_at[place] & 1 for end in ends)
+            if all(self.stands_on_every_path(self.block_at[place], end) for end in ends)
         ]
 
     @cached_property
@@ -126,6 +133,37 @@ class Flow:
         return found
 
 
+def before_each(
+    flow: Flow,
+    first: State,
+    after: Callable[[int, State], State],
+    joined: Callable[[State, State], State],
+) -> Iterator[tuple[int, State]]:
+    """Each instruction that can be reached, with what holds before it on all paths.
+
+    `first` holds before the first instruction, `after` says what the instruction at a place makes
+    of it, `joined` what remains where two paths meet.
+    """
+    entering = {0: first}
+    waiting = [0]
+    while waiting:
+        block = waiting.pop()
+        state = entering[block]
+        for place in flow.blocks[block]:
+            state = after(place, state)
+        for successor in flow.successors[block]:
+            known = entering.get(successor, state)
+            entered = joined(known, state)
+            if successor not in entering or entered != known:
+                entering[successor] = entered
+                waiting.append(successor)
+    for block, places in enumerate(flow.blocks):
+        state = entering[block]
+        for place in places:
+            yield place, state
+            state = after(place, state)
+
+
 def flow_of(code: Sequence[Instruction]) -> Flow:
     """The flow of a kernel; UnreadableFlow where it cannot be known."""
     following = _following(code)
@@ -159,14 +197,17 @@ def _following(code: Sequence[Instruction]) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for place, instruction in enumerate(code):
         conditional = bool(instruction.guard)
-        if instruction.name in _INDIRECT or "COLLECTIVE" in instruction.modifiers:
+        unnamed = instruction.name in DISPATCHES and len(instruction.operands) == 1
+        if unnamed or instruction.name in _INDIRECT or "COLLECTIVE" in instruction.modifiers:
             raise UnreadableFlow(f"{instruction} leads to a place that it does not name")
-        if instruction.name in BRANCHES:
-            target = at.get(int(instruction.operands[-1], 16))
-            if target is None:
+        if instruction.name in BRANCHES | DISPATCHES:
+            is_branch = instruction.name in BRANCHES
+            named = instruction.operands[-1:] if is_branch else instruction.operands[1:]
+            targets = [at.get(int(address, 16), OUTSIDE) for address in named]
+            if OUTSIDE in targets:
                 raise UnreadableFlow(f"{instruction} leads out of the kernel")
-            conditional |= len(instruction.operands) > 1
-            found.append((target, place + 1) if conditional else (target,))
+            conditional |= is_branch and len(instruction.operands) > 1
+            found.append((*targets, place + 1) if conditional else (*targets,))
         elif instruction.name in ENDS:
             found.append((place + 1,) if conditional else ())
         else:

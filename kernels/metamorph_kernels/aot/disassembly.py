@@ -4,7 +4,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,12 +14,16 @@ BYTES = 16  # of an instruction
 _LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)(?:\s+[&?]\w.*?)?\s*;")
 _INSTRUCTION = re.compile(r"(?:@(!?U?P[0-9T]+)\s+)?([\w.]+)\s*(.*)")
 _LEADING = frozenset({"BRA", "BSSY"})  # to an address that they name
+_INDIRECT_BRANCH_TARGETS = 0x34  # an attribute of a kernel, as the linkers of CUDA number them
 _PREDICATE = re.compile(r"!?U?P(?:\d|T)")
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction: `opcode` with its modifiers, as in LDG.E.128; `guard` such as !P0, or ""."""
+    """One instruction: `opcode` with its modifiers, as in LDG.E.128; `guard` such as !P0, or "".
+
+    BRX, which leads to an address in a register, has after it those that its cubin names.
+    """
 
     address: int
     guard: str
@@ -65,8 +69,11 @@ def disassemble(
     if len(lines) != bounds[-1]:
         raise RuntimeError(f"nvdisasm printed {len(lines)} instructions of {bounds[-1]}")
     return [
-        instructions("\n".join(lines[first:stop]), start=first * BYTES)
-        for first, stop in pairwise(bounds)
+        _with_targets(
+            instructions("\n".join(lines[first:stop]), start=first * BYTES),
+            indirect_branches(_section(binary, b".nv.info.")),
+        )
+        for binary, (first, stop) in zip(binaries, pairwise(bounds), strict=True)
     ]
 
 
@@ -83,8 +90,48 @@ def _words(line: str) -> tuple[str, str, tuple[str, ...], str, tuple[str, ...], 
     return guard or "", opcode, operands, name, tuple(modifiers), values
 
 
+def _with_targets(
+    code: tuple[Instruction, ...], targets: dict[int, tuple[int, ...]]
+) -> tuple[Instruction, ...]:
+    """The code with the addresses that an indirect branch can lead to as its last operands."""
+    return tuple(
+        replace(each, operands=(*each.operands, *map(hex, targets.get(each.address, ()))))
+        if each.name == "BRX"
+        else each
+        for each in code
+    )
+
+
+def indirect_branches(attributes: bytes) -> dict[int, tuple[int, ...]]:
+    """By address of an indirect branch, where it can lead: an attribute of the kernel says it.
+
+    Attributes follow each other in .nv.info.KERNEL: a byte that is 4 if a body follows, a byte for
+    the kind, 16 bits that are the body's length or the value. This body has for each branch its
+    address, 32 bits that are 0, how many targets there are, and these, of 32 bits each.
+    """
+    found = {}
+    place = 0
+    while place < len(attributes):
+        has_body, kind, length = struct.unpack_from("<BBH", attributes, place)
+        place += 4
+        if has_body != 4:
+            continue
+        if kind == _INDIRECT_BRANCH_TARGETS:
+            words = [*struct.unpack_from(f"<{length // 4}I", attributes, place)]
+            while words:
+                branch, _, count, *words = words
+                found[branch], words = tuple(words[:count]), words[count:]
+        place += length
+    return found
+
+
 def _code(binary: bytes) -> bytes:
-    """The section .text.KERNEL of a cubin, which is a 64-bit ELF file."""
+    """The machine code of the only kernel in a cubin."""
+    return _section(binary, b".text.")
+
+
+def _section(binary: bytes, prefix: bytes) -> bytes:
+    """The one section whose name begins like that, of a cubin, which is a 64-bit ELF file."""
     [offset] = struct.unpack_from("<Q", binary, 40)
     size, count, names = struct.unpack_from("<HHH", binary, 58)
     sections = [
@@ -94,8 +141,10 @@ def _code(binary: bytes) -> bytes:
     found = [
         binary[first : first + length]
         for name, _, _, _, first, length in sections
-        if binary.startswith(b".text.", table + name)
+        if binary.startswith(prefix, table + name)
     ]
     if len(found) != 1:
-        raise ValueError(f"a cubin of one kernel was expected, got {len(found)} sections of code")
+        raise ValueError(
+            f"a cubin of one kernel was expected, got {len(found)} sections {prefix.decode()}*"
+        )
     return found[0]

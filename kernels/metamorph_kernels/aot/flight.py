@@ -8,36 +8,43 @@ go on with the very accumulators of another.
 
 from collections.abc import Iterator, Sequence
 
-from metamorph_kernels.aot.control_flow import Flow
+from metamorph_kernels.aot.control_flow import Flow, before_each
 from metamorph_kernels.aot.disassembly import Instruction
 from metamorph_kernels.aot.registers import PRODUCTS, Effects, Product, product
 
 OPEN = -1  # the age of a product whose group is not closed
 OLDEST = 8  # more than any wait leaves in flight
+LANDED = OLDEST + 1  # the age of one that was waited for
 # By place of a product in flight, the fewest groups that any path has closed after its own.
 Flight = dict[int, int]
 
 
 def in_flight(code: Sequence[Instruction], flow: Flow) -> Iterator[tuple[int, Flight]]:
     """Each instruction that can be reached, with the products that may be in flight before it."""
-    entering: list[Flight] = [{} for _ in flow.blocks]
-    waiting = [0]
-    visited: set[int] = set()
-    while waiting:
-        block = waiting.pop()
-        visited.add(block)
-        flight = entering[block]
-        for place in flow.blocks[block]:
-            flight = _after(code[place], place, flight)
-        for successor in flow.successors[block]:
-            joined = _joined(entering[successor], flight)
-            if joined != entering[successor] or successor not in visited:
-                entering[successor] = joined
-                waiting.append(successor)
-    for block, flight in zip(flow.blocks, entering, strict=True):
-        for place in block:
-            yield place, flight
-            flight = _after(code[place], place, flight)
+    nothing: Flight = {}
+    return before_each(
+        flow, nothing, lambda place, flight: _after(code[place], place, flight), _joined
+    )
+
+
+def surely_under_a_product(code: Sequence[Instruction], flow: Flow) -> set[int]:
+    """The places before which some product is in flight, whichever path leads to them.
+
+    The youngest is the last that a wait ends, so its age is all that has to be followed.
+    """
+
+    def after(place: int, youngest: int) -> int:
+        instruction = code[place]
+        if instruction.name in PRODUCTS and not instruction.guard:
+            return OPEN + ("gsb0" in instruction.operands)
+        if is_wait(instruction) and youngest >= _left(instruction):
+            return LANDED
+        return youngest
+
+    # `max` keeps the path that waited most.
+    return {
+        place for place, youngest in before_each(flow, LANDED, after, max) if youngest != LANDED
+    }
 
 
 def touched_in_flight(
@@ -79,8 +86,8 @@ def _after(instruction: Instruction, place: int, flight: Flight) -> Flight:
         flight = {**flight, place: OPEN}
         if "gsb0" in instruction.operands:
             flight = {other: min(age + 1, OLDEST) for other, age in flight.items()}
-    elif is_wait(instruction):
-        left = int(instruction.operands[1], 16)
+    elif is_wait(instruction) and not instruction.guard:
+        left = _left(instruction)
         flight = {other: age for other, age in flight.items() if age < left}
     return flight
 
@@ -88,6 +95,11 @@ def _after(instruction: Instruction, place: int, flight: Flight) -> Flight:
 def is_wait(instruction: Instruction) -> bool:
     """Does it wait for products?"""
     return instruction.name == "WARPGROUP" and "DEPBAR" in instruction.modifiers
+
+
+def _left(wait: Instruction) -> int:
+    """How many groups it leaves in flight."""
+    return int(wait.operands[1], 16)
 
 
 def _joined(one: Flight, other: Flight) -> Flight:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from metamorph_kernels.aot.control_flow import Flow, Loop
 from metamorph_kernels.aot.disassembly import Instruction
 from metamorph_kernels.aot.flight import in_flight, is_wait
-from metamorph_kernels.aot.registers import PRODUCTS, product
+from metamorph_kernels.aot.registers import PRODUCTS, Product, product
+from metamorph_kernels.aot.warp_groups import TAKES, partitions
 from metamorph_kernels.architectures import WARP_SIZE
 
 ROWS_OF_A_PRODUCT = 64
 _ARITHMETIC = frozenset({"FADD", "FFMA", "FMNMX", "FMUL", "MUFU"})  # on float32
 
-_WAITING = frozenset({"BRA", "NOP", "SYNCS"})  # a loop of these asks a barrier again and again
+_ASKS = frozenset({"SYNCS", TAKES})  # a barrier, or the pool of registers
+_WAITING = _ASKS | {"BRA", "IMAD", "MOV", "NOP", "PLOP3"}  # a loop of these asks again and again
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,18 @@ class Stretch:
     barrier.
 
     `outside` is how many instructions the rest of the kernel has. `flops` are those of the
-    `products` of one warp group: 2 x 64 x N x K each, of 8-bit numbers where `is_eight_bit`.
+    `products` of one warp group: 2 x 64 x N x K each, of 8-bit numbers where `is_eight_bit`;
+    `operand_bytes` are what these read of shared memory.
     `moved_bytes` are those that loads and stores of one warp move to and from global memory,
     without TMA. `exponentials` are
     all uses of the special function unit, `arithmetic` includes them: instructions on float32. Of
     these, `overlapped` are issued while a product of the loop is in flight. `tma_bytes` is what
     barriers are told to expect from TMA for the whole block, 0 where none loads, None where the
-    code does not show it. `barriers` are those at which all warps of the block meet.
-    `leaves_in_flight` says that a wait for products lets some fly on.
+    code does not show it. `barriers` are those at which all warps of the block, or of the
+    partition, meet. `leaves_in_flight` says that a wait for products lets some fly on.
+
+    Of a warp-specialised kernel it is the loop of one of `consumers` partitions with products, and
+    `tma_bytes` are those of a pass of the producer's loop.
     """
 
     is_loop: bool
@@ -40,6 +46,7 @@ class Stretch:
     outside: int
     products: int
     flops: int
+    operand_bytes: int
     is_eight_bit: bool
     moved_bytes: int
     exponentials: int
@@ -48,6 +55,7 @@ class Stretch:
     tma_bytes: int | None
     barriers: int
     leaves_in_flight: bool
+    consumers: int
 
     @property
     def waits_at_once(self) -> bool:
@@ -94,7 +102,8 @@ def stores(code: Sequence[Instruction]) -> Accesses:
 
 def stretch(code: Sequence[Instruction], flow: Flow) -> Stretch:
     """The innermost loop of a kernel."""
-    loop = _innermost(code, flow)
+    consumers, others = by_products(code, flow)
+    loop = innermost(code, flow, consumers[0])
     places = sorted(flow.block_at) if loop is None else flow.every_pass(loop)
     names = [code[place].name for place in places]
     made = [product(code[place]) for place in places if code[place].name in PRODUCTS]
@@ -105,6 +114,7 @@ def stretch(code: Sequence[Instruction], flow: Flow) -> Stretch:
         outside=len(flow.block_at) - len(places),
         products=len(made),
         flops=sum(2 * ROWS_OF_A_PRODUCT * each.columns * each.depth for each in made),
+        operand_bytes=(1 if "QGMMA" in names else 2) * sum(map(_operands_in_memory, made)),
         is_eight_bit="QGMMA" in names,
         moved_bytes=sum(
             WARP_SIZE * _bits(code[place].modifiers) // 8
@@ -114,10 +124,32 @@ def stretch(code: Sequence[Instruction], flow: Flow) -> Stretch:
         exponentials=names.count("MUFU"),
         arithmetic=sum(name in _ARITHMETIC for name in names),
         overlapped=overlapped,
-        tma_bytes=_tma_bytes(code, places),
+        tma_bytes=_tma_bytes(code, flow, places, others),
         barriers=names.count("BAR"),
         leaves_in_flight=leaves_in_flight,
+        consumers=len(consumers),
     )
+
+
+def by_products(
+    code: Sequence[Instruction], flow: Flow
+) -> tuple[list[frozenset[int]], list[frozenset[int]]]:
+    """The partitions with products and the others; without any product all count as the first."""
+    parts = partitions(code, flow)
+    consumers = [
+        blocks
+        for blocks in parts
+        if any(code[place].name in PRODUCTS for block in blocks for place in flow.blocks[block])
+    ]
+    return (
+        (consumers, [each for each in parts if each not in consumers]) if consumers else (parts, [])
+    )
+
+
+def _operands_in_memory(made: Product) -> int:
+    """How many numbers a product reads from shared memory: its left rows may be in registers."""
+    rows = 0 if made.operand else ROWS_OF_A_PRODUCT
+    return (rows + made.columns) * made.depth
 
 
 def _widest(code: Sequence[Instruction], *names: str) -> int:
@@ -135,15 +167,20 @@ def _bits(modifiers: tuple[str, ...]) -> int:
     return 32
 
 
-def _innermost(code: Sequence[Instruction], flow: Flow) -> Loop | None:
-    """The loop that `Stretch` is about."""
+def innermost(code: Sequence[Instruction], flow: Flow, part: frozenset[int]) -> Loop | None:
+    """The loop of a partition that `Stretch` is about: most products, of those alike the shortest.
+
+    A longer one of the same products is for tiles with a mask, and those are few.
+    """
     work = {}
     for loop in flow.loops:
         places = flow.places(loop)
-        if _WAITING.issuperset(code[place].name for place in places):
+        names = {code[place].name for place in places}
+        if not loop.blocks <= part or (names <= _WAITING and not names.isdisjoint(_ASKS)):
             continue
         made = [product(code[place]) for place in places if code[place].name in PRODUCTS]
-        work[loop] = (sum(each.columns * each.depth for each in made), len(places))
+        products = sum(each.columns * each.depth for each in made)
+        work[loop] = (products, -len(places) if products else len(places))
     most = max((products for products, _ in work.values()), default=0)
     candidates = [loop for loop in work if work[loop][0] or not most]
     innermost = [
@@ -166,8 +203,32 @@ def _overlap(code: Sequence[Instruction], flow: Flow, places: set[int]) -> tuple
     return overlapped, leaves_in_flight
 
 
-def _tma_bytes(code: Sequence[Instruction], places: list[int]) -> int | None:
-    """What the barriers of a loop are told to expect from TMA."""
+def _tma_bytes(
+    code: Sequence[Instruction], flow: Flow, places: list[int], others: list[frozenset[int]]
+) -> int | None:
+    """What barriers are told to expect from TMA in a loop, and in a producer's innermost one.
+
+    Where the producer has several, one for each head of a group, a pass is one of any of them.
+    """
+    loading = [
+        loop
+        for loop in flow.loops
+        if any(loop.blocks <= part for part in others)
+        and any(code[place].name == "UTMALDG" for place in flow.places(loop))
+    ]
+    produced = [
+        _expected_bytes(code, flow.every_pass(loop))
+        for loop in loading
+        if not any(other.blocks < loop.blocks for other in loading)
+    ]
+    known = [expected for expected in produced if expected is not None]
+    own = _expected_bytes(code, places)
+    if own is None or len(known) < len(produced):
+        return None
+    return own + max(known, default=0)
+
+
+def _expected_bytes(code: Sequence[Instruction], places: list[int]) -> int | None:
     if not any(code[place].name == "UTMALDG" for place in places):
         return 0
     total = 0

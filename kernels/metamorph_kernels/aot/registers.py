@@ -22,11 +22,11 @@ RESULT = frozenset(
 )
 # They write no general register: stores, comparisons, control flow, and all of the uniform path.
 NO_RESULT = frozenset(
-    "ACQBULK BAR BRA BREAK BSSY BSYNC CCTL CGAERRBAR DEPBAR ELECT ERRBAR EXIT FCHK FENCE FSETP "
-    "HSETP2 ISETP LDGDEPBAR LDGSTS MEMBAR NANOSLEEP NOP R2P RED REDG ST STAS STG STL STS STSM "
-    "UBLKCP UBLKPF UFLO UIADD3 UIMAD UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT USEL "
-    "USETMAXREG USGXT USHF UTMACCTL UTMACMDFLUSH UTMALDG UTMAPF UTMAREDG UTMASTG VOTEU WARPGROUP "
-    "WARPSYNC YIELD".split()
+    "ACQBULK BAR BRA BREAK BRX BSSY BSYNC CCTL CGAERRBAR DEPBAR ELECT ERRBAR EXIT FCHK FENCE "
+    "FSETP HSETP2 ISETP LDGDEPBAR LDGSTS MEMBAR NANOSLEEP NOP R2P RED REDG ST STAS STG STL STS "
+    "STSM UBLKCP UBLKPF UFLO UIADD3 UIMAD UISETP ULDC ULEA ULOP3 UMOV UP2UR UPLOP3 UPOPC UPRMT "
+    "USEL USETMAXREG USGXT USHF UTMACCTL UTMACMDFLUSH UTMALDG UTMAPF UTMAREDG UTMASTG VOTEU "
+    "WARPGROUP WARPSYNC YIELD".split()
 )
 _WIDTHS = {"64": 2, "128": 4}  # registers, by modifier
 _MOVES = frozenset("ATOM ATOMG ATOMS LD LDC LDG LDL LDS RED REDG ST STAS STG STL STS".split())
@@ -89,6 +89,8 @@ def effects(instruction: Instruction) -> Effects:
         and re.fullmatch(r"R(Z|\d+)", values[0]) is not None
     )
     sources = values[1:] if has_result else values
+    if instruction.name == "BRX":
+        return Effects(frozenset(), _range(instruction.operands[0], 2))
     reads: set[int] = set()
     for place, source in enumerate(sources):
         if "[" in source:

@@ -2,9 +2,12 @@
 
 `python -m metamorph_kernels.aot.speed` prints it for a configuration of each kind. Of one pass
 through the innermost loop, with as many blocks as fit an SM, it counts the clocks that each unit
-is busy: tensor cores, issue slots, the special function unit (MUFU), the L2 cache for tiles that
-TMA brings, HBM for what has to come from there. Units work side by side, so the slowest binds; but
-where a single block waits for each product at once, what it does between them adds to them.
+is busy: tensor cores, issue slots, the special function unit (MUFU), shared memory for operands of
+products and for what TMA brings, the L2 cache for that too, HBM for what has to come from there.
+Units work side by side, so the slowest binds; but where a single block waits for each product at
+once, what it does between them adds to them. Of a warp-specialised kernel it counts the passes of
+all consumers: they fill each other's waits, but for what one of them does without a product of its
+own in flight.
 """
 
 import sys
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from metamorph_kernels.aot.building import Resources, compilations, compile_ahead
 from metamorph_kernels.aot.judging import fitting
 from metamorph_kernels.aot.machine_code import Stretch
-from metamorph_kernels.architectures import WARP_SIZE, capability
+from metamorph_kernels.architectures import WARP_SIZE, WARPS_OF_A_GROUP, capability
 from metamorph_kernels.compilation import Compilation
 
 SMS = 132
@@ -22,10 +25,11 @@ HERTZ = 1.83e9
 FLOPS = {False: 4096, True: 8192}  # of an SM in a clock, by whether numbers have 8 bits
 ISSUED = 4  # instructions of warps in a clock, one by each quarter of an SM
 MUFU_LANES = 16
+SHARED_BYTES = 128  # of a clock: 32 banks of 4 bytes
 L2_BYTES = 5120 / SMS  # of a clock: 80 slices of 64 bytes
 HBM_BYTES = 3.35e12 / HERTZ / SMS
 REACHED = 0.82  # of this model, by kernels of this structure whose speed is public
-WARPS_OF_A_GROUP = 4
+REACHED_BY_CONSUMERS = 0.70  # by FlashAttention-3, head dim 128: 661 to 667 TFLOP/s
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Entry:
 ENTRIES = (
     Entry("attention_forward", "bf16 D=64 causal group 4 128x128"),
     Entry("attention_forward", "bf16 D=128 causal group 4 128x128"),
+    Entry("attention_forward_gluon", "bf16 D=64 causal group 4 pack 4 128x128"),
+    Entry("attention_forward_gluon", "bf16 D=128 causal group 4 pack 4 128x128"),
     # Of seven products in the two passes of the backward, five are needed.
     Entry("attention_query_gradient", "bf16 D=64 causal group 4 128x128", useful=5 / 7),
     Entry("attention_key_value_gradient", "bf16 D=64 causal group 4 64x128", useful=5 / 7),
@@ -55,10 +61,12 @@ ENTRIES = (
     Entry("attention_key_value_gradient", "bf16 D=128 causal group 4 64x128", useful=5 / 7),
     Entry("attention_forward_fp8", "bf16 out D=64 causal group 4 128x128"),
     Entry("attention_forward_fp8", "bf16 out D=128 causal group 4 128x128"),
+    Entry("prefill_forward", "bf16 D=64 group 4 128x128"),
+    Entry("prefill_forward", "bf16 D=128 group 4 128x128"),
     Entry("decode_split", "bf16 D=128 group 4 64 keys 4 splits", reads_hbm=True),
     Entry("decode_join", "bf16 D=128 64 splits"),
-    Entry("linear_gelu", "bf16 128x256x64 state", steps=4096 // 64),
-    Entry("linear_gelu_gradient", "bf16 128x256x64 activation", steps=4096 // 64),
+    Entry("gelu_forward", "bf16 by 8"),
+    Entry("gelu_backward", "bf16 by 8 activation bias"),
     Entry("float8_product", "forward bias bf16 256x128x128", steps=4096 // 128),
     Entry("cosine_forward", "bf16 C=1152 gradient mean"),
     Entry("cosine_scale", "bf16 C=1152"),
@@ -75,55 +83,83 @@ ENTRIES = (
 
 @dataclass(frozen=True)
 class Clocks:
-    """Of one pass of all blocks of an SM, by unit; `epilogue` is a pass's share of it."""
+    """Of one pass of all blocks of an SM, by unit; `epilogue` is a pass's share of it.
+
+    `exposed`: what a consumer of a warp-specialised kernel makes the tensor cores wait.
+    """
 
     tensor: float
     issue: float
     mufu: float
+    shared: float
     l2: float
     hbm: float
     epilogue: float
     waits: bool
+    exposed: float = 0.0
 
     @property
     def total(self) -> float:
         """What the pass takes."""
         if self.waits:
-            return max(self.tensor + max(self.issue, self.mufu), self.l2, self.hbm)
-        return max(self.tensor, self.issue, self.mufu, self.l2, self.hbm) + self.epilogue
+            return max(self.tensor + max(self.issue, self.mufu), self.shared, self.l2, self.hbm)
+        return max(self._units().values()) + self.epilogue
 
     @property
     def bound(self) -> str:
         """What binds, in words."""
-        units = {name: getattr(self, name) for name in ("tensor", "issue", "mufu", "l2", "hbm")}
+        units = self._units()
         slowest = max(units, key=units.__getitem__)
-        if self.waits and slowest not in ("l2", "hbm"):
+        if self.waits and slowest in ("tensor", "issue", "mufu"):
             return f"tensor + {'mufu' if self.mufu > self.issue else 'issue'}"
         return f"{slowest} + epilogue" if self.epilogue > 0 else slowest
+
+    def _units(self) -> dict[str, float]:
+        names = ("tensor", "issue", "mufu", "shared", "l2", "hbm")
+        units = {name: getattr(self, name) for name in names}
+        return units | {"tensor": self.tensor + self.exposed}
 
 
 def clocks(entry: Entry, case: Compilation, used: Resources) -> Clocks:
     """The model of one compiled configuration."""
     inner, blocks = stretch_of(used), fitting(case, used)
-    warps, groups = blocks * case.num_warps, blocks * case.num_warps / WARPS_OF_A_GROUP
+    groups = working_groups(case, used)
+    warps = groups * WARPS_OF_A_GROUP
     tiles, threads = moved(case, used)
-    alone = blocks == 1
+    alone = blocks * inner.consumers == 1
     epilogue = warps * inner.outside / ISSUED / entry.steps if entry.steps and alone else 0.0
     return Clocks(
         tensor=groups * inner.flops / FLOPS[inner.is_eight_bit],
         issue=warps * inner.instructions / ISSUED,
         mufu=warps * inner.exponentials * WARP_SIZE / MUFU_LANES,
+        shared=(groups * inner.operand_bytes + tiles) / SHARED_BYTES,
         l2=tiles / L2_BYTES,
         hbm=(threads + tiles * entry.reads_hbm) / HBM_BYTES,
         epilogue=epilogue,
         waits=alone and inner.waits_at_once,
+        exposed=_exposed(case, inner) if inner.consumers > 1 else 0.0,
     )
+
+
+def working_groups(case: Compilation, used: Resources) -> float:
+    """The warp groups of an SM that run the innermost loop: all but those of producers."""
+    groups = case.num_warps / WARPS_OF_A_GROUP
+    return fitting(case, used) * stretch_of(used).consumers * groups
+
+
+def _exposed(case: Compilation, inner: Stretch) -> float:
+    """Clocks that one consumer takes for what it does without a product of its own in flight."""
+    issue = case.num_warps * inner.instructions / ISSUED
+    mufu = case.num_warps * inner.exponentials * WARP_SIZE / MUFU_LANES
+    share = 1 - inner.overlapped / inner.arithmetic if inner.arithmetic else 0.0
+    return share * max(issue, mufu)
 
 
 def moved(case: Compilation, used: Resources) -> tuple[int, int]:
     """Bytes that TMA brings and that threads load and store in a pass of all blocks of an SM."""
     inner, blocks = stretch_of(used), fitting(case, used)
-    return blocks * (inner.tma_bytes or 0), blocks * case.num_warps * inner.moved_bytes
+    warps = int(working_groups(case, used) * WARPS_OF_A_GROUP)
+    return blocks * (inner.tma_bytes or 0), warps * inner.moved_bytes
 
 
 def expected(entry: Entry, case: Compilation, used: Resources) -> str:
@@ -131,9 +167,9 @@ def expected(entry: Entry, case: Compilation, used: Resources) -> str:
     inner, model = stretch_of(used), clocks(entry, case, used)
     if entry.reads_hbm or not inner.products:
         return f"{model.hbm / model.total:.0%} of a copy"
-    groups = fitting(case, used) * case.num_warps / WARPS_OF_A_GROUP
-    rate = groups * inner.flops / model.total * SMS * HERTZ / 1e12
-    return f"{REACHED * entry.useful * rate:.0f} TFLOP/s"
+    rate = working_groups(case, used) * inner.flops / model.total * SMS * HERTZ / 1e12
+    reached = REACHED if inner.consumers == 1 else REACHED_BY_CONSUMERS
+    return f"{reached * entry.useful * rate:.0f} TFLOP/s"
 
 
 def stretch_of(used: Resources) -> Stretch:
@@ -148,9 +184,9 @@ def table(entries: Iterable[Entry] = ENTRIES) -> list[str]:
     wanted = {(entry.kernel, entry.configuration): entry for entry in entries}
     lines = [
         "| kernel | configuration | blocks an SM | instructions | products | exponentials "
-        "| bytes: TMA + threads | tensor | issue | MUFU | L2 | HBM | epilogue | binds "
+        "| bytes: TMA + threads | tensor | issue | MUFU | shared | L2 | HBM | epilogue | binds "
         "| expected (model) |",
-        "|---|---|" + "---:|" * 11 + "---|---|",
+        "|---|---|" + "---:|" * 12 + "---|---|",
     ]
     for case in compilations():
         entry = wanted.pop((case.kernel.__name__, case.configuration), None)
@@ -158,7 +194,10 @@ def table(entries: Iterable[Entry] = ENTRIES) -> list[str]:
             continue
         used = compile_ahead(case, capability("sm_90"))
         inner, model = stretch_of(used), clocks(entry, case, used)
-        units = (model.tensor, model.issue, model.mufu, model.l2, model.hbm, model.epilogue)
+        units = (
+            model.tensor, model.issue, model.mufu, model.shared, model.l2, model.hbm,
+            model.epilogue,
+        )  # fmt: skip
         cells = [
             f"`{entry.kernel}`", entry.configuration, f"{fitting(case, used)}",
             f"{inner.instructions}", f"{inner.products}", f"{inner.exponentials}",

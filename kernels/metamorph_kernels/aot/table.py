@@ -28,12 +28,16 @@ Compile every Triton kernel in every shipped configuration, without a GPU, and p
 Exits with 1 if one does not compile, spills registers, needs too much shared memory, leaves no room
 for a second block that is to share its SM, or computes a matrix product without wgmma; and if its
 machine code overwrites the register operand of a product in a loop, or touches registers that a
-product in flight uses.
+product in flight uses; and if ptxas says that it gave up speed, as where it lets products wait for
+each other. Of a warp-specialised kernel also where its warp groups take other registers than it
+says, or use more, and where no exp2 is under a product in flight though it says so.
 
 Columns: registers of a thread; bytes of stack of a thread and of shared memory of a block; widest
 access to global memory in bits; then for one pass through the innermost loop (or, with a star, for
 the whole kernel) instructions and barriers, and how much of its float32 arithmetic is issued while
-a product is in flight ("at once": next to none, because the wait comes right after the product).
+a product is in flight ("at once": next to none, because the wait comes right after the product);
+then how many exp2 of the pass are surely under a product in flight, at which addresses, and under
+the products at which, for each partition of the block with products.
 """
 BATCH = 16  # kernels that one process compiles, and has disassembled, at a time
 
@@ -58,9 +62,9 @@ class Row:
         remarks = faults(self.compilation, used, self.architecture)
         wgmma, tma = ("yes" if feature else "no" for feature in (used.wgmma, used.tma))
         return (
-            f"{self.compilation.num_warps:5} {self.compilation.num_stages:6} {used.registers:9} "
+            f"{used.warps:5} {self.compilation.num_stages:6} {used.registers:9} "
             f"{used.stack:5} {used.shared:7}  {wgmma:5} {tma:3}  {used.loads!s:7} "
-            f"{used.stores!s:7} {_pass(used)}  {'; '.join(remarks)}"
+            f"{used.stores!s:7} {_pass(used)} {_exponentials(used):14}  {'; '.join(remarks)}"
         )
 
 
@@ -77,8 +81,13 @@ def _pass(used: Resources) -> str:
     return f"{instructions:>12} {inner.barriers:8} {overlap:10}"
 
 
+def _exponentials(used: Resources) -> str:
+    return ", ".join(map(str, used.exponentials))
+
+
 HEADER = (
-    "warps stages registers stack  shared  wgmma TMA  load    store   instructions barriers overlap"
+    "warps stages registers stack  shared  wgmma TMA  load    store   instructions barriers "
+    "overlap    exp2 in flight"
 )
 
 

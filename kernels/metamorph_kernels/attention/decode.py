@@ -1,5 +1,7 @@
 """Attention of one new token per sequence over a static key/value cache."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from metamorph_kernels.attention.interval import (
     head_dim_limit,
 )
 from metamorph_kernels.backends import resolve
-from metamorph_kernels.transforms import OnceOnly, readable
+from metamorph_kernels.transforms import OnceOnly, may_be_transformed, readable
 
 
 def decode_attention(
@@ -52,13 +54,17 @@ def decode_attention(
     check_integers("lengths", lengths, (torch.int32, torch.int64), q.device)
     check_shape("lengths", lengths, "B", batch)
     slots = k_cache.shape[1]
+    counts = None
     if readable(lengths):
-        outside = lengths[(lengths < 0) | (lengths > slots)]
-        if len(outside):
-            raise ValueError(f"lengths: expected 0 to {slots}, got {outside[0].item()}")
+        counts = lengths.tolist()
+        if counts and not 0 <= min(counts) <= max(counts) <= slots:
+            outside = next(count for count in counts if not 0 <= count <= slots)
+            raise ValueError(f"lengths: expected 0 to {slots}, got {outside}")
 
     scale = softmax_scale(scale, head_dim)
-    backend = resolve("decode_attention", impl, q, _triton_limit(q, k_cache, v_cache))
+    backend = resolve("decode_attention", impl, q, inference_limit(q, k_cache, v_cache))
+    if backend == "torch" and counts and not may_be_transformed((q, k_cache, v_cache)):
+        return decode_attention_on_host(q, k_cache, v_cache, lengths, counts, scale)
 
     def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor]:
         if backend == "torch":
@@ -74,27 +80,68 @@ def decode_attention(
     return out
 
 
+def decode_attention_on_host(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    counts: list[int],  # the lengths
+    scale: float,
+) -> Tensor:
+    """`decode_attention` on a CPU without its checks, for whoever has made them: a loop over layers
+    reads the lengths once, and nothing is differentiated.
+
+    It reads no key past the longest sequence, takes no mask where all are of one length, and copies
+    no cache, unless what a mask hides turns out not to be finite.
+    """
+    longest = max(counts)
+    if longest == 0:
+        return torch.zeros_like(q)
+    keys, values = k_cache.narrow(1, 0, longest), v_cache.narrow(1, 0, longest)
+    if min(counts) == longest:
+        return _attend(q, keys, values, None, scale)
+    visible = torch.arange(longest) < lengths[:, None]  # [B, S]
+    out = _zeros_for_empty(_attend(q, keys, values, visible, scale), lengths)
+    # A sum is finite only if all its terms are. What overflows is computed again for nothing.
+    if math.isfinite(out.sum()):
+        return out
+    return _decode_attention_torch(q, keys, values, lengths, scale)
+
+
 def _decode_attention_torch(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
-    batch, query_heads, head_dim = q.shape
-    _, slots, key_heads, _ = k_cache.shape
-
-    # The queries of a group stand where a sequence would, so no key or value is repeated.
-    grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)
-    visible = torch.arange(slots, device=q.device) < lengths[:, None]  # [B, S]
+    visible = torch.arange(k_cache.shape[1], device=q.device) < lengths[:, None]  # [B, S]
     # A mask hides numbers, but not a NaN, which even a weight of 0 lets through.
-    k, v = (cache.where(visible[..., None, None], 0) for cache in (k_cache, v_cache))
+    keys, values = (cache.where(visible[..., None, None], 0) for cache in (k_cache, v_cache))
+    return _zeros_for_empty(_attend(q, keys, values, visible, scale), lengths)
+
+
+def _attend(
+    q: Tensor,  # [B, Hq, D]
+    keys: Tensor,  # [B, S, Hkv, D]
+    values: Tensor,
+    visible: Tensor | None,  # bool [B, S], or None for all
+    scale: float,
+) -> Tensor:
+    # The queries of a group stand where a sequence would, so no key or value is repeated.
+    batch, query_heads, head_dim = q.shape
+    key_heads = keys.shape[2]
+    grouped = q.view(batch, key_heads, query_heads // key_heads, head_dim)
+    mask = None if visible is None else visible[:, None, None]
     out = F.scaled_dot_product_attention(
-        grouped, k.transpose(1, 2), v.transpose(1, 2), visible[:, None, None], scale=scale
+        grouped, keys.transpose(1, 2), values.transpose(1, 2), mask, scale=scale
     )
-    out = out.reshape(q.shape)
-    # Not every backend of the call above gives zeros where no key is visible.
+    return out.reshape(q.shape)
+
+
+def _zeros_for_empty(out: Tensor, lengths: Tensor) -> Tensor:
+    """Not every backend gives zeros where no key is visible."""
     return torch.where(lengths[:, None, None] > 0, out, 0)
 
 
-def _triton_limit(*tensors: Tensor) -> str | None:
-    """What of this call the Triton kernel cannot do, or None."""
+def inference_limit(*tensors: Tensor) -> str | None:
+    """What of a call the Triton kernels over a cache cannot do, or None."""
     if tensors[0].dtype == torch.float64:
         return "float64 runs in PyTorch only"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

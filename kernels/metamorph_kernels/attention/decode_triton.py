@@ -11,11 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from metamorph_kernels.attention.isolated import LOG2_E
+from metamorph_kernels.attention.launch_triton import describe_cache
 from metamorph_kernels.compilation import Compilation, descriptor_type
-from metamorph_kernels.descriptors import is_describable
 from metamorph_kernels.multiprocessors import multiprocessors
 
 BLOCK_N = {2: 64, 4: 16}  # keys a step, by bytes of an element; float32 is for tests of exactness
@@ -148,8 +147,8 @@ def decode_attention_triton(
     with torch.cuda.device_of(q):
         decode_split[(batch * key_heads, splits)](
             q,
-            _describe("k_cache", k_cache, block_n),
-            _describe("v_cache", v_cache, block_n),
+            describe_cache("k_cache", k_cache, block_n),
+            describe_cache("v_cache", v_cache, block_n),
             lengths,
             partial,
             lse,
@@ -192,17 +191,6 @@ def _splits(rows: int, slots: int, block_n: int, device: torch.device) -> int:
     wanted = triton.cdiv(PROGRAMS_PER_SM * multiprocessors(device), max(rows, 1))
     most = min(triton.cdiv(slots, block_n), MOST_SPLITS)
     return triton.next_power_of_2(max(1, min(wanted, most)))
-
-
-def _describe(name: str, cache: Tensor, block_n: int) -> TensorDescriptor:
-    if not is_describable(cache):
-        raise ValueError(
-            f"{name}: expected 16-byte aligned strides and address, as a cache of its own has, "
-            f"got strides {list(cache.stride())} of {cache.dtype}"
-        )
-    view = cache.transpose(1, 2)  # [B, Hkv, S, D]: leading blocks of one cost no copy
-    block = [1, 1, block_n, triton.next_power_of_2(cache.shape[3])]
-    return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
 
 
 def compilations() -> Iterator[Compilation]:

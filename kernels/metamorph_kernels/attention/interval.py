@@ -21,6 +21,7 @@ from metamorph_kernels.intervals import Intervals
 from metamorph_kernels.transforms import OnceOnly
 
 TRITON_HEAD_DIMS = (64, 80, 96, 128)
+GLUON_HEAD_DIMS = (64, 128)
 # Short documents of equal length share one call; above this a call of its own costs nothing more,
 # and the masks of documents with spans stay small.
 LONGEST_BATCHED_DOCUMENT = 512
@@ -76,21 +77,24 @@ def interval_attention(
 
     The PyTorch path never builds a T x T mask; compiled, it specialises on the document lengths.
     Triton takes head dimensions 64, 80, 96 and 128, and not float64. A number that is not finite
-    reaches only the documents that hold it; in Triton, only the rows that see it.
+    reaches only the documents that hold it; in Triton, only the rows that see it. `impl="gluon"` is
+    warp-specialised, for bfloat16 and float16 and head dimensions 64 and 128; until a GPU has shown
+    it to be right and faster "auto" does not take it.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
     positive, and for an `impl` that cannot run this call.
     """
     q, k, v = checked_inputs(q, k, v, intervals)
     scale = softmax_scale(scale, q.shape[-1])
-    backend = resolve("interval_attention", impl, q, _triton_limit(q))
+    backend = resolve("interval_attention", impl, q, _triton_limit(q), gluon_limit=_gluon_limit(q))
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         if backend == "torch":
             return _interval_attention_torch(q, k, v, intervals, scale, return_lse)
         from metamorph_kernels.attention.interval_triton import interval_attention_triton
 
-        out, lse = interval_attention_triton(q, k, v, intervals, scale)
+        in_gluon = backend == "gluon"
+        out, lse = interval_attention_triton(q, k, v, intervals, scale, in_gluon)
         return (out, lse) if return_lse else (out,)
 
     if backend == "torch" and attention_is_written_out():
@@ -195,6 +199,14 @@ def _triton_limit(q: Tensor) -> str | None:
     if q.dtype == torch.float64:
         return "float64 runs in PyTorch only"
     return head_dim_limit(q.shape[-1])
+
+
+def _gluon_limit(q: Tensor) -> str | None:
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"bfloat16 and float16 only, got {str(q.dtype).removeprefix('torch.')}"
+    if q.shape[-1] not in GLUON_HEAD_DIMS:
+        return f"head dimensions 64 and 128 only, got {q.shape[-1]}"
+    return None
 
 
 def _interval_attention_torch(

@@ -50,9 +50,12 @@ FLOAT32_TILES = Tiles(16, 16, num_warps=8, num_stages=1)
 
 
 def interval_attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float
+    q: Tensor, k: Tensor, v: Tensor, intervals: Intervals, scale: float, in_gluon: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`interval_attention` of checked arguments: out [T, Hq, D] and lse float32 [Hq, T]."""
+    """`interval_attention` of checked arguments: out [T, Hq, D] and lse float32 [Hq, T].
+
+    `in_gluon`: by the warp-specialised kernels, in both directions.
+    """
     attention = _attention if torch.compiler.is_compiling() else _Attention.apply
     return attention(
         q,
@@ -64,6 +67,7 @@ def interval_attention_triton(
         intervals.col_end,
         intervals.causal,
         scale,
+        in_gluon,
     )
 
 
@@ -78,11 +82,18 @@ def _attention(
     col_end: Tensor,
     causal: bool,
     scale: float,
+    in_gluon: bool,
 ) -> tuple[Tensor, Tensor]:
     tokens, query_heads, head_dim = q.shape
     out = torch.empty((tokens, query_heads, head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((query_heads, tokens), dtype=torch.float32, device=q.device)
     q, k, v = map(describable, (q, k, v))
+    if in_gluon:
+        from metamorph_kernels.attention.interval_gluon import launch_forward
+
+        with torch.cuda.device_of(q):
+            launch_forward(q, k, v, out, lse, row_start, row_end, causal, scale)
+        return out, lse
     tiles, layout = _layout("forward", q, k)
     packed = (layout["PACK"], tiles.block_m // layout["PACK"])
     with torch.cuda.device_of(q):
@@ -108,7 +119,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _(q, k, v, row_start, row_end, col_start, col_end, causal, scale):
+def _(q, k, v, *_):
     tokens, query_heads, _ = q.shape
     lse = q.new_empty((query_heads, tokens), dtype=torch.float32)
     return q.new_empty(q.shape), lse
@@ -129,6 +140,7 @@ def _attention_backward(
     col_end: Tensor,
     causal: bool,
     scale: float,
+    in_gluon: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tokens, query_heads, _ = q.shape
     key_heads = k.shape[1]
@@ -141,6 +153,16 @@ def _attention_backward(
         (2, query_heads, statistic_stride), dtype=torch.float32, device=q.device
     )[:, :, :tokens]
     q, k, v, out_gradient = map(describable, (q, k, v, out_gradient))
+    if in_gluon:
+        from metamorph_kernels.attention.interval_gluon import launch_backward
+
+        bounds = (row_start, row_end, col_start, col_end)
+        with torch.cuda.device_of(q):
+            launch_backward(
+                q, k, v, out, out_gradient, lse, lse_gradient.contiguous(), lse_log2, delta,
+                q_gradient, k_gradient, v_gradient, bounds, causal, scale,
+            )  # fmt: skip
+        return q_gradient, k_gradient, v_gradient
     with torch.cuda.device_of(q):
         tiles, layout = _layout("query_gradient", q, k)
         packed = (layout["PACK"], tiles.block_m // layout["PACK"])
@@ -212,7 +234,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.causal, ctx.scale = inputs
+        *tensors, ctx.causal, ctx.scale, ctx.in_gluon = inputs
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
@@ -233,8 +255,9 @@ class _Attention(torch.autograd.Function):
             col_end,
             ctx.causal,
             ctx.scale,
+            ctx.in_gluon,
         )
-        return *gradients, None, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None, None
 
 
 # The same for graphs of torch.compile, whose tracer knows the op and not the Function.

@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from metamorph_kernels.descriptors import is_describable
 from metamorph_kernels.multiprocessors import multiprocessors
 
 MOST_PACKED_HEADS = 8
@@ -23,6 +24,21 @@ def describe(tensor: Tensor, heads: int, tokens: int) -> TensorDescriptor:
     """
     view = tensor.transpose(0, 1)
     block = [heads, tokens, triton.next_power_of_2(view.shape[2])]
+    return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
+
+
+def describe_cache(name: str, cache: Tensor, keys: int) -> TensorDescriptor:
+    """A cache [B, S, Hkv, D] as [B, Hkv, S, D] in blocks of `keys` x all of D, padded as above.
+
+    Raises ValueError, naming the argument, for one that would have to be copied.
+    """
+    if not is_describable(cache):
+        raise ValueError(
+            f"{name}: expected 16-byte aligned strides and address, as a cache of its own has, "
+            f"got strides {list(cache.stride())} of {cache.dtype}"
+        )
+    view = cache.transpose(1, 2)
+    block = [1, 1, keys, triton.next_power_of_2(cache.shape[3])]
     return TensorDescriptor(view, list(view.shape), list(view.stride()), block)
 
 

@@ -16,7 +16,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from metamorph_kernels.compilation import Compilation, descriptor_type
 from metamorph_kernels.descriptors import describable
 from metamorph_kernels.gelu import gelu_and_slope
-from metamorph_kernels.linear.linear_gelu import strips
 from metamorph_kernels.multiprocessors import multiprocessors
 from metamorph_kernels.rows.quantise_triton import quantise_columns, quantise_rows
 
@@ -42,6 +41,28 @@ class Tiles:
 # while the tensor cores work for the other.
 WIDE = Tiles(128, 128, 128, num_warps=8, num_stages=4, residents=1)
 NARROW = Tiles(64, 128, 128, num_warps=4, num_stages=3, residents=2)
+
+
+@triton.jit
+def halves(block):
+    """The left and the right half of the columns of a block [M, N]."""
+    M: tl.constexpr = block.shape[0]
+    N: tl.constexpr = block.shape[1]
+    return block.reshape(M, 2, N // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
+def strips(block, WIDTH: tl.constexpr):
+    """A block [M, N] in strips of WIDTH columns, from left to right; N a power of two times WIDTH.
+
+    So an epilogue needs few registers, and little of the memory that holds the next loads.
+    """
+    if block.shape[1] == WIDTH:
+        blocks = (block,)
+    else:
+        left, right = halves(block)
+        blocks = strips(left, WIDTH) + strips(right, WIDTH)
+    return blocks
 
 
 @triton.jit

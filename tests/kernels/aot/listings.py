@@ -17,9 +17,9 @@ def listing(text: str) -> tuple[Instruction, ...]:
             labels[label[1]] = hex(16 * number)
             lines[number] = line[label.end() :]
     placed = [
-        f"/*{16 * number:04x}*/ {re.sub('[a-z]+$', lambda word: labels[word[0]], line)} ;"
-        if line.split()[-1] in labels
-        else f"/*{16 * number:04x}*/ {line} ;"
+        f"/*{16 * number:04x}*/ "
+        + re.sub(r"\b[a-z]+\b", lambda word: labels.get(word[0], word[0]), line)
+        + " ;"
         for number, line in enumerate(lines)
     ]
     return instructions("\n".join(placed))

@@ -2,39 +2,55 @@ import importlib
 import os
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import overwritten_operand
 import pytest
+import torch
 import triton
 
 import metamorph_kernels
 from metamorph_kernels import aot
 from metamorph_kernels.aot.building import build, examine, reason
 from metamorph_kernels.aot.disassembly import disassemble
-from metamorph_kernels.aot.registers import PRODUCTS, product
+from metamorph_kernels.aot.registers import PRODUCTS
+from metamorph_kernels.aot.registers import product as product_of
 from metamorph_kernels.architectures import MOST_SHARED_BYTES
 from metamorph_kernels.attention import (
     decode_triton,
     fp8_triton,
+    gluon_compilations,
     interval_compilations,
+    interval_gluon,
     interval_triton,
+    prefill_triton,
 )
 from metamorph_kernels.attention.interval import TRITON_HEAD_DIMS
 from metamorph_kernels.attention.launch_triton import packed_heads
+from metamorph_kernels.attention.tiles_gluon import GLUON_TILES
 from metamorph_kernels.backends import ROW_OPERATIONS
+from metamorph_kernels.compilation import gluon_descriptor_type
 from metamorph_kernels.linear import mlp_triton
 from metamorph_kernels.losses import cross_entropy_triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Called by kernels, never launched.
 HELPERS = {
+    "add_block",
+    "any_flag",
     "attend_by_keys",
+    "attend_keys",
     "distance_and_tail",
     "exponential",
     "finite_shift",
+    "first_token",
+    "forward_consumer",
+    "forward_producer",
     "gelu",
     "gelu_and_slope",
+    "get_number",
+    "get_tile",
     "halves",
     "head_of",
     "inverse_length",
@@ -42,21 +58,42 @@ HELPERS = {
     "is_poisoned",
     "key_or_value_gradient_by_queries",
     "key_rows",
+    "key_value_gradient_consumer",
+    "key_value_gradient_producer",
     "load_block",
     "load_rows",
     "magnitude",
+    "new_barriers",
+    "new_columns",
+    "new_tile_numbers",
+    "next_slot",
+    "pin",
     "pooled",
+    "put_block",
+    "put_no_more",
+    "put_number",
+    "put_tile",
+    "queries_of_tiles",
+    "query_bounds",
     "query_gradient_by_keys",
+    "query_gradient_consumer",
+    "query_gradient_producer",
     "query_tile",
     "readers",
     "row_pointers",
     "row_products",
     "scale_of",
+    "send",
+    "softmax_step",
+    "store_rows",
     "store_scaled",
     "strips",
     "taps",
+    "tile_bounds",
     "to_float8",
+    "transposed",
     "weight_of",
+    "weights_of",
 }
 
 
@@ -75,7 +112,8 @@ def test_every_kernel_of_the_package_is_compiled_in_every_tile_of_the_table():
     }
     cases = list(aot.compilations())
     assert {case.kernel.__name__ for case in cases} == written - HELPERS
-    for tiles in (*interval_triton.TILES.values(), interval_triton.FLOAT32_TILES):
+    shipped = [*interval_triton.TILES.values(), *prefill_triton.TILES.values()]
+    for tiles in (*shipped, interval_triton.FLOAT32_TILES):
         assert any(
             case.arguments.get("BLOCK_M") == tiles.block_m
             and case.arguments.get("BLOCK_N") == tiles.block_n
@@ -89,9 +127,10 @@ def test_every_kernel_of_the_package_is_compiled_in_every_tile_of_the_table():
 def test_attention_is_compiled_with_every_head_dim_and_kind_of_group():
     compiled = defaultdict(list)
     for case in aot.compilations():
-        if "HEAD_DIM" in case.arguments:
+        beside_gluon = case.warp_groups or case.kernel.__name__.startswith("repair_")
+        if "HEAD_DIM" in case.arguments and not beside_gluon:
             compiled[case.kernel.__name__].append(case.arguments)
-    assert len(compiled) == 8
+    assert len(compiled) == 9
     for name, cases in compiled.items():
         assert {each["HEAD_DIM"] for each in cases} == {*TRITON_HEAD_DIMS}, name
     for kernel in (*interval_compilations.KERNELS.values(), fp8_triton.attention_forward_fp8):
@@ -103,8 +142,44 @@ def test_attention_is_compiled_with_every_head_dim_and_kind_of_group():
     for kernel in interval_compilations.KERNELS.values():
         cases = compiled[kernel.__name__]
         assert any(each["key_heads"] == 1 for each in cases)  # a constant where it is 1
+    prefill = compiled["prefill_forward"]
+    groups = {each["GROUP"] for each in prefill}
+    assert {1, 4, 8} <= groups and any(packed_heads(group) < group for group in groups)
+    assert any(each["key_heads"] == 1 for each in prefill)
     rows = {each["ROWS"] for each in compiled["decode_split"]}
     assert rows == {16, 32}
+
+
+def test_gluon_attention_is_compiled_with_every_head_dim_mask_and_number_of_packed_heads():
+    kernels = gluon_compilations.KERNELS
+    assert {direction for direction, _ in GLUON_TILES} == set(kernels)
+    for direction, kernel in kernels.items():
+        cases = [case for case in aot.compilations() if case.kernel is kernel]
+        for case in cases:
+            tiles = GLUON_TILES[direction, case.arguments["HEAD_DIM"]]
+            assert case.arguments["STAGES"] == tiles.stages and case.warp_groups is not None
+        # A tile of keys packs no heads, and the size of a group is a number like any other.
+        counts = ("GROUP",) if "GROUP" in kernel.arg_names else ()
+        compiled = {
+            tuple(case.arguments[name] for name in ("HEAD_DIM", "CAUSAL", *counts))
+            for case in cases
+            if case.configuration.startswith("bf16")
+        }
+        groups = ((1, 2, 4, 8),) if counts else ()
+        assert compiled >= set(product((64, 128), (True, False), *groups))
+        assert any(case.configuration.startswith("fp16") for case in cases)
+        if counts:
+            heads = {case.arguments["PACK"] for case in cases}
+            assert heads == {1, 2, 4, 8}
+            assert any(case.arguments["GROUP"] > case.arguments["PACK"] for case in cases)
+
+
+def test_gluon_attention_is_compiled_with_the_layouts_that_it_is_launched_with():
+    for head_dim, heads, tokens in ((64, 8, 8), (128, 1, 128), (128, 4, 16)):
+        tensor = torch.empty(128, 8, head_dim, dtype=torch.bfloat16)
+        layout = interval_gluon.describe(tensor, heads, tokens).layout
+        block = [heads, tokens, head_dim]
+        assert gluon_descriptor_type("bf16", *block) == f"tensordesc<bf16{block},{layout!r}>"
 
 
 def test_kernels_of_rows_are_compiled_for_every_architecture_and_matrix_products_for_hopper():
@@ -115,11 +190,13 @@ def test_kernels_of_rows_are_compiled_for_every_architecture_and_matrix_products
         "cosine_forward",
         "cosine_scale",
         "cross_entropy",
+        "gelu_backward",
+        "gelu_forward",
         "pool_backward",
         "pool_forward",
         "scale",
     }
-    assert len(ROW_OPERATIONS) == 4  # those that launch these six
+    assert len(ROW_OPERATIONS) == 5  # those that launch these eight
     for case in aot.compilations():
         assert case.architectures in (("sm_90",), tuple(MOST_SHARED_BYTES))
         assert case.architectures == ("sm_90",) or not case.tensor_cores
@@ -161,7 +238,7 @@ def test_queries_are_no_register_operand(kernel, configuration, depth):
         if (case.kernel.__name__, case.configuration) == (kernel, configuration)
     ]
     [code] = disassemble([build(case, 90).cubin], 90, TOOLS)
-    products = [product(instruction) for instruction in code if instruction.name in PRODUCTS]
+    products = [product_of(instruction) for instruction in code if instruction.name in PRODUCTS]
     in_registers = [each for each in products if each.operand]
     of_head_dim, of_keys = 128 // depth, 128 // depth
     assert len(products) == of_head_dim + of_keys and len(in_registers) == of_keys
@@ -182,23 +259,28 @@ def test_logits_are_read_and_their_gradient_written_16_bytes_at_a_time(configura
 @pytest.mark.parametrize(
     ("kernel", "configuration", "exponentials", "most"),
     [
-        ("linear_gelu", "bf16 64x64x64 state", 1, 45),
-        ("linear_gelu_gradient", "bf16 64x64x64 activation", 2, 55),
+        ("gelu_forward", "bf16 by 8", 1, 20),
+        ("gelu_backward", "bf16 by 8 activation bias", 2, 32),
+        ("gelu_backward", "fp16 by 8 bias", 2, 32),
     ],
 )
-def test_gelu_takes_few_instructions(kernel, configuration, exponentials, most):
-    """The slow unit once for the tail and once for the slope, and no element twice."""
+def test_gelu_moves_16_bytes_at_a_time_and_takes_few_instructions(
+    kernel, configuration, exponentials, most
+):
+    """The slow unit once for the tail and once for the slope, and no element twice.
+
+    Of an element of 4 bytes memory takes as long as 37 instructions, of one of 6 bytes 55.
+    """
     [case] = [
         case
         for case in mlp_triton.compilations()
         if (case.kernel.__name__, case.configuration) == (kernel, configuration)
     ]
-    [code] = disassemble([build(case, 90).cubin], 90, TOOLS)
-    opcodes = [instruction.opcode for instruction in code]
-    elements = 64 * 64 // (32 * case.num_warps)  # of a thread
-    assert opcodes.count("MUFU.EX2") == exponentials * elements
-    assert len(opcodes) < most * elements
-    assert "LDG.E.U16" not in opcodes  # of the bias
+    used = aot.compile_ahead(case, 90)
+    elements = 2048 // (32 * case.num_warps)  # of a thread, in a step
+    assert (used.loads.bits, used.stores.bits) == (128, 128)
+    assert used.stretch.exponentials == exponentials * elements
+    assert used.stretch.instructions < most * elements
 
 
 def test_half_the_warps_spill_and_are_refused():
@@ -211,7 +293,10 @@ def test_half_the_warps_spill_and_are_refused():
     case = replace(widest, num_warps=4)
     used = aot.compile_ahead(case, 90)
     assert used.stack > 0
-    assert aot.faults(case, used) == [f"spills {used.stack} bytes"]
+    serialised = (
+        "wgmma.mma_async instructions are serialized due to insufficient register resources"
+    )
+    assert aot.faults(case, used) == [f"spills {used.stack} bytes", f"ptxas: {serialised}"]
 
 
 def test_kernels_that_are_read_together_are_read_as_each_alone():
@@ -234,6 +319,20 @@ def test_a_refusal_is_one_sentence_and_prints_nothing(capfd, monkeypatch):
     with pytest.raises(aot.CompileError, match="^operand #0 is odd$"):
         aot.compile_ahead(a_forward_configuration(), 90)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_reason_is_that_of_the_function_at_fault(monkeypatch):
+    """Not of those that call it, which Triton tells last, and of a Gluon kernel without words."""
+
+    def refuse(*_, **__):
+        try:
+            raise NameError("first is not defined")
+        except NameError as error:
+            raise RuntimeError("at 7:4:\n    gl.warp_specialize(\n    ^") from error
+
+    monkeypatch.setattr(triton, "compile", refuse)
+    with pytest.raises(aot.CompileError, match="^first is not defined$"):
+        aot.compile_ahead(a_forward_configuration(), 90)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,19 @@ def test_a_branch_with_a_condition_also_falls_through(branch):
     assert set(flow_of(listing("BRA there\nEXIT\nthere: EXIT")).block_at) == {0, 2}
 
 
+def test_an_indirect_branch_leads_to_all_places_that_it_names():
+    flow = flow_of(listing("BRX R4 -0x10, one, two\nNOP\none: EXIT\ntwo: EXIT"))
+    assert set(flow.block_at) == {0, 2, 3}
+    assert flow.successors[0] == (flow.block_at[2], flow.block_at[3])
+
+
+def test_what_stands_on_every_path():
+    flow = flow_of(listing("@P0 BRA two\none: NOP\ntwo: EXIT"))
+    first, one, two = (flow.block_at[place] for place in (0, 1, 2))
+    assert flow.stands_on_every_path(first, two) and flow.stands_on_every_path(two, two)
+    assert not flow.stands_on_every_path(one, two)
+
+
 def test_threads_meet_behind_bsync():
     meeting = "BSSY B0, there\n@P0 BRA there\nBSYNC B0\nthere: EXIT"
     assert set(flow_of(listing(meeting)).block_at) == {0, 1, 2, 3}
@@ -53,6 +66,8 @@ def test_threads_meet_behind_bsync():
     ("text", "words"),
     [
         ("BRX R4 -0x10\nEXIT", "BRX at 0x0000 leads to a place that it does not name"),
+        ("BRX R4 -0x10, 0x10, 0x400\nEXIT", "BRX at 0x0000 leads out of the kernel"),
+        ("JMX R4 -0x10\nEXIT", "JMX at 0x0000 leads to a place that it does not name"),
         ("BRA 0x400\nEXIT", "BRA at 0x0000 leads out of the kernel"),
         ("MOV R4, RZ", "ends without EXIT"),
         ("@P0 BRA second\nfirst: NOP\nsecond: @P1 BRA first\nEXIT", "entered at two places"),

@@ -1,4 +1,6 @@
-from metamorph_kernels.aot.disassembly import instructions
+import struct
+
+from metamorph_kernels.aot.disassembly import indirect_branches, instructions
 
 LISTING = """
 	.headerflags	@"EF_CUDA_SM90"
@@ -29,3 +31,15 @@ def test_notes_for_the_scheduler_are_no_operands():
         ("BRA", ("0x6c90",)),
         ("NOP", ("",)),
     ]
+
+
+def test_where_indirect_branches_can_lead():
+    words = (0x190, 0, 3, 0x1A0, 0x7760, 0xFF40, 0x200, 0, 1, 0x210)
+    body = struct.pack(f"<BBH{len(words)}I", 4, 0x34, 4 * len(words), *words)
+    other = struct.pack("<BBHI", 4, 0x1C, 4, 0x34)  # where the kernel ends
+    value = struct.pack("<BBH", 3, 0x1B, 168)  # the most registers
+    assert indirect_branches(value + other + body + value) == {
+        0x190: (0x1A0, 0x7760, 0xFF40),
+        0x200: (0x210,),
+    }
+    assert indirect_branches(value + other) == {}

@@ -3,7 +3,7 @@
 import pytest
 from listings import analysed
 
-from metamorph_kernels.aot.flight import touched_in_flight
+from metamorph_kernels.aot.flight import surely_under_a_product, touched_in_flight
 
 FIRST = "HGMMA.64x16x16.F32.BF16 R24, R8, gdesc[UR4], R24"
 SECOND = "HGMMA.64x16x16.F32.BF16 R40, R12, gdesc[UR4], R40"
@@ -68,3 +68,37 @@ def test_a_product_flies_round_the_loop():
 def test_a_wait_on_one_of_two_paths_is_not_enough():
     paths = f"@P0 BRA there\n{WAIT}0x0\nthere: FADD R3, R24, R4"
     assert len(faults(FIRST + ", gsb0", paths)) == 1
+
+
+def test_a_wait_that_may_be_left_out_is_none():
+    assert len(faults(FIRST + ", gsb0", "@P0 " + WAIT + "0x0", "FADD R3, R24, R4")) == 1
+
+
+def under(*lines: str) -> set[int]:
+    code, flow, _ = analysed("\n".join((*lines, "EXIT")))
+    return {place for place in surely_under_a_product(code, flow) if code[place].name == "MUFU"}
+
+
+EXP2 = "MUFU.EX2 R3, R4"
+
+
+def test_what_is_surely_under_a_product():
+    begun = FIRST + ", gsb0"
+    assert under(EXP2, begun, EXP2, WAIT + "0x0", EXP2) == {2}
+    assert under(FIRST, EXP2) == {1}
+    # The youngest of two groups flies on.
+    assert under(begun, SECOND + ", gsb0", WAIT + "0x1", EXP2, WAIT + "0x0", EXP2) == {3}
+
+
+def test_on_one_of_two_paths_is_not_sure():
+    product = f"@P0 BRA there\n{FIRST}, gsb0\nthere: {EXP2}"
+    assert under(product) == set()
+    wait = f"@P0 BRA there\n{WAIT}0x0\nthere: {EXP2}"
+    assert under(FIRST + ", gsb0", wait) == set()
+    assert under("@P0 " + FIRST + ", gsb0", EXP2) == set()
+
+
+def test_a_product_of_the_last_pass_counts_if_one_flies_into_the_first():
+    loop = f"again: {EXP2}\n{WAIT}0x0\n{SECOND}, gsb0\n@P0 BRA again"
+    assert under(FIRST + ", gsb0", loop) == {1}
+    assert under(loop) == set()

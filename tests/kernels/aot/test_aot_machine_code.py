@@ -39,6 +39,7 @@ def test_a_pass_through_the_loop_with_products():
         outside=len(listing(text)) - 13,
         products=2,
         flops=2 * (2 * 64 * 128 * 16),
+        operand_bytes=2 * (64 + 128) * 16 * 2,
         is_eight_bit=False,
         moved_bytes=0,
         exponentials=1,
@@ -47,8 +48,16 @@ def test_a_pass_through_the_loop_with_products():
         tma_bytes=0x8000,
         barriers=1,
         leaves_in_flight=False,
+        consumers=1,
     )
     assert measured(text).waits_at_once
+
+
+def test_rows_in_registers_are_not_read_from_shared_memory():
+    text = LOOP.replace("@!P0 BRA again", "NOP").replace(
+        "R24, gdesc[UR4], R24", "R24, R152, gdesc[UR4], R24"
+    )
+    assert measured(text.format(WAIT)).operand_bytes == (64 + 128 + 128) * 16 * 2
 
 
 def test_work_under_a_product():
@@ -70,6 +79,23 @@ def test_asking_a_barrier_again_is_no_inner_loop():
     text = "again: FADD R4, R4, R5\nspin: SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R3\n"
     found = measured(text + "@!P0 BRA spin\n@P1 BRA again\nEXIT")
     assert (found.is_loop, found.instructions, found.arithmetic) == (True, 4, 1)
+
+
+def test_of_loops_with_the_same_products_the_one_without_a_mask_counts():
+    plain = """
+full:   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24, gsb0
+        WARPGROUP.DEPBAR.LE gsb0, 0x0
+        @P1 BRA full
+"""
+    masked = """
+mask:   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24, gsb0
+        WARPGROUP.DEPBAR.LE gsb0, 0x0
+        FSEL R24, R24, -INF, P2
+        @P1 BRA mask
+"""
+    for loops in (plain + masked, masked + plain):
+        found = measured(loops + "        EXIT\n")
+        assert (found.is_loop, found.instructions, found.products) == (True, 3, 1)
 
 
 def test_a_kernel_without_loops_and_products():

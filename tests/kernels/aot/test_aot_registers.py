@@ -34,6 +34,8 @@ from metamorph_kernels.aot.registers import UnknownMnemonic, effects, product
         ("SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4+0x8], R5", [], [5]),
         ("SYNCS.ARRIVE.TRANS64 RZ, [UR4], R5", [], [5]),
         ("BAR.SYNC.DEFER_BLOCKING 0x0", [], []),
+        ("BRX R4 -0x1a0, 0x1a0", [], [4, 5]),
+        ("USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0", [], []),
     ],
 )
 def test_what_an_instruction_writes_and_reads(line, writes, reads):

@@ -1,9 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies
 
-from metamorph_kernels import decode_attention, interval_attention, key_intervals, reference
-from tests.kernels.comparisons import assert_as_good_as_plain
+from metamorph_kernels import (
+    decode_attention,
+    decode_attention_on_host,
+    interval_attention,
+    key_intervals,
+    reference,
+)
+from tests.kernels.comparisons import Record, assert_as_good_as_plain
 
 
 def inputs(batch=4, slots=7, query_heads=6, key_heads=2, head_dim=5, dtype=torch.float64):
@@ -12,6 +19,11 @@ def inputs(batch=4, slots=7, query_heads=6, key_heads=2, head_dim=5, dtype=torch
     return [
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
     ]
+
+
+def in_memory_heads_first(cache):
+    """The same cache [B, S, Hkv, D], but with the slots of a head one after another in memory."""
+    return cache.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 LENGTHS = torch.tensor([1, 7, 4, 6])
@@ -26,6 +38,13 @@ def test_equals_reference(query_heads, key_heads, scale, integers):
     ours = decode_attention(*tensors, LENGTHS.to(integers), scale=scale)
     oracle = reference.decode_attention(*tensors, LENGTHS, scale=scale)
     torch.testing.assert_close(ours, oracle)
+
+
+@pytest.mark.parametrize("lengths", [[1, 7, 4, 6], [5, 5, 5, 5], [0, 7, 0, 2], [0, 0, 0, 0]])
+def test_unchecked_it_is_the_same(lengths):
+    tensors, counts = inputs(), torch.tensor(lengths)
+    found = decode_attention_on_host(*tensors, counts, lengths, 0.2)
+    assert torch.equal(found, decode_attention(*tensors, counts, scale=0.2))
 
 
 def test_equals_the_last_row_of_interval_attention():
@@ -57,6 +76,46 @@ def test_an_empty_sequence_gives_zeros():
     q, k_cache, v_cache = inputs()
     out = decode_attention(q, k_cache, v_cache, torch.tensor([0, 7, 0, 2]))
     assert out[[0, 2]].eq(0).all() and out[[1, 3]].ne(0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    strategies.one_of(
+        strategies.lists(strategies.integers(0, 7), min_size=4, max_size=4),
+        strategies.integers(0, 7).map(lambda length: [length] * 4),
+    ),
+    strategies.sampled_from([0.0, float("nan"), float("inf"), -float("inf")]),
+    strategies.sampled_from(["k", "v", "both"]),
+    strategies.booleans(),
+)
+def test_random_lengths_with_anything_behind_them(lengths, fill, where, heads_first):
+    q, k_cache, v_cache = inputs()
+    if heads_first:
+        k_cache, v_cache = in_memory_heads_first(k_cache), in_memory_heads_first(v_cache)
+    lengths = torch.tensor(lengths)
+    expected = reference.decode_attention(q, k_cache, v_cache, lengths)
+    for row, length in enumerate(lengths):
+        if where != "v":
+            k_cache[row, length:] = fill
+        if where != "k":
+            v_cache[row, length:] = fill
+    torch.testing.assert_close(decode_attention(q, k_cache, v_cache, lengths), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(decode_attention(q, k_cache, v_cache, lengths), expected)
+    leaves = [tensor.clone().requires_grad_() for tensor in (q, k_cache, v_cache)]
+    out = decode_attention(*leaves, lengths)
+    torch.testing.assert_close(out, expected)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), leaves))
+
+
+@pytest.mark.parametrize("lengths", [[5, 5], [3, 5]])
+def test_without_gradients_a_cpu_copies_no_cache_and_reads_no_key_past_the_longest(lengths):
+    q, k_cache, v_cache = inputs(2, 400, head_dim=16)
+    for turn in (torch.clone, in_memory_heads_first):
+        caches = turn(k_cache), turn(v_cache)
+        with Record() as record:
+            decode_attention(q, *caches, torch.tensor(lengths))
+        assert record.elements <= k_cache[:, :5].numel()
 
 
 def test_gradcheck():

@@ -246,7 +246,10 @@ def test_follows_autocast():
             "impl: interval_attention cannot run in Triton here: "
             "CPU tensors need TRITON_INTERPRET=1",
         ),
-        ({"impl": "cuda"}, "impl: interval_attention takes 'auto', 'triton', 'torch', got 'cuda'"),
+        (
+            {"impl": "cuda"},
+            "impl: interval_attention takes 'auto', 'triton', 'torch', 'gluon', got 'cuda'",
+        ),
     ],
 )
 def test_refuses(change, words):
@@ -256,15 +259,17 @@ def test_refuses(change, words):
         interval_attention(**arguments)
 
 
-def test_what_triton_gets_and_what_keeps_a_call_from_it(monkeypatch):
+def test_what_kernels_get_and_what_keeps_a_call_from_them(monkeypatch):
     seen = []
 
-    def resolve(operation, impl, tensor, triton_limit):
-        seen.append((operation, impl, triton_limit))
+    def resolve(operation, impl, tensor, triton_limit, *, gluon_limit):
+        seen.append((operation, impl, triton_limit, gluon_limit))
+        if impl == "gluon" and gluon_limit is None:
+            return "gluon"
         return "triton" if triton_limit is None else "torch"
 
-    def interval_attention_triton(q, k, v, intervals, scale):
-        seen.append(scale)
+    def interval_attention_triton(q, k, v, intervals, scale, in_gluon):
+        seen.append((scale, in_gluon))
         return q + 1, q.new_zeros(q.shape[1], q.shape[0])
 
     module = types.ModuleType("metamorph_kernels.attention.interval_triton")
@@ -275,10 +280,17 @@ def test_what_triton_gets_and_what_keeps_a_call_from_it(monkeypatch):
     for head_dim in interval.TRITON_HEAD_DIMS:
         q, k, v = rows(3, head_dim=head_dim, dtype=torch.float32)
         assert torch.equal(interval_attention(q, k, v, intervals), q + 1)
-        assert seen[-2:] == [("interval_attention", "auto", None), 1 / math.sqrt(head_dim)]
+        assert seen[-2][:3] == ("interval_attention", "auto", None)
+        assert seen[-1] == (1 / math.sqrt(head_dim), False)
     out, lse = interval_attention(q, k, v, intervals, scale=2, impl="triton", return_lse=True)
-    assert lse.shape == (4, 3) and seen[-1] == 2.0 and isinstance(seen[-1], float)
+    assert lse.shape == (4, 3) and seen[-1] == (2.0, False) and isinstance(seen[-1][0], float)
+    interval_attention(*rows(3, head_dim=64, dtype=torch.bfloat16), intervals, impl="gluon")
+    assert seen[-1] == (1 / 8, True)
 
+    interval_attention(*rows(3, head_dim=80, dtype=torch.bfloat16), intervals)
+    assert seen[-2][3] == "head dimensions 64 and 128 only, got 80"
+    interval_attention(*rows(3, head_dim=64, dtype=torch.float32), intervals)
+    assert seen[-2][3] == "bfloat16 and float16 only, got float32"
     interval_attention(*rows(3, head_dim=72, dtype=torch.float32), intervals)
     assert seen[-1][2] == "head dimensions 64, 80, 96 and 128 only, got 72"
     interval_attention(*rows(3, head_dim=64), intervals)

@@ -251,12 +251,12 @@ def test_operator_checks(device):
     vectors = (intervals.row_start, intervals.row_end, intervals.col_start, intervals.col_end)
     leaves = [tensor.requires_grad_() for tensor in tensors]
     forward = torch.ops.metamorph_kernels.interval_attention.default
-    torch.library.opcheck(forward, (*leaves, *vectors, False, 0.125))
+    torch.library.opcheck(forward, (*leaves, *vectors, False, 0.125, False))
     tensors = [tensor.detach() for tensor in tensors]
-    out, lse = forward(*tensors, *vectors, False, 0.125)
+    out, lse = forward(*tensors, *vectors, False, 0.125, False)
     backward = torch.ops.metamorph_kernels.interval_attention_backward.default
     arguments = (torch.ones_like(out), torch.ones_like(lse), *tensors, out, lse, *vectors)
-    torch.library.opcheck(backward, (*arguments, False, 0.125))
+    torch.library.opcheck(backward, (*arguments, False, 0.125, False))
 
 
 def test_compiles_whole_and_once_for_all_lengths(device):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import metamorph_kernels
-from metamorph_kernels import key_intervals
+from metamorph_kernels import key_intervals, prefill_row
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ CALLS = [
         "decode_attention",
         {"q": (2, 2, 64), "k_cache": (2, 4, 1, 64), "v_cache": (2, 4, 1, 64)},
         lambda: {"lengths": torch.tensor([3, 4])},
+    ),
+    Call(
+        "prefill_attention",
+        {"q": (5, 2, 64), "k_cache": (2, 4, 1, 64), "v_cache": (2, 4, 1, 64)},
+        lambda: {"row": prefill_row([(1, 1, 2), (0, 0, 3)], [(2, 4)])},
     ),
     Call("cosine_loss", {"prediction": (3, 16), "target": (3, 16)}, no_gradient=("target",)),
     Call("linear_cosine_loss", LAYER | {"target": (3, 32)}, no_gradient=("target",)),

@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 EVERYTHING = ("cosine_loss", "linear_cosine_loss", "mlp_gelu", "pool_normalize")
-WRITTEN_OUT = ("interval_attention", "decode_attention")  # everything, within SDPBackend.MATH
-NO_BACKWARD = ("decode_attention", "interval_attention_fp8")  # in Triton
+# Everything, within SDPBackend.MATH.
+WRITTEN_OUT = ("interval_attention", "decode_attention", "prefill_attention")
+NO_BACKWARD = ("decode_attention", "prefill_attention", "interval_attention_fp8")  # in Triton
 
 
 def penalty(scalar, x):

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metamorph_kernels import mlp_gelu, reference
 from metamorph_kernels.linear import mlp_triton
@@ -10,7 +11,15 @@ from tests.kernels.conftest import INTERPRETED
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-SHAPES = [(1, 8, 8, 8), (7, 32, 96, 24), (33, 24, 40, 16), (18, 104, 200, 8)]  # N, I, F, O
+# N, I, F, O: widths of whole 16 bytes and odd ones.
+SHAPES = [
+    (1, 8, 8, 8),
+    (7, 32, 96, 24),
+    (33, 24, 40, 16),
+    (18, 104, 200, 8),
+    (1, 3, 1, 1),
+    (21, 5, 35, 7),
+]
 if not INTERPRETED:
     SHAPES += [(513, 1152, 4096, 4096), (64, 1152, 4096, 4096), (200, 4096, 4096, 1152)]
 
@@ -19,11 +28,10 @@ pytestmark = pytest.mark.usefixtures("poisoned", "tiles")
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """Small ones, one with strips of a block beside another without."""
+    """Small ones, so that there are many: of rows and columns, and of steps."""
     if INTERPRETED:
-        small = [mlp_triton.Tiles(16, width, 16, num_warps=4, num_stages=1) for width in (128, 32)]
-        monkeypatch.setattr(mlp_triton, "TILES", small)
-        monkeypatch.setattr(mlp_triton, "HOPPER_SMS", 4)
+        monkeypatch.setattr(mlp_triton, "BLOCK", 128)
+        monkeypatch.setattr(mlp_triton, "TILE", {"ROWS": 4, "COLUMNS": 32, "STEPS": 2})
 
 
 def inputs(rows, into, hidden, out, dtype, device, seed=0):
@@ -55,19 +63,37 @@ def test_output_and_gradients_against_float64(device, shape, dtype):
     assert_near(actual, truth, dtype)
 
 
-def test_wide_blocks_take_strips():
-    """Some of the shapes above have wide blocks, and some have not."""
-    chosen = {mlp_triton.choose(rows, hidden, 2).block_n for rows, _, hidden, _ in SHAPES}
-    assert len(chosen) > 1
+def test_rounds_where_pytorch_does(device):
+    """State, activation and both their gradients once each, so the errors are of one size."""
+
+    def plain(x, w1, b1, w2, b2):
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+    tensors = inputs(40, 24, 48, 16, torch.float16, device)
+    truth = value_and_gradients(plain, *(tensor.double() for tensor in tensors))
+    results = (value_and_gradients(function, *tensors) for function in (ours, plain))
+    for our, theirs, true in zip(*results, truth, strict=True):
+        assert (our.double() - true).norm() <= 1.2 * (theirs.double() - true).norm()
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU takes these tiles by itself")
-def test_four_strips_in_two_parts(device, monkeypatch):
-    wide = mlp_triton.Tiles(16, 256, 32, num_warps=8, num_stages=1)
-    monkeypatch.setattr(mlp_triton, "TILES", [wide])
-    tensors = inputs(19, 40, 264, 24, torch.float16, device)
+def test_shipped_tiles(device, monkeypatch):
+    monkeypatch.undo()
+    tensors = inputs(70, 16, 264, 24, torch.float16, device)
     truth = value_and_gradients(reference.mlp_gelu, *(tensor.double() for tensor in tensors))
     assert_near(value_and_gradients(ours, *tensors), truth, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 8, 8, 8), (3, 0, 8, 8), (3, 8, 0, 8), (3, 8, 8, 0), (0, 0, 0, 0)], ids=str
+)
+def test_sizes_of_zero(device, sizes):
+    rows, into, hidden, out = sizes
+    x, w1, b1, w2, b2 = inputs(*map(lambda size: max(size, 1), sizes), torch.float32, device)
+    tensors = (x[:rows, :into], w1[:hidden, :into], b1[:hidden], w2[:out, :hidden], b2[:out])
+    actual = value_and_gradients(ours, *tensors)
+    truth = value_and_gradients(reference.mlp_gelu, *(tensor.double() for tensor in tensors))
+    assert_near(actual, truth, torch.float32)
 
 
 @pytest.mark.parametrize("leading", [(), (0,), (2, 3), (0, 4)])
@@ -115,13 +141,74 @@ def test_without_gradients_nothing_is_kept(device):
 def test_strided_inputs_give_the_same_and_two_runs_the_same_bits(device):
     x, w1, b1, w2, b2 = inputs(21, 32, 48, 16, DTYPES[1], device)
     wide = torch.cat([x, x], 1)[:, 32:]
-    turned = w1.t().contiguous().t()  # its rows are not dense: copied
+    turned = w1.t().contiguous().t()
+    spread = torch.stack([b1, b1], 1)[:, 0]
     first, second, strided = (
         value_and_gradients(ours, *tensors)
-        for tensors in ((x, w1, b1, w2, b2), (x, w1, b1, w2, b2), (wide, turned, b1, w2, b2))
+        for tensors in ((x, w1, b1, w2, b2), (x, w1, b1, w2, b2), (wide, turned, spread, w2, b2))
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert_near(strided, [value.double() for value in first], DTYPES[1])  # of other products
+
+
+def test_a_gradient_without_memory_of_its_own(device):
+    """Such as that of a sum: one number for all, expanded."""
+    tensors = [tensor.requires_grad_() for tensor in inputs(9, 16, 32, 8, torch.float32, device)]
+    ours(*tensors).sum().backward()
+    expected = torch.autograd.grad(reference.mlp_gelu(*tensors).sum(), tensors)
+    assert_near([tensor.grad for tensor in tensors], [e.double() for e in expected], torch.float32)
+
+
+def test_two_backwards_through_one_forward(device):
+    """The kernel of the backward writes over its own product, not over what was kept."""
+    tensors = [tensor.requires_grad_() for tensor in inputs(9, 16, 32, 8, DTYPES[1], device)]
+    for keep in (True, False):
+        out = ours(*tensors, keep_activation=keep)
+        first, second = (
+            torch.autograd.grad(out, tensors, out.detach(), retain_graph=True) for _ in range(2)
+        )
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_what_is_no_number_stays_in_its_row(device):
+    x, *weights = inputs(21, 16, 40, 8, DTYPES[1], device)
+    clean = value_and_gradients(ours, x, *weights)
+    bad = torch.arange(21, device=device).eq(11)
+    x[bad] = torch.nan
+    out, x_gradient, w1_gradient, b1_gradient, *_ = value_and_gradients(ours, x, *weights)
+    for actual, expected in zip((out, x_gradient), clean[:2], strict=True):
+        assert actual[bad].isnan().all()
+        assert torch.equal(actual[~bad], expected[~bad])
+    assert w1_gradient.isnan().all() and b1_gradient.isnan().all()  # sums over all rows
+
+
+def test_the_gradient_of_the_bias_adds_up_in_float32(device, monkeypatch):
+    """Of 2049 ones, whose sum in float16 would stop at 2048."""
+    monkeypatch.undo()
+    state, one = torch.full((2049, 1), 8.0).half().to(device), torch.ones(1, 1).half().to(device)
+    ones = torch.ones_like(state)
+    _, _, sums = torch.ops.metamorph_kernels.linear_gelu_backward(ones, one, state, False, True)
+    assert sums.dtype == torch.float32 and sums.tolist() == [2049]
+
+
+def test_the_backward_keeps_its_dtypes_under_autocast(device):
+    """The kernel takes numbers of one dtype, whatever is cast meanwhile."""
+    tensors = [tensor.requires_grad_() for tensor in inputs(9, 16, 32, 8, torch.float32, device)]
+    out = ours(*tensors)
+    expected = torch.autograd.grad(out, tensors, out.detach(), retain_graph=True)
+    with torch.autocast(device, torch.bfloat16):
+        actual = torch.autograd.grad(out, tensors, out.detach())
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
+
+
+def test_autocast(device):
+    tensors = inputs(9, 16, 32, 8, torch.float32, device)
+    half = value_and_gradients(ours, *(tensor.bfloat16() for tensor in tensors))
+    with torch.autocast(device, torch.bfloat16):
+        mixed = value_and_gradients(ours, *tensors)
+    assert mixed[0].dtype == torch.bfloat16 and mixed[1].dtype == torch.float32
+    for one, other in zip(mixed, half, strict=True):
+        assert torch.equal(one.bfloat16(), other)
 
 
 def test_large_values_pass_or_vanish(device):
@@ -139,7 +226,7 @@ def test_operator_checks(device):
     operators = torch.ops.metamorph_kernels
     state = x @ w1.t()
     for keep in (True, False):
-        torch.library.opcheck(operators.linear_gelu_rows.default, (x, w1, b1, keep))
+        torch.library.opcheck(operators.linear_gelu.default, (x, w1, b1, keep))
     for wants in ((True, True), (False, True), (False, False)):
         torch.library.opcheck(
             operators.linear_gelu_backward.default, (x[:, :8].contiguous(), w2, state, *wants)
@@ -154,26 +241,14 @@ def test_compiled_equals_eager(device):
 
 
 @pytest.mark.parametrize(
-    ("rows", "features", "block"),
-    [(1, 4096, (64, 32)), (64, 4096, (64, 32)), (256, 4096, (64, 128)), (512, 4096, (128, 128)),
-     (1024, 4096, (128, 256)), (16384, 4096, (128, 256)), (128, 4096, (64, 64)),
-     (0, 4096, (64, 32)), (896, 4736, (128, 128))],  # 133 of 128 x 256: a wave of one
-)  # fmt: skip
-def test_few_rows_take_small_tiles(monkeypatch, rows, features, block):
-    monkeypatch.undo()
-    tiles = mlp_triton.choose(rows, features, 2)
-    assert (tiles.block_m, tiles.block_n) == block
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "words"),
-    [
-        ((3, 16, 16, 16), torch.float64, "float64 runs in PyTorch only"),
-        ((3, 9, 16, 16), torch.float16, "rows of whole 16 bytes only, got 18 bytes along I"),
-        ((3, 16, 33, 16), torch.float16, "rows of whole 16 bytes only, got 66 bytes along F"),
-        ((3, 16, 16, 1), torch.float32, "rows of whole 16 bytes only, got 4 bytes along O"),
-    ],
+    ("numbers", "element_size", "vector"),
+    [(8, 2, 8), (4096, 2, 8), (12, 2, 1), (35, 2, 1), (12, 4, 4), (8, 4, 4), (6, 4, 1), (1, 2, 1)],
 )
-def test_refuses(device, shape, dtype, words):
-    with pytest.raises(ValueError, match=f"impl: mlp_gelu cannot run in Triton here: {words}"):
-        ours(*inputs(*shape, dtype, device))
+def test_whole_16_bytes_at_once_where_they_divide(numbers, element_size, vector):
+    assert mlp_triton.vector_of(numbers, element_size) == vector
+
+
+def test_refuses(device):
+    words = "impl: mlp_gelu cannot run in Triton here: float64 runs in PyTorch only"
+    with pytest.raises(ValueError, match=words):
+        ours(*inputs(3, 16, 16, 16, torch.float64, device))
