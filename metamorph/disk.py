@@ -76,6 +76,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append(path: Path, data: bytes) -> None:
+    """Puts all of `data` at the end of a file. Raises `OSError` if the disk does not take it; the
+    file then ends as before."""
+    with path.open("ab", buffering=0) as file:
+        end, written = file.seek(0, os.SEEK_END), 0
+        try:
+            while written < len(data):  # a disk may take a part first
+                written += file.write(data[written:])
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def sync(path: Path) -> None:
     """Returns once a file's content, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -57,6 +57,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class ContextFull(UserError):
+    """A conversation and the room for its answer have more tokens than the model can hold."""
+
+
 class Halted(Exception):
     """A run had to end through no fault of what it was given: no place on the disk, or another
     process of it has died. The message is one sentence; the last checkpoint is kept."""

@@ -84,6 +84,12 @@ def torchao_optim_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"torchao.optim": ["AdamW8bit"]})
 
 
+def torchao_quantization_absence(device_type: str) -> str | None:
+    """Why torchao's weights in 8 bits cannot be used on this device type, or None."""
+    needed = ["quantize_", "Int8WeightOnlyConfig", "Float8WeightOnlyConfig"]
+    return _absence(device_type, None, {"torchao.quantization": needed})
+
+
 def peft_absence(device_type: str) -> str | None:
     """Why peft's adapters cannot be trained on this device type, or None."""
     return _absence(device_type, None, {"peft": ["LoraConfig", "inject_adapter_in_model"]})
@@ -119,6 +125,34 @@ def wandb_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"wandb": ["init", "Image"]})
 
 
+def fastapi_absence(device_type: str) -> str | None:
+    """Why FastAPI cannot read requests here, or None where it can."""
+    return _absence(device_type, None, {"fastapi": ["FastAPI"]})
+
+
+def uvicorn_absence(device_type: str) -> str | None:
+    """Why uvicorn cannot serve here, or None where it can."""
+    needed = {"uvicorn": ["Config", "Server"], "uvicorn.protocols.http.h11_impl": ["H11Protocol"]}
+    return _absence(device_type, None, needed)
+
+
+def prometheus_client_absence(device_type: str) -> str | None:
+    """Why prometheus-client cannot count here, or None where it can."""
+    return _absence(device_type, None, {"prometheus_client": ["CollectorRegistry", "Counter"]})
+
+
+def torchmetrics_absence(device_type: str) -> str | None:
+    """Why torchmetrics cannot compare pictures here, or None where it can."""
+    needed = ["peak_signal_noise_ratio", "structural_similarity_index_measure"]
+    return _absence(device_type, None, {"torchmetrics.functional.image": needed})
+
+
+def torch_fidelity_absence(device_type: str) -> str | None:
+    """Why torch-fidelity's Inception cannot be used for FID here, or None where it can."""
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    return _absence(device_type, None, {module: ["FeatureExtractorInceptionV3"]})
+
+
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
@@ -132,6 +166,11 @@ PROBES = {  # distribution: its probe
     "pyarrow": pyarrow_absence,
     "tensorboard": tensorboard_absence,
     "wandb": wandb_absence,
+    "fastapi": fastapi_absence,
+    "uvicorn": uvicorn_absence,
+    "prometheus-client": prometheus_client_absence,
+    "torchmetrics": torchmetrics_absence,
+    "torch-fidelity": torch_fidelity_absence,
 }
 
 

@@ -6,11 +6,13 @@ or count to more than 255. Here it becomes what an encoder takes: RGB.
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+Fit = Literal["squash", "crop"]
 GROUND = (255, 255, 255)  # what shows through where a picture is transparent
 TURNS = {  # what brings a picture of this EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,13 +99,26 @@ def _many_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Square:
-    """How an encoder takes pictures: squashed to `side` x `side` pixels."""
+    """How pictures become `side` x `side` pixels: squashed whole, as encoders take them, or cropped
+    to the middle of their longer side first."""
 
     side: int
     resample: Image.Resampling = Image.Resampling.BICUBIC
+    fit: Fit = "squash"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """RGB, `side` pixels a side; one that is so already is returned as it is."""
         shown = as_shown(image)
+        if self.fit == "crop":
+            shown = middle_square(shown)
         size = (self.side, self.side)
         return shown if shown.size == size else shown.resize(size, self.resample)
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """The square in the middle, as wide as the shorter side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return (
+        image if image.width == image.height else image.crop((left, top, left + side, top + side))
+    )

@@ -5,6 +5,13 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+LONGEST = ("test_soak.py", "test_replicas.py")  # minutes of a process that mostly waits
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: started last, they would leave other processes without work."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory):

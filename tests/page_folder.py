@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
-from metamorph.model import assemble
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
+from metamorph.model import MetaMorph, assemble
 from tests.bench.bench_records import write_attention
 from tests.pages import ROOT, blocks
 from tests.six_families import MIXTURE, write_six_families
@@ -23,22 +24,37 @@ RECIPE_MIXTURES = "align", "instruct", "pictures"
 
 def write_page_folder(folder: Path) -> None:
     """Weights where the recipes look for them, what `make quickstart` leaves, `my.yaml` and its
-    data of docs/training.md, the examples of docs/data.md, and benchmark results."""
+    data of docs/training.md, the prompts of docs/generation.md, the examples of docs/data.md, and
+    benchmark results."""
     write_weights(folder / "models")
     parts = folder / "models/Llama-3.1-8B-Instruct", folder / "models/siglip-so400m-patch14-384"
     torch.manual_seed(0)
     model, tokenizer = assemble(*parts, grid=GRID)
+    let_draw(model)
     vae, unet, noise_scheduler = tiny_diffusion()
     adapter = FeatureAdapter(FEATURE_WIDTH, 16, unet.config.cross_attention_dim)
-    decoder = VisualDecoder(vae, unet, dpm_solver(noise_scheduler), adapter, 2.0, 2)
+    decoder = VisualDecoder(vae, unet, sampler("dpm++", noise_scheduler.config), adapter, 2.0, 2)
     for name in MODELS:
         model.save_pretrained(folder / name, tokenizer)
         decoder.save_pretrained(folder / name / "decoder")
     write_data(folder)
     shutil.copy(folder / "my.yaml", folder / "runs/mine/config.yaml")  # a run folder
+    encoder = "metamorph/quickstart/assets/encoder"  # as configs/toy name it in a clone
+    shutil.copytree(ROOT / encoder, folder / encoder)
     write_attention(folder / "bench/out")
     write_attention(folder / "bench/before")
     shutil.copy(ROOT / "README.md", folder)
+
+
+@torch.no_grad()
+def let_draw(model: MetaMorph) -> None:
+    """Every answer of it is one picture: the pages save what it drew."""
+    table, head = model.language.model.embed_tokens.weight, model.language.lm_head.weight
+    [stop, *_] = model.config.eos_ids
+    # One column says how it goes on, and is larger than all that the blocks add to it.
+    table[:, 0], table[model.config.image_end_id, 0] = 5, -5
+    head[:, 0] = 0
+    head[model.config.image_start_id, 0], head[stop, 0] = 5, -5
 
 
 def write_weights(folder: Path) -> None:
@@ -59,6 +75,8 @@ def write_data(folder: Path) -> None:
     for record in map(json.loads, records.splitlines()):
         Image.new("RGB", (64, 64), "red").save(folder / "images" / record["image"])
     Image.new("RGB", (64, 64), "green").save(folder / "picture-1.png")
+    [prompts, _] = blocks(ROOT / "docs/generation.md", "json")
+    (folder / "prompts.jsonl").write_text(prompts)
     write_six_families(folder / "data")
     for name in RECIPE_MIXTURES:
         shutil.copy(MIXTURE, folder / "data" / f"{name}.yaml")

@@ -15,9 +15,11 @@ CONTEXT.set_forkserver_preload(
     [
         "torch._dynamo",  # optimizers import it in their first step
         "metamorph.training.language_stage",
+        "metamorph.training.decoder_stage",
         "metamorph.cli.command",
         "tests.training.test_checkpoint",
         "tests.training.test_damage",
+        "tests.training.test_decoder_parallel",
         "tests.training.test_full_disk",
         "tests.training.test_kills",
         "tests.training.test_parallel",

@@ -18,7 +18,7 @@ PACKAGES = {
     "bench": ROOT / "bench",
 }
 LONGEST_FILE = 320  # lines
-MOST_TRAINING_FILES = 14
+MOST_TRAINING_FILES = 20
 
 # By dotted name, `metamorph.data` for metamorph/data/__init__.py.
 MODULES = {

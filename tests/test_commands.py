@@ -4,10 +4,12 @@ Each block runs from its first line to its last in a copy of one prepared folder
 where models are tiny, with the options of `REDUCED` behind those of the page.
 """
 
+import io
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -31,13 +33,16 @@ REDUCED = {  # verb or stage: what is put behind its options
     "decoder": f"{ONE_STEP} --decoder.batch_size 2",
     "encode": "--device cpu",
     "validate-data": "--workers 0",
+    "chat": "--max-new-tokens 4 --drawing-steps 1 --device cpu",
     "generate": "--max-new-tokens 4 --drawing-steps 1 --device cpu",
+    "evaluate": "--count 2 --drawing-steps 1 --device cpu",
 }
 NETWORK, SUITE, HERE = (
     "it downloads",
     "it runs for minutes, and continuous integration runs it",
     "a part of this suite",
 )
+SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
@@ -47,8 +52,24 @@ NOT_RUN_HERE = {
     "python -m metamorph_kernels.aot.speed": SUITE,
     "source .venv/bin/activate": "it changes the shell that it runs in",
     "pip install ./kernels": NETWORK,
+    "pip install ./kernels '.[serve]'": NETWORK,
+    "metamorph serve": SERVES,
+    "metamorph serve --model runs/quickstart/model": SERVES,
+    "metamorph serve --model runs/quickstart/model --port 8001": SERVES,
+    "metamorph serve --model runs/quickstart/model --port 8002": SERVES,
+    'mkdir -p build/nginx && nginx -p build/nginx -c "$PWD/examples/serving/nginx.conf"': SERVES,
+    "metamorph serve --host 0.0.0.0 --token-file token.txt --server-name pictures.example.org": (
+        SERVES
+    ),
     "hf download google/siglip-so400m-patch14-384 "
     "--local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "pip install ./kernels '.[evaluate]'": NETWORK,
+    "pip install scikit-image": NETWORK,
+    "metamorph evaluate --decoder runs/photographs/decoder "
+    "--vision models/siglip-so400m-patch14-384 --data examples/evaluation/photographs.jsonl "
+    "--fit crop --image-root "
+    "\"$(python -c 'import os, skimage; print(os.path.dirname(skimage.__file__))')/data\" "
+    "--output evaluation-photographs": NETWORK,
     "git clone https://github.com/NVIDIA/apex": NETWORK,
     "cd apex": NETWORK,
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": COMPILER,
@@ -58,6 +79,7 @@ NOT_RUN_HERE = {
     "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
     "python -m pytest tests/csrc": HERE,
     "python -m pytest tests/training/test_kills.py -s": HERE,
+    "SOAK_MINUTES=10 python -m pytest tests/serving/test_soak.py": HERE,
     "FUZZ_ROUNDS=3 FUZZ_SEED=100000 python -m pytest tests/fuzz": HERE,
     "python -m pytest tests/training/test_fp8_training.py -k two_percent -s": HERE,
     "bash bench/gpu.sh": GPU,
@@ -65,7 +87,10 @@ NOT_RUN_HERE = {
     "bash bench/gpu.sh --quick --device cpu": SUITE,
     "python -m bench.runs.entries attention-spans-8192-128": GPU,
     "python -m bench.runs.entries data-toy --device cpu": SUITE,
+    "python -m bench.runs.entries decoder-cached --device cpu": SUITE,
     "python -m bench.runs.sweep forward": GPU,
+    "python -m bench.runs.sweep gluon_forward --head-dim 64": GPU,
+    "python -m bench.runs.schedule": HERE,
     "metamorph train my.yaml --training.precision bf16 --model.attention flash_attn "
     "--model.rms_norm liger": GPU,
 }
@@ -98,7 +123,11 @@ def test_commands_run(block, here, monkeypatch):
 
 
 def run(command: str, monkeypatch) -> None:
-    """Runs a command in this process; fails unless its exit code is 0."""
+    """Runs a command in this process, what is piped into it by a shell; fails unless its exit code
+    is 0."""
+    source, _, command = command.rpartition(" | ")
+    piped = subprocess.run(source, shell=True, check=True, capture_output=True, text=True).stdout
+    monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
     match shlex.split(command):
         case ["metamorph", *arguments]:
             assert main(reduced(arguments)) == 0
@@ -126,7 +155,8 @@ def reduced(arguments: list[str]) -> list[str]:
     config = load_config(find_config(arguments[1]))
     if "--dry-run" in arguments and config.parallel.gpus:
         return arguments
-    return [*arguments, *REDUCED[config.stage].split()]
+    shorter = ["--training.warmup_steps", "1"] if config.training.warmup_steps else []
+    return [*arguments, *REDUCED[config.stage].split(), *shorter]
 
 
 def launched(arguments: list[str]) -> list[str]:
@@ -158,7 +188,8 @@ def test_what_is_not_run_is_still_on_a_page(command, here):
     match shlex.split(command):
         case ["metamorph", *arguments]:
             options = build_parser().parse_args(arguments)
-            load_config(options.config, overrides_from_namespace(options))
+            if options.verb == "train":
+                load_config(options.config, overrides_from_namespace(options))
         case ["bash", script, *_]:
             assert (ROOT / script).exists()
         case ["python", "-m", "pytest", path, *options]:

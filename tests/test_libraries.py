@@ -82,6 +82,13 @@ def test_an_xformers_whose_kernels_are_of_another_pytorch(monkeypatch):
     assert libraries.xformers_absence("cpu") == "OSError: undefined symbol: aoti_torch"
 
 
+@pytest.mark.parametrize("library", ["fastapi", "uvicorn", "prometheus-client", "torchmetrics"])
+def test_what_serving_and_evaluation_need(monkeypatch, library):
+    assert libraries.PROBES[library]("cpu") is None
+    monkeypatch.setattr(libraries, "installed", lambda package: False)
+    assert libraries.PROBES[library]("cpu") == "not installed"
+
+
 def test_a_gpu_that_is_too_old_or_too_new(monkeypatch):
     fake_libraries.install(monkeypatch, "flash-attn")
     fake_libraries.install(monkeypatch, "flash-attn-3")

@@ -161,3 +161,13 @@ def test_a_square_takes_pictures_as_shown():
 
 def test_turns_are_all_that_exif_knows():
     assert sorted(TURNS) == [2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("size, expected", [((5, 2), 1), ((2, 5), 1), ((1, 9), 4), ((3, 3), 0)])
+def test_cropping_takes_the_middle_and_squashes_nothing(size, expected):
+    """Each pixel tells how far it is from the left or top."""
+    values = np.maximum.outer(np.arange(size[1]), np.arange(size[0]))
+    image = Image.fromarray(values.astype(np.uint8))
+    square = Square(min(size), fit="crop")(image)
+    assert square.size == (min(size),) * 2
+    assert square.getpixel((0, 0))[0] == expected

@@ -94,6 +94,12 @@ def test_run_files_are_shipped_under_their_names_in_the_clone(wheels):
     assert sorted(path.relative_to(shipped) for path in shipped.rglob("*.yaml")) == ours
 
 
+def test_the_page_of_the_server_is_shipped_whole(wheels):
+    shipped, ours = wheels["metamorph_vpit"] / "metamorph", ROOT / "metamorph"
+    names = [{path.name for path in (each / "serving/page").iterdir()} for each in (shipped, ours)]
+    assert "index.html" in names[0] and names[0] == names[1]
+
+
 @pytest.mark.parametrize("name", ["metamorph_vpit", "metamorph_kernels"])
 def test_a_package_index_shows_no_link_that_leads_nowhere(wheels, name):
     text = metadata(wheels[name]).get_payload()

@@ -6,8 +6,14 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from metamorph.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from metamorph.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainingConfig
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
+from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.one_pass import OnePassDecoder
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
+from metamorph.decoder.vit_decoder import vit_decoder
+from metamorph.model import MetaMorph
 
 GRID = 2
 ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
@@ -56,6 +62,48 @@ def tiny_diffusion() -> tuple[AutoencoderKL, UNet2DConditionModel, DDPMScheduler
     return vae, unet, DDPMScheduler(beta_schedule="scaled_linear")
 
 
+def decoder_config(folder: Path, steps: int = 3, **training) -> RunConfig:
+    """A run of the decoder stage below `folder`, from `folder/base`, which is written."""
+    for part, name in zip(tiny_diffusion(), ("vae", "unet", "scheduler"), strict=True):
+        part.save_pretrained(folder / "base" / name)
+    config = tiny_config(folder, "decoder", steps, **training)
+    config.data.kinds = {"draw": 1.0}
+    config.decoder = DecoderConfig(
+        base=str(folder / "base"), batch_size=4, condition_dropout=0.5, sampling_steps=2,
+        adapter_hidden=16,
+    )  # fmt: skip
+    return config
+
+
+def tiny_decoder(feature_width: int = 24) -> VisualDecoder:
+    """Draws random pictures of features as `write_vision` has them, in two steps by default."""
+    vae, unet, noise_scheduler = tiny_diffusion()
+    adapter = FeatureAdapter(feature_width, 16, unet.config.cross_attention_dim)
+    decoder = VisualDecoder(vae, unet, sampler("dpm++", noise_scheduler.config), adapter, 2.0, 2)
+    decoder.set_progress_bar_config(disable=True)
+    return decoder
+
+
+def tiny_one_pass(feature_width: int = 24) -> OnePassDecoder:
+    """Draws random pictures of features as `write_vision` has them, in one pass."""
+    torch.manual_seed(0)
+    vit = vit_decoder(feature_width, width=16, layers=2, heads=2, picture_size=64, patch_size=16)
+    decoder = OnePassDecoder(vit, tokens_per_image=GRID**2)
+    decoder.set_progress_bar_config(disable=True)
+    return decoder
+
+
+def let_speak(model: MetaMorph) -> None:
+    """Its greedy answers differ from prompt to prompt, and many of them hold pictures."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():  # large: a token depends on all before it
+        if not name.startswith("vision."):
+            torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.5)
+    with torch.no_grad():  # a picture now and then, and an end not too soon
+        model.language.lm_head.weight[model.config.image_start_id] *= 2
+        model.language.lm_head.weight[model.config.eos_ids] *= 0.5
+
+
 def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConfig:
     """A run of a few steps below `folder`, from `folder/llama` and `folder/siglip`."""
     model = ModelConfig(vision=str(folder / "siglip"), grid=GRID)
@@ -72,3 +120,15 @@ def tiny_config(folder: Path, stage: str, steps: int = 6, **training) -> RunConf
         ),
         device="cpu",
     )
+
+
+def tiny_one_pass_config(folder: Path) -> RunConfig:
+    """A run of a few steps of a one-pass decoder, from `folder/siglip`, which it writes."""
+    write_vision(folder / "siglip")
+    config = tiny_config(folder, "decoder")
+    config.training.learning_rate = 1e-3
+    config.data.kinds = {"draw": 1.0}
+    config.decoder = DecoderConfig(
+        kind="rae", batch_size=4, width=16, layers=2, heads=2, picture_size=64, patch_size=16
+    )
+    return config

@@ -25,15 +25,23 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def not_negative(text: str) -> float:
-    """An argparse type: a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number, at least 0, got {text!r}")
-    return value
+def number(*, above_zero: bool = False, most: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite number of at least 0, or above it, and of at most `most`."""
+    limits = "above 0" if above_zero else "at least 0"
+    if most < math.inf:
+        limits += f", at most {most:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        fits = 0 < value if above_zero else 0 <= value
+        if not (fits and value <= most and value < math.inf):
+            raise argparse.ArgumentTypeError(f"expected a number, {limits}, got {text!r}")
+        return value
+
+    return convert
 
 
 def check_new(folder: Path) -> None:

@@ -10,13 +10,16 @@ import sys
 
 from metamorph import __version__
 from metamorph.cli import (
+    chat,
     doctor,
     encode,
+    evaluate,
     export,
     generate,
     import_weights,
     join,
     quickstart,
+    serve,
     train,
     validate_data,
 )
@@ -27,7 +30,8 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
     verb.NAME: verb
     for verb in (
-        quickstart, train, validate_data, encode, generate, join, export, import_weights, doctor,
+        quickstart, train, validate_data, encode, generate, chat, serve, evaluate, join,
+        export, import_weights, doctor,
     )
 }  # fmt: skip
 WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)
@@ -58,10 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     of which too much is bad, a full disk, or the death of another process of the run.
     """
     parser = build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments, unknown = parser.parse_known_args(given)
     if unknown and arguments.verb not in WITH_KEYS:  # which name the nearest of their many keys
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.unknown_arguments = unknown
+    arguments.command = [parser.prog, *given]
     try:
         return VERBS[arguments.verb].run(arguments) or 0
     except UserError as error:

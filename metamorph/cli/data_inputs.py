@@ -37,15 +37,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, *SECTIONS)
 
 
-def read_data_inputs(arguments: argparse.Namespace) -> RunConfig:
+def read_data_inputs(arguments: argparse.Namespace, *sections: str) -> RunConfig:
     """The run whose data is meant: that of a run file; of a mixture file, which names no model; or
-    of a decoder, for a folder of pictures. Then the keys of the command line.
+    of a decoder, for a folder of pictures. Then the keys of the command line, of `sections`, too.
 
     Raises `UserError` for anything else, and for what the stage does not use.
     """
     from metamorph.training.rules import check_stage_uses
 
-    overrides = overrides_from_namespace(arguments, arguments.unknown_arguments, *SECTIONS)
+    overrides = overrides_from_namespace(
+        arguments, arguments.unknown_arguments, *SECTIONS, *sections
+    )
     path = find_config(arguments.data)
     if path.is_dir():
         config = _build(path, overrides, stage="decoder", source="pictures")
@@ -86,7 +88,7 @@ def check_chat_format(config: RunConfig) -> None:
     """Raises `UserError` if the run names a language model that is here, whose samples could not be
     written as tokens."""
     folder = config.model.folder or config.model.language
-    if config.stage != "decoder" and folder and (Path(folder) / "tokenizer.json").is_file():
+    if not config.trains_decoder and folder and (Path(folder) / "tokenizer.json").is_file():
         open_chat_encoder(config)
 
 

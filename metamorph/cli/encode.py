@@ -8,6 +8,7 @@ from typing import get_args
 from metamorph.cli.arguments import whole
 from metamorph.cli.data_inputs import add_data_arguments, check_chat_format, read_data_inputs
 from metamorph.config.keys import FeatureDtype
+from metamorph.config.reading import add_config_arguments
 from metamorph.errors import UserError
 
 NAME = "encode"
@@ -18,10 +19,15 @@ Writes the frozen encoder's features of every image of a run's data to a folder,
 Only pictures count, whatever words stand beside them. Keys of the run can be overridden as in
 metamorph train.
 
+With --latents BASE (a diffusers folder; without it the run's decoder.base), FOLDER/latents gets the
+latents of its VAE, too. Training a decoder with --data.features FOLDER --decoder.latents
+FOLDER/latents then runs neither encoder nor VAE.
+
   metamorph encode my.yaml --output features
   metamorph encode my.yaml --output features --data.path other.jsonl --bad bad.jsonl
   metamorph encode mixture.yaml --model.vision siglip --model.grid 8 --dtype int8 --output features
   metamorph encode photographs --model.vision siglip --output features
+  metamorph encode photographs --model.vision siglip --latents sd --decoder.fit crop --output cache
   metamorph encode my.yaml --output features --verify"""
 
 
@@ -30,8 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--dtype", choices=get_args(FeatureDtype), default="bf16",
-        help="how features are stored (default: %(default)s)",
+        help="how they are stored; latents have no int8, it means fp16 (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--latents", nargs="?", const="", metavar="BASE",
+        help="cache latents of this diffusers folder, or of the run's decoder.base, too",
+    )  # fmt: skip
+    add_config_arguments(parser, "decoder")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32",
         help="arithmetic of the encoder (default: %(default)s)",
@@ -54,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from metamorph.data.bad_list import bad_list
     from metamorph.data.encode import encode, verify
+    from metamorph.data.latents import FOLDER, LatentIndex
     from metamorph.data.opening import open_parts
+    from metamorph.data.shards import read_index
     from metamorph.devices import resolve_device
     from metamorph.lock import locked
     from metamorph.model.opening import open_encoder
@@ -68,16 +81,28 @@ def run(arguments: argparse.Namespace) -> None:
             )
         print(f"every file in {arguments.output} is as it was written")
         return
-    config = read_data_inputs(arguments)
+    config = read_data_inputs(arguments, "decoder")
     check_chat_format(config)  # before hours are spent on features that nothing could train on
-    vision = open_encoder(config.model).to(resolve_device(arguments.device))
+    device = resolve_device(arguments.device)
+    latents = None
+    if arguments.latents is not None:
+        from metamorph.decoder.latents import VaeEncoder  # diffusers takes seconds
+
+        base = arguments.latents or config.decoder.base
+        if not base:
+            raise UserError(
+                "--latents: the run names no decoder.base; give the diffusers folder of the VAE"
+            )
+        latents = VaeEncoder(base, config.decoder.fit, device)
+    vision = open_encoder(config.model).to(device)
     parts = open_parts(replace(config.data, shuffle=False), config.seed, words=False)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with locked(arguments.output, "--output"), bad_list(arguments.bad) as on_bad:
         index, skips = encode(
             parts, vision, arguments.output, arguments.dtype,
-            precision=arguments.precision, batch_size=arguments.batch,
-            shard_rows=arguments.shard_images, threads=arguments.threads, on_bad=on_bad,
+            fit=config.decoder.fit, latents=latents, precision=arguments.precision,
+            batch_size=arguments.batch, shard_rows=arguments.shard_images,
+            threads=arguments.threads, on_bad=on_bad,
         )  # fmt: skip
     for cause, (count, example) in skips.by_cause().items():
         print(f"skipped {count} of {skips.tried} samples: {cause} (first: {example})")
@@ -85,3 +110,10 @@ def run(arguments: argparse.Namespace) -> None:
         f"{arguments.output} holds {index.rows} images as {index.dtype}; 1 - cosine to fp32: "
         f"mean {index.mean_error:.1e}, largest {index.largest_error:.1e}"
     )
+    if latents is not None:
+        folder = arguments.output / FOLDER
+        beside = read_index(LatentIndex, folder)
+        print(
+            f"{folder} holds latents of {beside.rows} images as {beside.dtype}; difference to "
+            f"fp32: mean {beside.mean_error:.1e}, of a picture at most {beside.largest_error:.1e}"
+        )

@@ -1,15 +1,28 @@
-"""metamorph generate: one question to a trained model."""
+"""metamorph generate: one question to a trained model, or a file of them."""
+
+from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from metamorph.cli.arguments import not_negative, whole
+from metamorph.cli.answer_arguments import (
+    add_answer_arguments,
+    add_conversation_arguments,
+    add_model_arguments,
+    add_system_argument,
+    open_assistant,
+    settings_of,
+)
+from metamorph.cli.arguments import whole
 from metamorph.config.data_keys import MAX_PIXELS
-from metamorph.config.keys import MAX_SEED, Fp8Backend, Precision
 from metamorph.errors import SampleError, UserError
+from metamorph.folders import check_folder
+
+if TYPE_CHECKING:  # `--help` answers at once
+    from metamorph.generation.settings import AnswerSettings
 
 NAME = "generate"
 SUMMARY = "ask a trained model for text and pictures"
@@ -19,111 +32,145 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
   metamorph generate "Generate an image of a large red circle at the top left."
   metamorph generate "What colour is the shape?" --image picture.png
   metamorph generate "<image>Make the circle green." --image picture.png --save-to drawings
-  metamorph generate "Generate a puppy." --model runs/mine/model --decoder runs/decoder/decoder"""
+  metamorph generate "Generate a puppy." --model runs/mine/model --decoder runs/decoder/decoder
+
+With --prompts it answers every line of a file, many at once, and writes answers.jsonl and the
+pictures to a folder. The same command goes on where a run was stopped. A line is a JSON object with
+`prompt` and, if need be, `image` or `images`, or with `messages` as OpenAI's API has them; it may
+have an `id`, and a value of its own for each option from --max-new-tokens to --drawing-steps.
+
+  metamorph generate --prompts prompts.jsonl --output answers"""
+
+MOST_SLOTS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="question or request; may hold <image>")
     parser.add_argument(
-        "--model", type=Path, default=Path("runs/quickstart/model"), metavar="FOLDER",
-        help="model folder (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--decoder", type=Path, metavar="FOLDER",
-        help="folder of a decoder that draws (default: decoder/ in the model folder)",
-    )  # fmt: skip
+        "prompt", nargs="?", metavar="PROMPT", help="question or request; may hold <image>"
+    )
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE",
         help="picture for the prompt, repeat for several",
     )  # fmt: skip
     parser.add_argument(
-        "--save-to", type=Path, default=Path("."), metavar="FOLDER",
+        "--save-to", type=Path, metavar="FOLDER",
         help="where pictures of the answer go (default: here)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-new-tokens", type=whole(1), default=256, metavar="INT",
-        help="longest answer, a picture's tokens included (default: %(default)s)",
+        "--prompts", type=Path, metavar="FILE", help="a JSON object a line, in place of PROMPT"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="where the answers to --prompts go; goes on with what is there",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", type=not_negative, default=0.0, metavar="FLOAT",
-        help="of text; 0 always takes the likeliest token (default)",
+        "--image-root", type=Path, metavar="FOLDER",
+        help="where the pictures of --prompts lie (default: the folder of that file)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=whole(0, MAX_SEED), default=0, metavar="INT",
-        help="of text and drawing noise (default: %(default)s)",
+        "--slots", type=whole(1, MOST_SLOTS), default=16, metavar="INT",
+        help="answers to --prompts that are made at once (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--guidance", type=not_negative, metavar="FLOAT",
-        help="guidance scale (default: the decoder's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--drawing-steps", type=whole(1), metavar="INT",
-        help="denoising steps (default: the decoder's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--precision", choices=get_args(Precision), default="fp32",
-        help="arithmetic of the language model, as in training (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fp8-backend", choices=get_args(Fp8Backend), default="torchao",
-        help="who computes float8 products (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_system_argument(parser)
+    add_answer_arguments(parser)
+    add_conversation_arguments(parser)
+    add_model_arguments(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    import torch
+def run(arguments: argparse.Namespace) -> int | None:
+    _check_options(arguments)
+    settings = settings_of(arguments)
+    if arguments.prompts is not None:
+        return _answer_all(arguments, settings)
+    return _answer_one(arguments, settings)
 
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for options of one prompt and of many together."""
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        found = "neither" if arguments.prompt is None else "both"
+        raise UserError(f"expected PROMPT or --prompts FILE, got {found}")
+    many = arguments.prompts is not None
+    for option, is_of_many, value in (
+        ("--image", False, arguments.image),
+        ("--save-to", False, arguments.save_to),
+        ("--output", True, arguments.output),
+        ("--image-root", True, arguments.image_root),
+        ("--reencode", True, arguments.reencode),
+    ):
+        if value and is_of_many != many:
+            raise UserError(f"{option} goes with {'--prompts' if is_of_many else 'PROMPT'} only")
+    if many and arguments.output is None:
+        raise UserError("--prompts needs --output FOLDER, where the answers go")
+
+
+def _answer_one(arguments: argparse.Namespace, settings: AnswerSettings) -> None:
     from metamorph.data.images import open_image
-    from metamorph.devices import resolve_device
-    from metamorph.generation.assistant import Assistant
-    from metamorph.generation.sampling import Sampling
+    from metamorph.generation.messages import SYSTEM, Drawing, Message, question
+    from metamorph.generation.picture_files import png_bytes
 
-    make_writable(arguments.save_to)  # not after minutes of work
+    folder = arguments.save_to or Path(".")
+    make_writable(folder)  # not after minutes of work
     try:
-        images = tuple(open_image(path, MAX_PIXELS) for path in arguments.image)
+        images = [open_image(path, MAX_PIXELS) for path in arguments.image]
     except SampleError as error:
         raise UserError(f"--image: {error}") from error
-    device = resolve_device(arguments.device)
-    sampling = Sampling(
-        temperature=arguments.temperature,
-        generator=torch.Generator(device).manual_seed(arguments.seed),
-    )
-    chat = Assistant.from_pretrained(
-        arguments.model,
-        device,
-        decoder=arguments.decoder,
-        precision=arguments.precision,
-        fp8_backend=arguments.fp8_backend,
-    )
-    reply = chat.reply(
-        [(arguments.prompt, images)], max_new_tokens=arguments.max_new_tokens, sampling=sampling
-    )[0]
-    can_draw = chat.decoder is not None
-    pictures = []
-    if can_draw:
-        pictures = chat.draw(
-            reply.features,
-            seed=arguments.seed,
-            guidance_scale=arguments.guidance,
-            sampling_steps=arguments.drawing_steps,
-        )
-    unsaved = iter(pictures)
-    for segment in reply.segments:
-        if isinstance(segment, str):
-            print(segment)
-        elif can_draw:
-            path = free_name(arguments.save_to)
-            next(unsaved).save(path)
-            print(f"[picture: {path}]")
+    messages = [question(arguments.prompt, *images)]
+    if arguments.system:
+        messages.insert(0, Message(SYSTEM, arguments.system))
+    assistant = open_assistant(arguments, slots=1, open_when_needed=True)
+    [reply] = assistant.generate([messages], settings)
+    for part in reply.parts:
+        if isinstance(part, Drawing):
+            if part.picture is not None:
+                path = free_name(folder)
+                path.write_bytes(png_bytes(part))
+                print(f"[picture: {path}]")
+        elif text := part.strip():
+            print(text)
     if reply.finish_reason == "length":
         print("metamorph: the answer was cut, see --max-new-tokens", file=sys.stderr)
-    if reply.features and not can_draw:
+    if undrawn := len(reply.drawings) - len(reply.pictures):
         raise UserError(
-            f"the pictures of the answer ({len(reply.features)}) could not be drawn: "
+            f"the pictures of the answer ({undrawn}) could not be drawn: "
             f"{arguments.model} has no decoder/; give one that was trained apart by --decoder "
             f"FOLDER, or join both: metamorph join {arguments.model} --decoder FOLDER --output BOTH"
         )
+
+
+def _answer_all(arguments: argparse.Namespace, settings: AnswerSettings) -> int:
+    from metamorph.generation.answer_folder import digest_of_model, open_answers
+    from metamorph.generation.answering import Tally, answer_all
+    from metamorph.generation.flat_settings import flat
+    from metamorph.generation.prompt_files import read_prompts
+
+    file = read_prompts(
+        arguments.prompts, settings, system=arguments.system, image_root=arguments.image_root
+    )
+    folders = [folder for folder in (arguments.model, arguments.decoder) if folder is not None]
+    manifest = {
+        "prompts": file.digest,
+        "model": digest_of_model(*map(check_folder, folders)),
+        "precision": arguments.precision,
+        "fp8_backend": arguments.fp8_backend,
+        "weights": arguments.weights,
+        "prefill_attention": arguments.prefill_attention,
+        "system": arguments.system,
+        "image_root": str(file.image_root),
+        "reencode": arguments.reencode,
+        **flat(settings),
+    }
+    tally, total = Tally(), len(file.prompts)
+    with open_answers(arguments.output, manifest, file.prompts) as folder:
+        if len(folder.answered) < total:
+            assistant = open_assistant(arguments, arguments.slots)
+            tally = answer_all(assistant, file, folder, reencode=arguments.reencode)
+    print(f"{folder.path} holds the answers to {len(folder.answered)} of {total} prompts")
+    if tally.cut:
+        print(f"metamorph: {tally.cut} answers were cut, see --max-new-tokens", file=sys.stderr)
+    if tally.failed:
+        print(f"metamorph: {tally.summary}", file=sys.stderr)
+    return 1 if tally.failed else 0
 
 
 def make_writable(folder: Path) -> None:

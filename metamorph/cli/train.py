@@ -11,7 +11,7 @@ from metamorph.errors import UserError
 NAME = "train"
 SUMMARY = "run one training stage"
 DESCRIPTION = """\
-Runs one training stage (language, align, instruct or decoder) from a YAML file.
+Runs one training stage (language, align, instruct, decoder or distill) from a YAML file.
 Every key can be overridden:
 
   metamorph train configs/toy/instruct.yaml --training.steps 100 --output runs/short

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from metamorph.data.validate import validate_part
     from metamorph.model.opening import check_positions, language_sizes
 
-    words = config.stage != "decoder"
+    words = not config.trains_decoder
     encoder = open_chat_encoder(config) if words else None
     if words:
         check_positions(config.data.row_length, language_sizes(config.model))

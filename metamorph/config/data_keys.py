@@ -72,8 +72,6 @@ class DataConfig(SourceConfig):
         **LANGUAGE_STAGES,
     )
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
-    features: str = option("folder of cached features, see metamorph encode", "", **LANGUAGE_STAGES)
-    verify_features: bool = option("compare SHA-256 of features first", True, **LANGUAGE_STAGES)
-    workers: int = option(
-        "processes that prepare samples ahead, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
-    )
+    features: str = option("folder of cached features, see metamorph encode", "")
+    verify_features: bool = option("compare SHA-256 of features and latents first", True)
+    workers: int = option("processes that prepare samples ahead, 0 for none", 0, minimum=0)

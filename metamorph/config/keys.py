@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from metamorph.config.data_keys import DataConfig
+from metamorph.config.decoder_keys import DecoderConfig
 from metamorph.config.options import (
-    DECODER_STAGE,
+    ADAPTED_STAGES,
     INSTRUCT_STAGE,
     LANGUAGE_STAGES,
     NAME_LIST,
@@ -19,11 +20,12 @@ from metamorph.config.options import (
     option,
 )
 
-Stage = Literal["language", "align", "instruct", "decoder"]
+Stage = Literal["language", "align", "instruct", "decoder", "distill"]
 Precision = Literal["fp32", "bf16", "fp8"]
 Fp8Backend = Literal["torchao", "transformer_engine", "native"]
+PrefillAttention = Literal["auto", "fp8"]  # of generation, which has no run file
 Recomputation = Literal["none", "selective", "full"]
-FeatureDtype = Literal["bf16", "int8", "fp32"]
+FeatureDtype = Literal["bf16", "fp16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # linear layers of a block
 MAX_SEED = 2**32 - 1
@@ -64,7 +66,13 @@ class TrainingConfig:
         "packed rows in an optimizer step, over all processes", 1, minimum=1, **LANGUAGE_STAGES
     )
     learning_rate: float = option("peak learning rate", 6.93e-5, above=0)
+    schedule: Literal["cosine", "logarithmic"] = option(
+        "the rate warms up in a line and falls along a cosine, or warms up by the logarithm of the "
+        "step and falls in a line; to 0",
+        "cosine",
+    )
     warmup_ratio: float = option("share of the run that warms up", 0.03, **SHARE)
+    warmup_steps: int = option("steps that warm up, in place of warmup_ratio", None, minimum=1)
     weight_decay: float = option("AdamW weight decay", 0.0, minimum=0)
     beta1: float = option("AdamW decay of the first moment", 0.9, minimum=0, below=1)
     beta2: float = option("AdamW decay of the second moment", 0.999, minimum=0, below=1)
@@ -97,40 +105,36 @@ class TrainingConfig:
     fp8_backend: Fp8Backend = option(
         "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES
     )
-    optimizer: Literal["torch", "adamw8bit", "apex"] = option(
-        "who computes AdamW", "torch", **LANGUAGE_STAGES
-    )
+    optimizer: Literal["torch", "adamw8bit", "apex"] = option("who computes AdamW", "torch")
     weights: Literal["fp32", "bf16"] = option(
         "dtype of the weights that the optimizer moves; bf16 needs optimizer adamw8bit",
         "fp32",
         **LANGUAGE_STAGES,
     )
     activation_checkpointing: Recomputation = option(
-        "what a block computes again in the backward instead of keeping it",
+        "what a block computes again in the backward instead of keeping it (decoder: none or full)",
         "none",
-        **LANGUAGE_STAGES,
     )
-    compile: bool = option(
-        "compile each block of the language model (GPU)", False, **LANGUAGE_STAGES
-    )
+    compile: bool = option("compile each block of the language model or the UNet (GPU)", False)
     lora_rank: int = option(
-        "rank of adapters on the language model's linear layers, 0 to train it whole",
+        "rank of adapters on the linear layers of the language model, or of the UNet's attention, "
+        "0 to train it whole",
         0,
         minimum=0,
-        **INSTRUCT_STAGE,
+        **ADAPTED_STAGES,
     )
     lora_alpha: float = option(
-        "an adapter counts lora_alpha / lora_rank", 16.0, above=0, **INSTRUCT_STAGE
+        "an adapter counts lora_alpha / lora_rank", 16.0, above=0, **ADAPTED_STAGES
     )
     lora_targets: NAME_LIST = option(
-        "which linear layers of a block get adapters",
+        "which linear layers of a block get adapters (decoder: q, k, v, o)",
         list(LORA_TARGETS),
         names=LORA_TARGETS,
-        **INSTRUCT_STAGE,
+        **ADAPTED_STAGES,
     )
     lora_dropout: float = option(
         "share of an adapter's inputs that a step leaves out", 0.0, minimum=0, below=1,
-        **INSTRUCT_STAGE,
+        **ADAPTED_STAGES,
     )  # fmt: skip
     validate_every: int = option(
         "steps between looks at data.validation; there is one at the end, too",
@@ -160,10 +164,7 @@ class ParallelConfig:
     """How a model is spread over the processes that torchrun started."""
 
     shard: int = option(
-        "processes that share one copy of the weights, 0 for all of them",
-        0,
-        minimum=0,
-        **LANGUAGE_STAGES,
+        "processes that share one copy of the weights, 0 for all of them", 0, minimum=0
     )
     cpu_offload: bool = option(
         "keep weights, gradients and optimizer in host memory", False, **LANGUAGE_STAGES
@@ -176,36 +177,13 @@ class ParallelConfig:
 
 
 @dataclass
-class DecoderConfig:
-    """The diffusion decoder: its base, adapter, training and sampling."""
-
-    base: str = option("diffusers folder with unet/, vae/ and scheduler/", "", **DECODER_STAGE)
-    batch_size: int = option("images in an optimizer step", 32, minimum=1, **DECODER_STAGE)
-    condition_dropout: float = option(
-        "share of images trained without condition", 0.7, **SHARE, **DECODER_STAGE
-    )
-    guidance_scale: float = option(
-        "classifier-free guidance when sampling", 3.0, minimum=0, **DECODER_STAGE
-    )
-    sampling_steps: int = option("denoising steps of a drawing", 20, minimum=1, **DECODER_STAGE)
-    adapter_hidden: int = option(
-        "width of the adapter's hidden layer", 2048, minimum=1, **DECODER_STAGE
-    )
-    condition_length: int = option(
-        "zero-pad conditions to this many tokens", 0, minimum=0, **DECODER_STAGE
-    )
-
-
-@dataclass
 class MonitorConfig:
     """What a run shows of itself beside the console and metrics.jsonl."""
 
     tensorboard: bool = option("write event files for TensorBoard to the run folder", False)
     wandb: bool = option("report to Weights & Biases", False)
-    samples_every: int = option(
-        "steps between sheets of drawings, 0 for none", 0, minimum=0, **LANGUAGE_STAGES
-    )
-    samples: int = option("drawings on a sheet", 6, minimum=1, **LANGUAGE_STAGES)
+    samples_every: int = option("steps between sheets of drawings, 0 for none", 0, minimum=0)
+    samples: int = option("drawings on a sheet", 6, minimum=1)
     decoder: str = option("folder of a trained decoder that draws them", "", **LANGUAGE_STAGES)
     profile: int = option("trace three steps from this one on, 0 for none", 0, minimum=0)
 
@@ -231,6 +209,18 @@ class RunConfig:
         """Chooses what depends on other keys and was not said."""
         if self.training.steps is None and self.training.epochs is None:
             self.training = replace(self.training, steps=1000)
-        if self.training.visual_coefficient is None and self.stage != "decoder":
+        if self.training.visual_coefficient is None and not self.trains_decoder:
             chosen = 1.0 if self.stage == "instruct" else 0.0
             self.training = replace(self.training, visual_coefficient=chosen)
+        decoder, is_student = self.decoder, self.stage == "distill"
+        if self.trains_decoder and decoder.kind == "diffusion":
+            if decoder.sampling_steps is None:
+                decoder = replace(decoder, sampling_steps=4 if is_student else 20)
+            if decoder.guidance_scale is None and not is_student:
+                decoder = replace(decoder, guidance_scale=3.0)
+            self.decoder = decoder
+
+    @property
+    def trains_decoder(self) -> bool:
+        """Whether the stage trains a decoder and no language model."""
+        return self.stage in ("decoder", "distill")

@@ -177,13 +177,17 @@ def choices_of(entry: dataclasses.Field) -> tuple[str, ...]:
     return get_args(entry.type) if get_origin(entry.type) is Literal else ()
 
 
-def iter_unused(config: RunConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each key that differs from its default and that `config.stage` does not use, with the
-    stages that do."""
+def iter_unused(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield each key that differs from its default and that the run does not use, with what does
+    not use it, the stage or the kind of decoder, and those that do."""
     for key, entry in _leaves(RunConfig):
-        stages = entry.metadata.get("stages", (config.stage,))
-        if config.stage not in stages and read_key(config, key) != _default(entry):
-            yield key, stages
+        uses: list[tuple[str, str, str]] = [("stages", "stage", config.stage)]
+        if config.stage == "decoder":
+            uses.append(("kinds", "decoder.kind", config.decoder.kind))
+        for name, what, own in uses:
+            users = entry.metadata.get(name, (own,))
+            if own not in users and is_set(config, key):
+                yield key, f"{what} {own}", users
 
 
 def is_set(config: RunConfig, key: str) -> bool:

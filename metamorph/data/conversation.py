@@ -33,8 +33,21 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Turn:
+    """What one side says. In `text` each `<image>` stands for an image, unless `pieces` says what
+    stands before, between and behind the images: then it is text like any other."""
+
     role: str  # USER, ASSISTANT or SYSTEM
-    text: str  # may hold <image> placeholders
+    text: str
+    pieces: tuple[str, ...] | None = None
+
+    @classmethod
+    def of_pieces(cls, role: str, pieces: tuple[str, ...]) -> "Turn":
+        return cls(role, IMAGE_PLACEHOLDER.join(pieces), pieces)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The text before, between and behind its images."""
+        return tuple(self.text.split(IMAGE_PLACEHOLDER)) if self.pieces is None else self.pieces
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ def check_conversation(sample: Sample) -> None:
                 f"sample {sample.id}: turn {position + first} is from {turn.role}, "
                 f"expected {expected}",
             )
-    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in sample.turns)
+    placeholders = sum(len(turn.words) - 1 for turn in sample.turns)
     if placeholders != len(sample.images):
         raise SampleError(
             "image count differs",
@@ -185,22 +198,27 @@ class ChatEncoder:
             else:
                 if self.template.parts_text:
                     writer.part()
-                for number, part in enumerate(words[piece.turn].split(IMAGE_PLACEHOLDER)):
+                for number, part in enumerate(words[piece.turn]):
                     if number > 0:
                         writer.image(piece.supervised)
                     writer.text(part, piece.supervised)
         writer.flush()
         return writer.document
 
-    def _skeleton(self, turns: tuple[Turn, ...]) -> tuple[Skeleton, list[str]]:
-        """Roles with a mark for the words of each turn, and those words. Blanks around the words
-        stay with the mark, for templates to strip or not."""
+    def _skeleton(self, turns: tuple[Turn, ...]) -> tuple[Skeleton, list[list[str]]]:
+        """Roles with a mark for the words of each turn, and those words, between images. Blanks
+        around the words stay with the mark, for templates to strip or not."""
         skeleton, words = [], []
         for number, turn in enumerate(turns):
-            text = turn.text if self.template.parts_text else turn.text.strip()
-            before, _, after = turn.text.partition(text) if text else (turn.text, "", "")
+            said = list(turn.words)
+            before = after = ""
+            if not self.template.parts_text:
+                before = said[0][: len(said[0]) - len(said[0].lstrip())]
+                said[0] = said[0].lstrip()
+                after = said[-1][len(said[-1].rstrip()) :]
+                said[-1] = said[-1].rstrip()
             skeleton.append((turn.role, before + mark_of(number) + after))
-            words.append(text)
+            words.append(said)
         return tuple(skeleton), words
 
     def text_ids(self, control: str, before: str, text: str) -> list[int]:

@@ -4,14 +4,8 @@ Document `index` is a pure function of `index`; so it may be made anywhere, in a
 `DocumentsAhead` lets other processes make the next ones.
 """
 
-import os
-import signal
-import threading
-from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,15 +13,14 @@ import torch
 from PIL import Image
 
 from metamorph.config.data_keys import TooLong
+from metamorph.data.ahead import Ahead
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.features import FeatureFolder
 from metamorph.data.images import key_of, opened
 from metamorph.data.skips import located, skippable
 from metamorph.data.sources import Source
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError
 from metamorph.pixels import Square
-
-AHEAD = 8  # documents that a process prepares ahead
 
 
 class Documents:
@@ -100,69 +93,25 @@ class DocumentSource(Protocol):
     def document(self, index: int) -> Document: ...
 
 
-class DocumentsAhead:
-    """The same documents, prepared by other processes for readers that take every `stride`-th.
-
-    The processes hold no position: what is prepared ahead and never asked for is dropped.
-    """
+class DocumentsAhead(Ahead[tuple[Document, np.ndarray | None]]):
+    """The same documents, prepared by other processes, see `Ahead`."""
 
     def __init__(self, documents: DocumentSource, workers: int, stride: int, readers: int):
-        self.documents, self.stride = documents, stride
-        self.row_length = documents.row_length
-        self.depth = -(-AHEAD * workers // readers)
-        self.pool = ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=_start, initargs=(documents,)
-        )
-        self.waiting: dict[int, deque[tuple[int, Future]]] = {}  # by reader
+        super().__init__(partial(_without_tensors, documents), workers, stride, readers)
+        self.documents, self.row_length = documents, documents.row_length
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def document(self, index: int) -> Document:
         """As `Documents.document`; waits until it is there."""
-        queue = self.waiting.setdefault(index % self.stride, deque())
-        if queue and queue[0][0] != index:
-            for _, future in queue:
-                future.cancel()
-            queue.clear()
-        following = queue[-1][0] + self.stride if queue else index
-        try:
-            while len(queue) <= self.depth:
-                queue.append((following, self.pool.submit(_prepare, following)))
-                following += self.stride
-            document, features = queue.popleft()[1].result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "data.workers: a process that prepares samples ended at once or was killed, "
-                "perhaps for lack of memory; try fewer"
-            ) from error
+        document, features = self.take(index)
         return document if features is None else replace(document, features=torch.tensor(features))
 
-    def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
-
-_documents: DocumentSource  # of a process that prepares
-
-
-def _start(documents: DocumentSource) -> None:
-    global _documents
-    _documents = documents
-    torch.set_num_threads(1)  # processes share the cores
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the run saves first, and then ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if parent := parent_process():  # a pool's processes would outlive one that was killed
-        parent.join()
-        os._exit(1)
-
-
-def _prepare(index: int) -> tuple[Document, np.ndarray | None]:
-    """The document, and its features apart: as a tensor they would hold an open file each."""
-    document = _documents.document(index)
+def _without_tensors(documents: DocumentSource, index: int) -> tuple[Document, np.ndarray | None]:
+    """The document, and its features apart, as an array."""
+    document = documents.document(index)
     if document.features is None:
         return document, None
     return replace(document, features=None), document.features.numpy()

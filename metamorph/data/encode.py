@@ -1,102 +1,60 @@
-"""Writing the frozen encoder's features of all images of the data to disk, once.
+"""Writing the frozen encoder's features of all images of the data to disk, once, and beside them a
+VAE's latents.
 
 Shards appear whole or not at all, so a run that was cut short goes on after its last shard.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from metamorph import lock
 from metamorph.data.bad_list import OnBad, ignore
-from metamorph.data.features import (
-    INDEX,
-    KEY_BYTES,
-    FeatureFolder,
-    FeatureIndex,
-    Shard,
-    identity,
-    other_decoding,
-    restore,
-    store,
-)
+from metamorph.data.features import FeatureIndex, stored_features
 from metamorph.data.images import DECODING, key_of, opened
+from metamorph.data.latents import FOLDER as LATENTS
+from metamorph.data.latents import LatentEncoder, LatentIndex, stored_latents
+from metamorph.data.shard_writer import ShardWriter, broken_shards, resume
+from metamorph.data.shards import INDEX
 from metamorph.data.skips import Skips, located, skippable
 from metamorph.data.sources import Source
-from metamorph.disk import atomic_path, sha256_of
-from metamorph.errors import SampleError, UserError
+from metamorph.errors import SampleError
+from metamorph.model.encoder_identity import identity
 from metamorph.model.precision import autocast
 from metamorph.model.vision import VisionEncoder
-from metamorph.model.weights import write_json
-from metamorph.pixels import Square
+from metamorph.pixels import Fit, Square
 
 AHEAD = 4  # samples that a thread opens ahead
+# Of an image, as each cache takes it; None where it has it.
+Squares = tuple[Image.Image | None, ...]
 
 
 class Waiting(NamedTuple):
-    """An image that is not encoded yet."""
+    """An image of which something is not encoded yet."""
 
     sample: int  # its number
     key: bytes
-    image: Image.Image  # squashed
+    squares: Squares
 
 
 @dataclass
-class FeatureWriter:
-    """Gathers features and writes a shard whenever `shard_rows` are there."""
+class Cache:
+    """A folder that gets something of every picture."""
 
-    folder: Path
-    index: FeatureIndex
-    shard_rows: int
-    keys: list[bytes] = field(default_factory=list)
-    stored: list[Tensor] = field(default_factory=list)  # [tokens, C] each
-    errors: list[Tensor] = field(default_factory=list)  # [tokens] each
-
-    def add(self, keys: Sequence[bytes], features: Tensor) -> None:
-        """`features`: [len(keys), tokens, C], what the encoder said."""
-        stored = store(features.cpu(), self.index.dtype)
-        cosine = F.cosine_similarity(restore(stored), features.float().cpu(), dim=-1)
-        self.errors += (1 - cosine).clamp(min=0).unbind()
-        self.keys += keys
-        self.stored += stored.unbind()
-        while len(self.keys) >= self.shard_rows:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what is there, at most `shard_rows`, and lists it in the index."""
-        rows = min(len(self.keys), self.shard_rows)
-        if not rows:
-            return
-        taken = {shard.file for shard in self.index.shards}
-        names = (f"shard-{number:05d}.safetensors" for number in range(len(taken) + 1))
-        name = next(name for name in names if name not in taken)
-        keys = np.frombuffer(b"".join(self.keys[:rows]), np.uint8).reshape(rows, KEY_BYTES)
-        tensors = {
-            "features": torch.stack(self.stored[:rows]),
-            "keys": torch.from_numpy(keys.copy()),
-        }
-        with atomic_path(self.folder / name) as temporary:
-            save_file(tensors, temporary)
-            digest = sha256_of(temporary)
-        errors = torch.stack(self.errors[:rows])
-        shard = Shard(name, rows, digest, errors.mean().item(), errors.max().item())
-        self.index = replace(self.index, shards=(*self.index.shards, shard))
-        write_json(self.folder / INDEX, self.index.to_dict())
-        del self.keys[:rows], self.stored[:rows], self.errors[:rows]
+    square: Square  # what pictures become first
+    encode: Callable[[list[Image.Image]], tuple[dict[str, Tensor], Tensor]]  # see `ShardWriter.add`
+    writer: ShardWriter
+    done: set[bytes]  # keys of what it has
 
 
 def encode(
@@ -105,36 +63,42 @@ def encode(
     folder: Path,
     dtype: str,
     *,
+    fit: Fit = "squash",
+    latents: LatentEncoder | None = None,
     precision: str = "fp32",
     batch_size: int = 64,
     shard_rows: int = 4096,
     threads: int = 4,
     on_bad: OnBad = ignore,
 ) -> tuple[FeatureIndex, Skips]:
-    """Features of every image of the parts, each once, in `folder`.
+    """Features of every image of the parts, each once, in `folder`, and with `latents` those in the
+    folder of that name in it.
 
-    What is there already and still has its hash is kept. Returns the index and the samples that
-    could not be read, of which `on_bad` is told at once. Raises `UserError` if the folder holds
-    features of another kind.
+    What is there already and still has its hash is kept. `fit`: how pictures become squares, for
+    the features; latents as their encoder takes them, as fp16 if `dtype` is int8. Returns the index
+    and the samples that could not be read, of which `on_bad` is told at once. Raises `UserError` if
+    the folder holds something of another kind.
     """
-    wanted = FeatureIndex(identity(vision), vision.grid, vision.width, dtype, decoding=DECODING)
-    index, done = _resume(folder, wanted)
-    write_json(folder / INDEX, index.to_dict())
-    writer = FeatureWriter(folder, index, shard_rows)
-    device = vision.tower.embeddings.patch_embedding.weight.device
+    caches = [_feature_cache(vision, folder, dtype, fit, precision, shard_rows)]
+    if latents is not None:
+        stored = "fp16" if dtype == "int8" else dtype
+        caches.append(_latent_cache(latents, folder / LATENTS, stored, precision, shard_rows))
+    done = set.intersection(*(cache.done for cache in caches))
     skips = Skips()
     waiting: list[Waiting] = []
 
     def encode_batch() -> None:
-        _, keys, images = zip(*waiting[:batch_size], strict=True)
-        with torch.no_grad(), autocast(precision, device):
-            features = vision(vision.preprocess([*images]))
-        writer.add(keys, features)
+        batch = waiting[:batch_size]
+        for number, cache in enumerate(caches):
+            squares = {w.key: s for w in batch if (s := w.squares[number]) is not None}
+            if squares:
+                with torch.no_grad():
+                    cache.writer.add([*squares], *cache.encode([*squares.values()]))
         del waiting[:batch_size]
 
     with closing(Progress(sum(map(len, parts.values())), len(done))) as progress:
         try:
-            for name, images in _loaded(parts, vision.square, done, threads):
+            for name, images in _loaded(parts, caches, done, threads):
                 skips.tried += 1
                 if isinstance(images, SampleError):
                     skips.add(images)
@@ -148,8 +112,44 @@ def encode(
                 encode_batch()
             progress.show(skips, len(done), waiting)
         finally:
-            writer.flush()  # what is encoded is kept, too, when Ctrl-C ends it
-    return writer.index, skips
+            for cache in caches:
+                cache.writer.flush()  # what is encoded is kept, too, when Ctrl-C ends it
+    return caches[0].writer.index, skips
+
+
+def _feature_cache(
+    vision: VisionEncoder, folder: Path, dtype: str, fit: Fit, precision: str, shard_rows: int
+) -> Cache:
+    wanted = FeatureIndex(
+        identity(vision), vision.grid, vision.width, dtype=dtype, decoding=DECODING, fit=fit
+    )
+    index, done = resume(folder, wanted, ("encoder", "grid", "width", "dtype", "fit"))
+    device = vision.tower.embeddings.patch_embedding.weight.device
+
+    def features(images: list[Image.Image]) -> tuple[dict[str, Tensor], Tensor]:
+        with autocast(precision, device):
+            return stored_features(vision(vision.preprocess(images)), dtype)
+
+    square = replace(vision.square, fit=fit)
+    return Cache(square, features, ShardWriter(folder, index, shard_rows), done)
+
+
+def _latent_cache(
+    encoder: LatentEncoder, folder: Path, dtype: str, precision: str, shard_rows: int
+) -> Cache:
+    square = encoder.square
+    wanted = LatentIndex(
+        encoder.identity, square.side, *encoder.shape,
+        dtype=dtype, decoding=DECODING, fit=square.fit,
+    )  # fmt: skip
+    facts = ("vae", "fit", "side", "channels", "size", "dtype")
+    index, done = resume(folder, wanted, facts)
+
+    def latents(images: list[Image.Image]) -> tuple[dict[str, Tensor], Tensor]:
+        with autocast(precision, encoder.device):
+            return stored_latents(*encoder.posterior(images), dtype)
+
+    return Cache(square, latents, ShardWriter(folder, index, shard_rows), done)
 
 
 class Progress:
@@ -176,41 +176,26 @@ class Progress:
 
 
 def verify(folder: Path) -> list[str]:
-    """The shards of a folder whose content is not what the index says."""
-    return [
-        shard.file for shard in FeatureIndex.read(folder).shards if not _is_whole(folder, shard)
-    ]
-
-
-def _resume(folder: Path, wanted: FeatureIndex) -> tuple[FeatureIndex, set[bytes]]:
-    """The index to go on with, whose shards are whole, and the keys that they hold."""
-    if not (folder / INDEX).exists():
-        if folder.exists() and any(path.name != lock.FILE for path in folder.iterdir()):
-            raise UserError(f"--output: {folder} holds something else, expected a new folder")
-        return wanted, set()
-    found = FeatureIndex.read(folder)
-    if found.decoding != wanted.decoding:
-        raise UserError(f"--output: {folder} {other_decoding(found)}")
-    for name in ("encoder", "grid", "width", "dtype"):
-        if getattr(found, name) != getattr(wanted, name):
-            raise UserError(
-                f"--output: {folder} holds features of {name} {getattr(found, name)}, "
-                f"not {getattr(wanted, name)}; give another folder"
-            )
-    whole = tuple(shard for shard in found.shards if _is_whole(folder, shard))
-    index = replace(found, shards=whole)
-    write_json(folder / INDEX, index.to_dict())
-    return index, set(FeatureFolder(folder, verify=False).all_keys())
+    """The shards of a folder, and of latents in it, whose content is not what the index says."""
+    broken = broken_shards(FeatureIndex, folder)
+    if (folder / LATENTS / INDEX).exists():
+        inner = broken_shards(LatentIndex, folder / LATENTS)
+        broken += [f"{LATENTS}/{name}" for name in inner]
+    return broken
 
 
 def _loaded(
-    parts: dict[str, Source], square: Square, done: set[bytes], threads: int
-) -> Iterator[tuple[str, list[tuple[bytes, Image.Image]] | SampleError]]:
-    """Every sample in turn: its part, with key and squashed image of those of its images that are
-    not `done`, each once, or why it is bad. What is given counts as done."""
+    parts: dict[str, Source], caches: list[Cache], done: set[bytes], threads: int
+) -> Iterator[tuple[str, list[tuple[bytes, Squares]] | SampleError]]:
+    """Every sample in turn: its part, with key and squares of those of its images that are not
+    `done`, each once, or why it is bad. What is given counts as done."""
 
-    def load(source: Source, index: int) -> list[tuple[bytes, Image.Image]] | SampleError:
-        loaded: dict[bytes, Image.Image] = {}
+    def squares(image, key: bytes) -> Squares:
+        shown = opened(image)
+        return tuple(None if key in cache.done else cache.square(shown) for cache in caches)
+
+    def load(source: Source, index: int) -> list[tuple[bytes, Squares]] | SampleError:
+        loaded: dict[bytes, Squares] = {}
         try:
             with skippable(f"sample {index}"):
                 sample = source.sample(index)
@@ -218,7 +203,7 @@ def _loaded(
                 for image in sample.images:
                     key = key_of(image)
                     if key not in done and key not in loaded:
-                        loaded[key] = square(opened(image))
+                        loaded[key] = squares(image, key)
         except SampleError as error:
             return error
         return [*loaded.items()]
@@ -236,8 +221,3 @@ def _loaded(
                     done.update(new)
                     loaded = [*new.items()]
                 yield name, loaded
-
-
-def _is_whole(folder: Path, shard: Shard) -> bool:
-    path = folder / shard.file
-    return path.is_file() and sha256_of(path) == shard.sha256

@@ -21,6 +21,7 @@ class Root:
 
     folder: Path
     follow_links: bool = False
+    way_out: str = "data.follow_links: true"  # what would allow a link that leaves the folder
 
     @cached_property
     def resolved(self) -> Path:
@@ -56,8 +57,7 @@ class Root:
             return path
         raise SampleError(
             cause,
-            f"{leaves} is a link that leaves its root {self.folder}; "
-            f"data.follow_links: true would allow it",
+            f"{leaves} is a link that leaves its root {self.folder}; {self.way_out} would allow it",
         )
 
 

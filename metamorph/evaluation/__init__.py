@@ -1,1 +1,1 @@
-"""Sheets of pictures that show what a model draws."""
+"""How good decoders are, in numbers and in sheets of pictures."""

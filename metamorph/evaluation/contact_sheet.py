@@ -49,6 +49,47 @@ class _Cell:
         return 2 * PADDING + text + PICTURE_SIDE + GAP + 4
 
 
+@dataclass(frozen=True)
+class ComparisonRow:
+    """Pictures of the same thing by their labels; None where nothing was drawn."""
+
+    caption: str
+    pictures: dict[str, Image.Image | None]
+
+
+def comparison_sheet(rows: list[ComparisonRow]) -> Image.Image:
+    """One row of pictures each, under its caption; the labels of the first row head the columns.
+
+    Raises `ValueError` for no rows, and for rows of other labels.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one row, got none")
+    labels = [*rows[0].pictures]
+    if any([*row.pictures] != labels for row in rows):
+        raise ValueError(f"rows must all have the labels {labels}")
+    caption_font = ImageFont.load_default(CAPTION_SIZE)
+    label_font = ImageFont.load_default(LABEL_SIZE)
+    heads = [_wrap(label, label_font, PICTURE_SIDE) for label in labels]
+    inside = len(labels) * (PICTURE_SIDE + GAP) - GAP  # pixels, the width of a row
+    captions = [_wrap(row.caption, caption_font, inside) if row.caption else [] for row in rows]
+    height = max(map(len, heads)) * LABEL_LINE + GAP
+    height += sum(len(lines) * CAPTION_LINE + PICTURE_SIDE + GAP for lines in captions)
+    sheet = Image.new("RGB", (2 * MARGIN + inside, 2 * MARGIN + height - GAP), SHEET)
+    draw = ImageDraw.Draw(sheet)
+    lefts = [MARGIN + column * (PICTURE_SIDE + GAP) for column in range(len(labels))]
+    for left, lines in zip(lefts, heads, strict=True):
+        draw.multiline_text((left, MARGIN), "\n".join(lines), MUTED, label_font)
+    top = MARGIN + max(map(len, heads)) * LABEL_LINE + GAP
+    for row, lines in zip(rows, captions, strict=True):
+        for line in lines:
+            draw.text((MARGIN, top), line, INK, caption_font)
+            top += CAPTION_LINE
+        for left, picture in zip(lefts, row.pictures.values(), strict=True):
+            _paste_picture(sheet, picture, left, top, label_font)
+        top += PICTURE_SIDE + GAP
+    return sheet
+
+
 def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
     """One cell an entry, row by row: caption, both pictures, and what was drawn right.
 

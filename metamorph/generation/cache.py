@@ -1,40 +1,60 @@
 """A static cache of keys and values: allocated once, written in place."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from metamorph.model.language_config import LanguageConfig
 
 
+@dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of B sequences with room for S tokens each.
+    """Keys and values of B sequences with room for S tokens each, and a spare place behind it.
 
     Attributes:
-        keys, values: [layers, B, S, Hkv, D].
-        lengths: [B] int32, tokens stored in each sequence; `advance` moves all by one.
+        layers: of each layer its keys and values, [B, S + 1, Hkv, D]; in memory the places of a
+            head are neighbours.
+        owners: [B] int64, 0 to B - 1.
+        lengths: [B] int64, tokens stored in each sequence. The next one goes to that place: of a
+            full sequence to the spare one, where it hurts nobody.
     """
 
-    def __init__(
-        self,
+    layers: list[tuple[Tensor, Tensor]]
+    owners: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(
+        cls,
         config: LanguageConfig,
         batch: int,
         capacity: int,
         *,
         device: torch.device,
         dtype: torch.dtype,
-    ):
+    ) -> "KeyValueCache":
         heads, head_dim = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, batch, capacity, heads, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch, device=device, dtype=torch.int32)
+        shape = (config.num_hidden_layers, batch, heads, capacity + 1, head_dim)
+        keys = torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3)
+        values = torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3)
+        return cls(
+            list(zip(keys, values, strict=True)),
+            torch.arange(batch, device=device),
+            torch.zeros(batch, device=device, dtype=torch.int64),
+        )
+
+    def narrow(self, rows: int) -> "KeyValueCache":
+        """That of the first `rows` sequences: views."""
+        layers = [(keys[:rows], values[:rows]) for keys, values in self.layers]
+        return KeyValueCache(layers, self.owners[:rows], self.lengths[:rows])
 
     def write(
-        self, layer_index: int, sequences: Tensor, slots: Tensor, k: Tensor, v: Tensor
-    ) -> None:
-        """Store k and v [N, Hkv, D] of one layer at (sequences [N], slots [N]), int64."""
-        self.keys[layer_index].index_put_((sequences, slots), k)
-        self.values[layer_index].index_put_((sequences, slots), v)
-
-    def advance(self) -> None:
-        self.lengths += 1
+        self, layer_index: int, sequences: Tensor, places: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Store k and v [N, Hkv, D] of one layer at (sequences [N], places [N]), int64. Returns all
+        keys and values of the layer."""
+        keys, values = self.layers[layer_index]
+        keys.index_put_((sequences, places), k)
+        values.index_put_((sequences, places), v)
+        return keys, values

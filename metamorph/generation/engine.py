@@ -1,216 +1,277 @@
-"""Batched generation: prompts into a cache, then one token or one visual vector a step."""
+"""Continuous batching: a queue of requests, a fixed number of slots, prefill between decode steps.
 
-from collections import abc
-from dataclasses import dataclass
+The device does the same work in every step, whatever the sequences are at; the host queues steps,
+reads what they emitted some steps later, and gives the slots of finished sequences to others.
+"""
+
+from collections import abc, deque
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from metamorph.config.keys import PrefillAttention
+from metamorph.errors import UserError
 from metamorph.generation.cache import KeyValueCache
-from metamorph.generation.sampling import GREEDY, Sampling, sample_requests
-from metamorph.generation.sequence import Generation, Mode, Sequence, Step
+from metamorph.generation.decode_step import DecodeStep
+from metamorph.generation.events import FinishReason
+from metamorph.generation.graphs import Programs
+from metamorph.generation.history import Emitted, History
+from metamorph.generation.job import Job
+from metamorph.generation.prefill import Piece, cut, prefill
+from metamorph.generation.prompt import Prompt, check_prompt, common_length
+from metamorph.generation.sequence import Mode, Sequence, Step
+from metamorph.generation.settings import GREEDY, Sampling, check_whole
+from metamorph.generation.slots import Slots
+from metamorph.model.inference import RotaryTable
 from metamorph.model.unified import MetaMorph
-from metamorph_kernels import decode_attention, interval_attention, key_intervals
+
+LONGEST_CONTEXT = 8192  # tokens of a slot unless more are asked for: a cache takes gigabytes
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt with its image slots already expanded.
+class EngineOptions:
+    """How much at once.
 
     Attributes:
-        token_ids: L ids; those at visual positions are ignored but must be valid (pad).
-        visual_positions: places of the features within the prompt, in their flattened order.
-        features: [images, tokens, C] unit vectors, or None without images.
-        bidirectional_spans: (start, end) of images that were trained to see themselves whole.
+        slots: sequences that are decoded together.
+        context: tokens that a slot holds, prompt and answer; None is what the model has positions
+            for, 8192 at most.
+        read_every: decode steps between two looks of the host at what came out; None is 8 on a GPU,
+            and 4 on a CPU, where a step that turns out not to be needed costs more than a look.
+        prefill_chunk: tokens of prompts that are read between decode steps.
+        prefill_attention: "fp8" attends in float8 where a prompt is read from its beginning.
     """
 
-    token_ids: abc.Sequence[int]
-    visual_positions: abc.Sequence[int] = ()
-    features: Tensor | None = None
-    bidirectional_spans: abc.Sequence[tuple[int, int]] = ()
+    slots: int = 16
+    context: int | None = None
+    read_every: int | None = None
+    prefill_chunk: int = 512
+    prefill_attention: PrefillAttention = "auto"
+
+    def __post_init__(self):
+        check_whole("slots", self.slots, least=1, most=1024)
+        check_whole("context", self.context, least=2, optional=True)
+        check_whole("read_every", self.read_every, least=1, optional=True)
+        check_whole("prefill_chunk", self.prefill_chunk, least=1)
+        if self.prefill_attention not in get_args(PrefillAttention):
+            known = " or ".join(get_args(PrefillAttention))
+            raise UserError(f"prefill_attention: expected {known}, got {self.prefill_attention!r}")
 
 
-@torch.no_grad()
-def generate(
-    model: MetaMorph,
-    prompts: abc.Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling | abc.Sequence[Sampling] = GREEDY,
-    on_step: abc.Callable[[list[Step]], None] | None = None,
-) -> list[Generation]:
-    """Answer every prompt with text and images; sequences may be in different modes at any time.
+DEFAULT_OPTIONS = EngineOptions()
 
-    After `<image_start>`, exactly `tokens_per_image` steps each record
-    normalize(vision_head(state)) and feed its projection back; text logits are not computed
-    there, and `<image_end>` is then forced (MetaMorph, arXiv 2412.14164, with its early-stop and
-    stuck-image faults closed). A text token and a visual vector each use one of `max_new_tokens`.
 
-    Args:
-        sampling: one for all prompts, or one for each. Every prompt draws from a generator of its
-            own, a copy of its sampling's, so an answer depends on neither its place nor the rest
-            of the batch; equal prompts get different answers from samplings of different seeds.
-        on_step: called after each step with what every unfinished sequence emitted.
+@dataclass
+class _Slot:
+    """The host's view of a slot: who has it, and what its cache holds, by keys."""
 
-    Returns:
-        One Generation a prompt, in order; its features are fp32 on the model's device.
+    job: Job | None = None
+    known: list[int] = field(default_factory=list)
+    released: int = 0  # when, by a count: those that were left first are taken first
 
-    Raises:
-        ValueError: no budget, a prompt whose parts do not fit together, or another number of
-            samplings than of prompts.
-        UserError: the model predicts NaN or infinity.
+
+class Engine:
+    """Answers requests on one model. Not thread-safe.
+
+    `submit` queues one, and each `advance` does a round of work for all and says what came out.
+    A request's answer depends on its own prompt and settings alone: not on its slot, on its
+    neighbours, or on when it came (up to the rounding of products of another batch size).
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-    for number, prompt in enumerate(prompts):
-        _check_prompt(model, number, prompt)
-    given = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-    if len(given) != len(prompts):
-        raise ValueError(
-            f"sampling: expected one for each of {len(prompts)} prompts, got {len(given)}"
+
+    def __init__(self, model: MetaMorph, options: EngineOptions = DEFAULT_OPTIONS):
+        language = model.config.language
+        embedding = model.language.model.embed_tokens.weight
+        device, dtype = embedding.device, embedding.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        self.model, self.options = model, options
+        self.context = options.context or min(language.max_position_embeddings, LONGEST_CONTEXT)
+        on_host = device.type == "cpu"
+        self.read_every = options.read_every or (4 if on_host else 8)
+        self.cache = KeyValueCache.empty(
+            language, options.slots, self.context, device=device, dtype=dtype
         )
-    if not prompts:
-        return []
-    samplings = [own.for_one_request() for own in given]
-    sequences = [
-        Sequence(
-            model.config,
-            max_new_tokens,
-            len(prompt.token_ids),
-            opens_image=prompt.token_ids[-1] == model.config.image_start_id,
+        # The spare place of the cache is a position too.
+        self.rotary = RotaryTable(model.language, self.context + 1, device=device, dtype=dtype)
+        slots = Slots.idle(options.slots, model.config, device, embedding.dtype)
+        self.step = DecodeStep(model, slots, self.cache, self.rotary, self.read_every)
+        self.programs = Programs(self.step, options.slots)
+        self.history = History(self.step, ahead=0 if on_host else 1)
+        self.slots = [_Slot() for _ in range(options.slots)]
+        self.waiting: deque[Job] = deque()
+        self.reading: list[Job] = []  # prompts under way, first come first served
+        self.releases = 0
+
+    @property
+    def active(self) -> int:
+        """Requests that have a slot."""
+        return sum(slot.job is not None for slot in self.slots)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        max_images: int | None = None,
+    ) -> Job:
+        """Queue a request. `ValueError` for a prompt whose parts do not fit together, or which is
+        with its answer longer than a slot."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        config = self.model.config
+        check_prompt(config, "prompt", prompt)
+        if len(prompt) + max_new_tokens > self.context:
+            raise ValueError(
+                f"prompt: its {len(prompt)} tokens and {max_new_tokens} new ones are more than the "
+                f"{self.context} of a slot"
+            )
+        opens_image = prompt.token_ids[-1] == config.image_start_id
+        sequence = Sequence(config, max_new_tokens, len(prompt), opens_image)
+        keys = prompt.keys(config.tokens_per_image)
+        job = Job(prompt, sequence, sampling, max_images, keys)
+        if not job.finished:  # an image that the prompt opens may have no room
+            self.waiting.append(job)
+        return job
+
+    def cancel(self, job: Job, reason: FinishReason = "cancelled") -> None:
+        """The request ends here with what it has. What is under way of it comes to nothing."""
+        if not job.finished:
+            job.sequence.finish(reason)
+            self._release(job)
+
+    def advance(self) -> list[tuple[Job, list[Step]]]:
+        """A round: newcomers get free slots, a chunk of their prompts is read, and everyone who is
+        ready takes `read_every` steps, or one while prompts are under way. Returns what came out,
+        by request in order; one that failed has finished with an error."""
+        with torch.inference_mode():
+            self._admit()
+            self._read_prompts()
+            is_decoding = self._decode()
+        emitted: dict[Job, list[Step]] = {}
+        while self.history.due(is_decoding):
+            self._accept(self.history.take(), emitted)
+        return list(emitted.items())
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait: one that knows the beginning of the prompt, else one
+        that knows nothing, else the one that was left first."""
+        while self.waiting:
+            free = [index for index, slot in enumerate(self.slots) if slot.job is None]
+            if not free:
+                return
+            job = self.waiting.popleft()
+            known = {i: common_length(self.slots[i].known, job.keys) for i in free}
+            best = max(free, key=known.__getitem__)
+            if known[best] == 0:
+                best = min(free, key=lambda i: (bool(self.slots[i].known), self.slots[i].released))
+            self._take(job, best, known[best])
+
+    def _take(self, job: Job, index: int, known: int) -> None:
+        prompt = job.prompt
+        kept = min(known, len(prompt) - 1)  # its last state must be computed
+        for start, end in prompt.bidirectional_spans:
+            if start < kept < end:
+                kept = start
+        job.slot, job.read, job.cached = index, kept, kept
+        self.slots[index].job, self.slots[index].known = job, job.keys[:kept]
+        self.cache.lengths[index] = kept
+        self.reading.append(job)
+
+    def _read_prompts(self) -> None:
+        """One packed row of at most `prefill_chunk` tokens, of as many prompts as fit."""
+        room, pieces, jobs = self.options.prefill_chunk, [], []
+        for job in self.reading:
+            if room <= 0:
+                break
+            assert job.slot is not None
+            end = cut(job.prompt, job.read, room)
+            if end > job.read:
+                pieces.append(Piece(job.slot, job.prompt, job.read, end))
+                jobs.append(job)
+                room -= end - job.read
+        if not pieces:
+            return
+        fp8 = self.options.prefill_attention == "fp8"
+        states = prefill(self.model, self.cache, self.rotary, pieces, fp8=fp8)
+        for job, piece, state in zip(jobs, pieces, states, strict=True):
+            job.read = piece.end
+            self.slots[piece.slot].known = job.keys[: piece.end]
+            if job.read == len(job.prompt):
+                self.reading.remove(job)
+                self._wake(job, piece.slot, state)
+
+    def _wake(self, job: Job, slot: int, state: Tensor) -> None:
+        """Its prompt is read; `state` [H] says what comes next.
+
+        Not before: the steps that others take meanwhile count in every row, idle or not.
+        """
+        prompt, config = job.prompt, self.model.config
+        seen: list[int] = []
+        if job.sampling.repetition_penalty != 1:
+            visual = set(prompt.visual_positions)
+            seen = [i for position, i in enumerate(prompt.token_ids) if position not in visual]
+        self.step.slots.set_request(
+            slot,
+            job.sampling,
+            torch.tensor(seen, dtype=torch.int64, device=state.device),
+            job.sequence.budget,
+            job.max_images,
         )
-        for prompt in prompts
-    ]
-    cache, states = prefill(model, prompts, max_new_tokens)
-    while True:
-        token_ids, image_sequences, vectors, emitted = _advance(model, sequences, states, samplings)
-        if on_step is not None and emitted:
-            on_step(emitted)
-        if all(sequence.mode is Mode.FINISHED for sequence in sequences):
-            return [sequence.result() for sequence in sequences]
-        device = states.device
-        embeddings = model.embed(
-            torch.tensor(token_ids, device=device),
-            vectors[:, None],
-            torch.tensor(image_sequences, device=device, dtype=torch.int64),
-        )
-        states = decode(model, cache, embeddings)
-        for sequence in sequences:
-            sequence.token_forwards += sequence.mode is not Mode.FINISHED
+        left = config.tokens_per_image + 1 if job.sequence.mode is Mode.IMAGE else 0
+        self.step.slots.wake(slot, state, left)
+
+    def _decode(self) -> bool:
+        """Queue steps of all who have read their prompts. False if there is nobody."""
+        jobs = [slot.job for slot in self.slots]
+        ready = [job is not None and job.read == len(job.prompt) for job in jobs]
+        if not any(ready):
+            return False
+        rows = max(index for index, is_ready in enumerate(ready) if is_ready) + 1
+        sampling = any(job and not job.is_plain for job in jobs[:rows])
+        # Who is still reading should be decoded with the others soon, not after many steps of them.
+        steps = 1 if self.reading else self.read_every
+        self.programs.run(rows, sampling, steps)
+        self.history.record([job if r else None for job, r in zip(jobs, ready, strict=True)], steps)
+        return True
+
+    def _accept(self, read: Emitted, emitted: dict[Job, list[Step]]) -> None:
+        """What the device did becomes part of the sequences of those who had the slots then."""
+        owned = [(row, job) for row, job in enumerate(read.owners) if job is not None]
+        for tokens, best, vectors in zip(
+            read.tokens, read.best, read.vectors.unbind(), strict=True
+        ):
+            of_row = vectors.unbind()  # [C] each
+            for row, job in owned:
+                if job.finished:
+                    continue
+                step = job.accept(tokens[row], isfinite(best[row]), of_row[row])
+                steps = emitted.setdefault(job, [])
+                if step is not None:
+                    steps.append(step)
+                if job.finished:
+                    self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """Its slot is free, and knows what it has read and fed: all but the last token."""
+        if job.slot is None:
+            self.waiting.remove(job)
+            return
+        slot = self.slots[job.slot]
+        is_reading = job in self.reading
+        if is_reading:
+            self.reading.remove(job)
+        slot.known = job.keys[: job.read] if is_reading else job.keys[:-1]
+        self.step.slots.alive[job.slot] = False  # nor does the device know of errors
+        slot.job, slot.released = None, self.releases
+        self.releases += 1
+        job.slot = None
 
 
-def prefill(
-    model: MetaMorph, prompts: abc.Sequence[Prompt], max_new_tokens: int
-) -> tuple[KeyValueCache, Tensor]:
-    """Run all prompts as the documents of one packed row and store their keys and values.
-
-    Returns the cache, with room for `max_new_tokens` more, and the last state of each, [B, H].
-    """
-    weight = model.language.model.embed_tokens.weight
-    device, dtype = weight.device, weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    lengths = [len(prompt.token_ids) for prompt in prompts]
-    capacity = max(lengths) + max_new_tokens
-    cache = KeyValueCache(model.config.language, len(prompts), capacity, device=device, dtype=dtype)
-    cache.lengths.copy_(torch.tensor(lengths))
-
-    token_ids, owners, slots, visual_positions, spans = [], [], [], [], []
-    for number, prompt in enumerate(prompts):
-        first = len(token_ids)
-        visual_positions += [first + position for position in prompt.visual_positions]
-        spans += [(first + start, first + end) for start, end in prompt.bidirectional_spans]
-        token_ids += prompt.token_ids
-        owners += [number] * lengths[number]
-        slots += range(lengths[number])
-    blocks = [prompt.features.to(device) for prompt in prompts if prompt.features is not None]
-    empty = torch.zeros(0, model.config.tokens_per_image, model.config.visual_width, device=device)
-    features = torch.cat([empty, *blocks])
-    token_ids, owners, slots, visual_positions = (
-        torch.tensor(values, device=device, dtype=torch.int64)
-        for values in (token_ids, owners, slots, visual_positions)
-    )
-    intervals = key_intervals(lengths, spans, device=device)
-
-    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer_index, owners, slots, k, v)
-        return interval_attention(q, k, v, intervals)
-
-    embeddings = model.embed(token_ids, features, visual_positions)
-    states = model.language(embeddings, slots, attention)  # [T, H]
-    last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return cache, states[last]
-
-
-def decode(model: MetaMorph, cache: KeyValueCache, embeddings: Tensor) -> Tensor:
-    """Feed one input vector a sequence, [B, H], behind what the cache holds; returns [B, H]."""
-    owners = torch.arange(embeddings.shape[0], device=embeddings.device)
-    slots = cache.lengths.long()  # the new token's slot is also its position
-    lengths = cache.lengths + 1
-
-    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer_index, owners, slots, k, v)
-        return decode_attention(q, cache.keys[layer_index], cache.values[layer_index], lengths)
-
-    states = model.language(embeddings, slots, attention)
-    cache.advance()
-    return states
-
-
-def _advance(
-    model: MetaMorph, sequences: list[Sequence], states: Tensor, samplings: list[Sampling]
-) -> tuple[list[int], list[int], Tensor, list[Step]]:
-    """Let every unfinished sequence emit once.
-
-    Modes live on the host, so each head runs for its own sequences only. The host waits for the
-    device where text is chosen, and where an image is complete, to see that it is finite. Finished
-    sequences ride along on padding: the batch keeps its shape.
-
-    Returns the next token id of each sequence, which ones are fed with vectors, those vectors, and
-    the steps.
-    """
-    in_mode = {mode: [] for mode in Mode}
-    for index, sequence in enumerate(sequences):
-        in_mode[sequence.mode].append(index)
-    text, image, closing = (in_mode[mode] for mode in (Mode.TEXT, Mode.IMAGE, Mode.CLOSING))
-    next_ids = [model.config.pad_id] * len(sequences)
-    vectors = states.new_zeros(0, model.config.visual_width)
-    emitted = []
-    if text:
-        logits = model.language.head(states[text])  # [N, V]
-        chosen = sample_requests(logits, [samplings[index] for index in text])
-        for index, token_id in zip(text, chosen, strict=True):
-            if sequences[index].accept_token(token_id):
-                next_ids[index] = token_id
-                emitted.append(Step(index, token_id, None))
-    if image:
-        vectors = model.predict_visual(states[image])  # [N, C]
-        for index, vector in zip(image, vectors.unbind(), strict=True):
-            emitted.append(Step(index, None, sequences[index].accept_visual(vector)))
-    for index in closing:
-        next_ids[index] = sequences[index].close_image()
-        emitted.append(Step(index, next_ids[index], None))
-    return next_ids, image, vectors, sorted(emitted, key=lambda step: step.sequence)
-
-
-def _check_prompt(model: MetaMorph, number: int, prompt: Prompt) -> None:
-    length = len(prompt.token_ids)
-    if length == 0:
-        raise ValueError(f"prompts[{number}].token_ids: expected at least one token, got none")
-    images, *shape = [0] if prompt.features is None else prompt.features.shape
-    tokens, width = model.config.tokens_per_image, model.config.visual_width
-    if images and shape != [tokens, width]:
-        raise ValueError(
-            f"prompts[{number}].features: expected [images, {tokens}, {width}], "
-            f"got {[images, *shape]}"
-        )
-    if len(prompt.visual_positions) != images * tokens:
-        raise ValueError(
-            f"prompts[{number}].visual_positions: expected {images * tokens}, {tokens} an image, "
-            f"got {len(prompt.visual_positions)}"
-        )
-    outside = [position for position in prompt.visual_positions if not 0 <= position < length]
-    if outside:
-        raise ValueError(
-            f"prompts[{number}].visual_positions: {outside[0]} is outside its {length} tokens"
-        )
+def drain(engine: Engine, jobs: abc.Sequence[Job]) -> None:
+    """Advance until all jobs have finished."""
+    while not all(job.finished for job in jobs):
+        engine.advance()

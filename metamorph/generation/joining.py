@@ -4,7 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
-from metamorph.decoder.pipeline import COMPONENTS, VisualDecoder
+from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.files import COMPONENTS
+from metamorph.decoder.kinds import open_decoder_for
+from metamorph.decoder.one_pass_files import COMPONENTS as ONE_PASS_COMPONENTS
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.standalone import write_code
 from metamorph.disk import temporary_beside
 from metamorph.folders import check_folder
 from metamorph.model.unified import MetaMorphConfig
@@ -28,12 +33,12 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
     vision = None
     if (model / "encoder").exists():
         vision = VisionEncoder.from_pretrained(model / "encoder", config.grid)
-    VisualDecoder.for_model(decoder, config, vision)
+    opened = open_decoder_for(decoder, config, vision)
     parts = {
         model: Path(),
         model / "encoder": Path("encoder"),
         decoder: Path("decoder"),
-        **{decoder / name: Path("decoder") / name for name in COMPONENTS},
+        **{decoder / name: Path("decoder") / name for name in (*COMPONENTS, *ONE_PASS_COMPONENTS)},
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = temporary_beside(output)
@@ -41,6 +46,8 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
         for source, place in parts.items():
             if source.is_dir():
                 _take_files(source, staging / place)
+        if isinstance(opened, VisualDecoder):
+            write_code(staging / "decoder", FeatureAdapter)  # ours: none of the folders' is taken
         os.replace(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

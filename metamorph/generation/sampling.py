@@ -1,104 +1,90 @@
-"""Choosing the next text token from logits."""
+"""Choosing text tokens on the device: one program for rows of any settings.
+
+A draw is a race: token i arrives at an exponential time of rate p_i, and the first one wins. The
+times are hashes of (seed, how many tokens the answer has, token id), so that a request draws the
+same in any batch, in any slot, on any device.
+"""
 
 import math
-from collections import abc
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from metamorph.errors import UserError
+from metamorph.generation.settings import Sampling
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How text tokens are chosen; the default is greedy.
-
-    Temperature 0 takes the best token. Above 0, logits are divided by it, cut to the `top_k`
-    best, then to the smallest set whose probability reaches `top_p`; draws come from `generator`,
-    which must live on the model's device. Images are never sampled: they have one prediction.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    generator: torch.Generator | None = None
-
-    def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UserError(f"temperature: expected 0 or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k: expected at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")
-        if self.temperature > 0 and self.generator is None:
-            raise UserError("generator: a temperature above 0 needs a torch.Generator")
-
-    def for_one_request(self) -> "Sampling":
-        """The same with a copy of the generator, whose draws move no other request's."""
-        if self.generator is None:
-            return self
-        return replace(self, generator=self.generator.clone_state())
-
-
-GREEDY = Sampling()
-NOT_FINITE = -1  # in place of a token id
 LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller divisor could be rounded to 0
+ALL = 2.0  # in place of a top_p that cuts nothing, even where probabilities add up to over 1
+MASK = 2**32 - 1
 
 
-def sample(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Token ids [N], int64, from logits [N, V], all drawn from one generator.
+class SamplingTable:
+    """The settings of each of B rows as tensors [B] on `device`; the default is greedy.
 
-    Raises `UserError` where the best logit of a row is NaN or infinite.
+    `seen` [B, V] are the tokens that a repetition penalty applies to.
     """
-    token_ids = sample_requests(logits, [sampling] * len(logits))
-    return torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
 
+    def __init__(self, rows: int, vocabulary: int, device: torch.device):
+        self.temperature = torch.zeros(rows, device=device)
+        self.top_k = torch.full((rows,), vocabulary, device=device)
+        self.top_p = torch.full((rows,), ALL, device=device)
+        self.min_p = torch.zeros(rows, device=device)
+        self.penalty = torch.ones(rows, device=device)
+        self.seed = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
 
-def sample_requests(logits: Tensor, samplings: abc.Sequence[Sampling]) -> list[int]:
-    """Token ids [N] from logits [N, V]: row i by `samplings[i]`, from its generator.
+    def set(self, row: int, sampling: Sampling, seen: Tensor) -> None:
+        """Row `row` gets these settings; `seen` int64 [n] are the text tokens of its prompt."""
+        vocabulary = self.seen.shape[1]
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = min(sampling.top_k or vocabulary, vocabulary)
+        self.top_p[row] = ALL if sampling.top_p is None else sampling.top_p
+        self.min_p[row] = sampling.min_p or 0.0
+        self.penalty[row] = sampling.repetition_penalty
+        self.seed[row] = sampling.seed
+        self.seen[row] = False
+        if sampling.repetition_penalty != 1:
+            self.seen[row, seen] = True
 
-    What a row draws does not depend on the other rows. Raises `UserError` as `sample` does. The ids
-    are its one transfer from the device: they say as well which rows are not finite.
-    """
-    best, token_ids = logits.max(dim=-1)  # of NaN and numbers the maximum is NaN
-    rows_of = {}  # rows of equal settings are computed together
-    for row, sampling in enumerate(samplings):
-        if sampling.temperature > 0:
-            settings = (sampling.temperature, sampling.top_k, sampling.top_p)
-            rows_of.setdefault(settings, []).append(row)
-    for rows in rows_of.values():
-        weights = _probabilities(logits[rows], samplings[rows[0]])
-        arrival = torch.empty_like(weights)
-        for row, times in zip(rows, arrival, strict=True):
-            times.exponential_(generator=samplings[row].generator)
-        token_ids[rows] = _race(weights, arrival)
-    found = token_ids.masked_fill(~best.isfinite(), NOT_FINITE).tolist()
-    if NOT_FINITE in found:
-        raise UserError(
-            "the model's logits of the next token are NaN or infinite: its weights are damaged, "
-            "or its precision is too low for them"
+    def narrow(self, rows: int) -> "SamplingTable":
+        """The first `rows` of them: views."""
+        part = object.__new__(SamplingTable)
+        part.__dict__ = {name: tensor[:rows] for name, tensor in self.__dict__.items()}
+        return part
+
+    def choose(self, logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """(token ids, best logits), [B] each, from logits [B, V] in fp32 and the number of tokens
+        that each answer has, `drawn` int64 [B]. Where logits are not finite, nor is the best."""
+        penalised = torch.where(
+            logits > 0, logits / self.penalty[:, None], logits * self.penalty[:, None]
         )
-    return found
+        logits = torch.where(self.seen, penalised, logits)
+        best, greedy = logits.max(dim=-1)
+        # Measured from the best one, no quotient is too large: the worst ones become -infinity.
+        distance = logits - best[:, None]
+        distance = distance / self.temperature.clamp_min(LEAST_TEMPERATURE)[:, None]
+        ordered, order = distance.sort(dim=-1, descending=True)  # [B, V]
+        last_kept = ordered.gather(1, self.top_k[:, None] - 1)  # [B, 1]
+        ordered = ordered.masked_fill(ordered < last_kept, -math.inf)
+        probabilities = ordered.softmax(dim=-1)
+        better = probabilities.cumsum(dim=-1) - probabilities  # of all strictly better tokens
+        dropped = (better >= self.top_p[:, None]) | (ordered.exp() < self.min_p[:, None])
+        probabilities = probabilities.masked_fill(dropped, 0.0)
+        arrival = exponential_times(self.seed, drawn, logits.shape[-1])
+        winner = (probabilities / arrival.gather(1, order)).argmax(dim=-1, keepdim=True)
+        token_ids = torch.where(self.temperature > 0, order.gather(1, winner)[:, 0], greedy)
+        return token_ids, best
 
 
-def _probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[N, V] fp32, zero for tokens that the settings cut off."""
-    logits = logits.float()
-    # Measured from the best one, no quotient is too large: the worst ones become -infinity.
-    distance = logits - logits.amax(dim=-1, keepdim=True)
-    logits = distance / max(sampling.temperature, LEAST_TEMPERATURE)
-    if sampling.top_k is not None:
-        worst_kept = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]  # [N, 1]
-        logits = logits.masked_fill(logits < worst_kept, -math.inf)
-    if sampling.top_p is not None:
-        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        better = ordered.cumsum(dim=-1) - ordered  # probability of all strictly better tokens
-        dropped = (better >= sampling.top_p).scatter(1, order, better >= sampling.top_p)
-        logits = logits.masked_fill(dropped, -math.inf)
-    return logits.softmax(dim=-1)
+def exponential_times(seed: Tensor, drawn: Tensor, vocabulary: int) -> Tensor:
+    """Exponential times [B, V] of rate 1, fp32, from seeds and counts, int64 [B] below 2**32."""
+    row = _scrambled(_scrambled(seed) ^ drawn)[:, None]
+    token = torch.arange(vocabulary, device=seed.device)
+    bits = _scrambled(_scrambled(token * 0x9E3779B1 & MASK) ^ row)
+    return -torch.log1p(-(bits.float() + 0.5) * 2.0**-32)
 
 
-def _race(probabilities: Tensor, arrival: Tensor) -> Tensor:
-    """Token i with probability p_i, from exponential times of arrival; both [N, V]."""
-    return (probabilities / arrival).argmax(dim=-1)
+def _scrambled(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers, held in int64, each bit of which moves half of all bits."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & MASK
+    return x ^ (x >> 16)

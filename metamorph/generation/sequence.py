@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metamorph.errors import UserError
+from metamorph.generation.events import FinishReason
 from metamorph.model.unified import MetaMorphConfig
 
 
@@ -20,11 +21,9 @@ class ImageSegment:
     features: Tensor  # [tokens, C] fp32 unit vectors
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one sequence emitted in one step: a token id, or number `visual_index` of an image."""
+class Step(NamedTuple):
+    """What a sequence emitted in one step: a token id, or number `visual_index` of an image."""
 
-    sequence: int
     token_id: int | None
     visual_index: int | None
 
@@ -34,11 +33,11 @@ class Generation:
     """Everything one prompt led to.
 
     `steps` counts text tokens and visual vectors alike; `token_forwards` also counts the prompt,
-    but not a last token that was never fed back. `finish_reason` is "stop" or "length".
+    but not a last token that was never fed back.
     """
 
     segments: list[TextSegment | ImageSegment]
-    finish_reason: str
+    finish_reason: FinishReason
     steps: int
     token_forwards: int
 
@@ -75,7 +74,7 @@ class Sequence:
     opens_image: bool = False
     mode: Mode = Mode.TEXT
     steps: int = 0
-    finish_reason: str = ""
+    finish_reason: FinishReason = "length"
     segments: list[TextSegment | ImageSegment] = field(default_factory=list)
     vectors: list[Tensor] = field(default_factory=list)  # of the image under way, each [C]
 
@@ -92,27 +91,18 @@ class Sequence:
             return True
         self._emit(token_id)
         if token_id in self.config.eos_ids:
-            self._finish("stop")
+            self.finish("stop")
         elif self.steps == self.budget:
-            self._finish("length")
+            self.finish("length")
         return True
 
     def accept_visual(self, vector: Tensor) -> int:
-        """Take the predicted vector [C] fp32; returns its index in the image.
-
-        Raises `UserError` if the image is complete and not finite.
-        """
+        """Take the predicted vector [C] fp32; returns its index in the image."""
         self.vectors.append(vector)
         self.steps += 1
         index = len(self.vectors) - 1
         if len(self.vectors) == self.config.tokens_per_image:
-            features = torch.stack(self.vectors)  # [tokens, C]
-            if not features.isfinite().all():
-                raise UserError(
-                    "the model's features of a picture are NaN or infinite: its weights are "
-                    "damaged, or its precision is too low for them"
-                )
-            self.segments.append(ImageSegment(features))
+            self.segments.append(ImageSegment(torch.stack(self.vectors)))
             self.vectors = []
             self.mode = Mode.CLOSING
         return index
@@ -123,6 +113,16 @@ class Sequence:
         self.accept_token(self.config.image_end_id)
         return self.config.image_end_id
 
+    def finish(self, reason: FinishReason) -> None:
+        """End here. Vectors of an image that is not complete are dropped."""
+        self.mode = Mode.FINISHED
+        self.finish_reason = reason
+        self.vectors = []
+
+    @property
+    def finished(self) -> bool:
+        return self.mode is Mode.FINISHED
+
     def result(self) -> Generation:
         return Generation(self.segments, self.finish_reason, self.steps, self.token_forwards)
 
@@ -131,7 +131,7 @@ class Sequence:
         if fits:
             self.mode = Mode.IMAGE
         else:
-            self._finish("length")
+            self.finish("length")
         return fits
 
     def _emit(self, token_id: int) -> None:
@@ -141,7 +141,3 @@ class Sequence:
             last = TextSegment([])
             self.segments.append(last)
         last.token_ids.append(token_id)
-
-    def _finish(self, reason: str) -> None:
-        self.mode = Mode.FINISHED
-        self.finish_reason = reason

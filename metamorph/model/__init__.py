@@ -1,11 +1,25 @@
 """The unified model: language model, vision encoder, and the two small networks between."""
 
-from metamorph.model.language import Llama
-from metamorph.model.language_config import LanguageConfig
-from metamorph.model.opening import add_image_tokens, assemble
-from metamorph.model.unified import MetaMorph, MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from metamorph.model.language import Llama
+    from metamorph.model.language_config import LanguageConfig
+    from metamorph.model.opening import assemble
+    from metamorph.model.tokenizer import add_image_tokens
+    from metamorph.model.unified import MetaMorph, MetaMorphConfig
+    from metamorph.model.vision import VisionEncoder
+
+_HOMES = {
+    "LanguageConfig": "language_config",
+    "Llama": "language",
+    "MetaMorph": "unified",
+    "MetaMorphConfig": "unified",
+    "VisionEncoder": "vision",
+    "add_image_tokens": "tokenizer",
+    "assemble": "opening",
+}
 __all__ = [
     "LanguageConfig",
     "Llama",
@@ -15,3 +29,11 @@ __all__ = [
     "add_image_tokens",
     "assemble",
 ]
+
+
+def __getattr__(name: str):
+    """Imports a public name on first use: an answer needs neither transformers' encoder nor what
+    puts models together."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'metamorph.model' has no attribute {name!r}")
+    return getattr(import_module(f"metamorph.model.{_HOMES[name]}"), name)

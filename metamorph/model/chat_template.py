@@ -6,6 +6,7 @@ afterwards: so no text of a sample is ever taken for a control token or for a pa
 
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -34,6 +35,8 @@ LLAMA3 = (
 FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 CONTROL_NAME = re.compile(r"<\|[^<>|\s]+\|>|<[a-z]+(?:_[a-z]+)+>")  # <|im_end|>, <end_of_turn>
 MOST_TURNS = 1000
+FILE_NAME = "<template>"  # as jinja calls a template that came as text
+MISSING = re.compile(r"'[^']*' has no attribute")  # jinja, of a name that is not there
 REFUSED = "refused by the chat template"  # the cause of a skip
 
 # Characters for private use, which stand for a turn's text, and for what generation tags enclose.
@@ -71,6 +74,15 @@ class _Generation(Extension):
 
 def _refuse(message: str):
     raise TemplateError(message)
+
+
+def _complaint(error: Exception) -> str:
+    """What became of a template, in words for whoever wrote it. Only what jinja and the template
+    themselves say is worth repeating: Python's messages are about values that nobody sees."""
+    if isinstance(error, TemplateError):
+        return f"says: {MISSING.sub('there is no', str(error))}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == FILE_NAME]
+    return f"cannot be carried out{f' in line {lines[-1]}' if lines else ''}"
 
 
 def _to_json(value, indent: int | None = None, ensure_ascii: bool = False) -> str:
@@ -130,8 +142,7 @@ class ChatTemplate:
                 messages=messages, add_generation_prompt=begin_response, **self.named
             )
         except Exception as error:  # a template is a program of the user's and may raise anything
-            message = f"the chat template says: {error or type(error).__name__}"
-            raise SampleError(REFUSED, message) from error
+            raise SampleError(REFUSED, f"the chat template {_complaint(error)}") from error
 
     def pieces(self, skeleton: Skeleton, begin_response: bool) -> tuple[Piece, ...]:
         """What the conversation consists of, responses supervised up to the token that ends them.

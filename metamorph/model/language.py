@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.unfilled import unfilled
 from metamorph.model.weights import load_module, read_tensors, write_json, write_tensors
 
 # attention(layer_index, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]
@@ -149,7 +150,11 @@ class Llama(nn.Module):
 
     With `tie_word_embeddings` there is no `lm_head`, as in a tied checkpoint: one parameter can
     then neither drift apart nor be counted twice. Use `output_weight` for either kind.
+
+    `tables` computes cos and sin in the form that the layers take.
     """
+
+    tables = staticmethod(rotary_tables)
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -179,7 +184,11 @@ class Llama(nn.Module):
         Returns:
             [T, H] in the dtype of `embeddings`.
         """
-        cos, sin = rotary_tables(positions, self.config, embeddings.dtype)
+        cos, sin = self.tables(positions, self.config, embeddings.dtype)
+        return self.run(embeddings, cos, sin, attention)
+
+    def run(self, embeddings: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        """What `forward` computes, with the cos and sin of all positions from `tables`."""
         states = embeddings
         for layer_index, layer in enumerate(self.model.layers):
             states = layer(states, cos, sin, attention, layer_index)
@@ -224,7 +233,7 @@ class Llama(nn.Module):
         """
         folder = Path(folder)
         config = LanguageConfig.read(folder)
-        with torch.device("meta"):
+        with unfilled():
             model = cls(config)
         tensors = read_tensors(folder)
         # Old exporters stored the rotary table, and some the tied matrix twice.

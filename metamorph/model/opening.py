@@ -2,9 +2,9 @@
 Llama, a SigLIP encoder and a tokenizer."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig, RunConfig
 from metamorph.errors import UserError, within
@@ -16,6 +16,9 @@ from metamorph.model.tokenizer import TokenIds, add_image_tokens, all_stops, ope
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CPU = torch.device("cpu")
 
@@ -60,7 +63,7 @@ def assemble(
 
 def open_model(
     config: RunConfig, device: torch.device = CPU
-) -> tuple[MetaMorph, PreTrainedTokenizerBase]:
+) -> "tuple[MetaMorph, PreTrainedTokenizerBase]":
     """The model and tokenizer that a run starts from, on the CPU in the dtype of its files.
 
     `device` is where it will compute. Raises `UserError` if the config names no start, or a library

@@ -1,10 +1,10 @@
 """The tokenizer of a model: its chat template, the tokens added to it, and at which it stops."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError, shown
@@ -18,6 +18,9 @@ from metamorph.model.chat_template import (
 )
 from metamorph.model.weights import read_json, read_tokenizer
 from metamorph.tokens import END_OF_TEXT, END_OF_TURN, IMAGE_END, IMAGE_START
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 END_TOKENS = (END_OF_TEXT, END_OF_TURN)  # an instruct Llama may end a turn with either
 LARGEST_TEMPLATE = 1_000_000  # bytes
@@ -121,8 +124,12 @@ def all_stops(eos_ids: list[int], folder: Path, tokenizer) -> list[int]:
     return sorted(stops)
 
 
-def open_tokenizer(start: ModelConfig) -> tuple[PreTrainedTokenizerBase, TokenIds]:
+def open_tokenizer(
+    start: ModelConfig, read: Callable = read_tokenizer
+) -> "tuple[PreTrainedTokenizerBase, TokenIds]":
     """The tokenizer that a run's samples are encoded with, and its ids. No weights are read.
+
+    `read` opens the files: `read_saved_tokenizer` where nothing but answers is asked for.
 
     A MetaMorph folder goes on with the chat template that it was trained with, unless
     `model.chat_template` names another. Raises `UserError`.
@@ -130,7 +137,7 @@ def open_tokenizer(start: ModelConfig) -> tuple[PreTrainedTokenizerBase, TokenId
     folder = Path(start.folder or start.language)
     if start.folder:
         check_result(folder / "tokenizer.json", "model")
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read(folder)
     chosen = start.chat_template
     if start.folder and not chosen and "added_ids" not in read_json(folder / "config.json"):
         chosen = LLAMA3_NAME  # written before there was another chat format

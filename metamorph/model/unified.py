@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from metamorph.errors import UserError, shown, within
 from metamorph.folders import check_result
+from metamorph.model.encoder_files import check_encoder
 from metamorph.model.language import Attention, Llama
 from metamorph.model.language_config import COMPUTED, LanguageConfig, check_types
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.unfilled import unfilled
 from metamorph.model.weights import (
     check_tensors,
     read_json,
@@ -22,6 +24,9 @@ from metamorph.model.weights import (
     write_tokenizer,
 )
 from metamorph_kernels import Intervals, MLPGelu, interval_attention, linear_cosine_loss
+
+if TYPE_CHECKING:
+    from metamorph.model.vision import VisionEncoder
 
 MODEL_TYPE = "metamorph"
 LANGUAGE_PREFIX = "language."
@@ -128,7 +133,7 @@ class MetaMorph(nn.Module):
         self,
         config: MetaMorphConfig,
         language: Llama | None = None,
-        vision: VisionEncoder | None = None,
+        vision: "VisionEncoder | None" = None,
     ):
         super().__init__()
         if vision is not None:
@@ -141,14 +146,27 @@ class MetaMorph(nn.Module):
         self.projector = MLPGelu(width, config.projector_hidden_size, hidden)
         self.vision_head = MLPGelu(hidden, config.vision_head_hidden_size, width)
         self.vision = vision
+        self.vision_folder: Path | None = None  # that `encoder` opens when first asked for
         self.folder: str | Path = "this model"  # where it was loaded from, for messages
 
     @property
-    def encoder(self) -> VisionEncoder:
-        """`vision`, for who has to have it. Raises UserError if the model came without."""
+    def encoder(self) -> "VisionEncoder":
+        """`vision`, for who has to have it; one that waits to be opened is opened now.
+
+        Raises UserError if the model came without, or if the encoder's files do not fit.
+        """
+        if self.vision is None and self.vision_folder is not None:
+            self.vision = self._open_vision(self.vision_folder)
         if self.vision is None:
             raise UserError(f"{self.folder} has no encoder/, it cannot read images")
         return self.vision
+
+    def _open_vision(self, folder: Path) -> "VisionEncoder":
+        """The encoder in a folder, on this model's device."""
+        from metamorph.model.vision import VisionEncoder  # of transformers, which imports slowly
+
+        vision = VisionEncoder.from_pretrained(folder, self.config.grid)
+        return vision.to(self.projector.linear_1.weight.device)
 
     def embed(self, token_ids: Tensor, features: Tensor, visual_positions: Tensor) -> Tensor:
         """Input vectors [T, H]: token rows, with projected features at the visual positions.
@@ -210,14 +228,18 @@ class MetaMorph(nn.Module):
         folder: str | Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        *,
+        open_vision: bool = True,
     ) -> "MetaMorph":
         """Load a folder that `save_pretrained` wrote, with its encoder if it has one.
 
-        Weights keep the file's dtype unless `dtype` is given. UserError if anything does not fit.
+        Weights keep the file's dtype unless `dtype` is given. With `open_vision` False, `vision`
+        is None until `encoder` is first asked for, which then opens it in the file's dtype: for
+        who may never be shown a picture. Its files are checked. UserError if anything does not fit.
         """
         folder = Path(folder)
         config = MetaMorphConfig.read(folder)
-        with torch.device("meta"):
+        with unfilled():
             model = cls(config)
         tensors = read_tensors(folder)
         expected = {file_name(name): tensor for name, tensor in model.state_dict().items()}
@@ -227,7 +249,11 @@ class MetaMorph(nn.Module):
         )
         model.folder = folder
         if (folder / "encoder").exists():
-            model.vision = VisionEncoder.from_pretrained(folder / "encoder", config.grid)
+            model.vision_folder = folder / "encoder"
+            if open_vision:
+                model.vision = model._open_vision(model.vision_folder)
+            else:
+                check_encoder(model.vision_folder)
         return model.to(device=device, dtype=dtype)
 
     def save_pretrained(

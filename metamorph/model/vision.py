@@ -14,12 +14,18 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.activations import ACT2FN
 
 from metamorph.errors import UserError, in_words, shown, within
-from metamorph.model.weights import load_module, read_json, read_tensors, write_json, write_tensors
+from metamorph.model.encoder_files import (
+    DEFAULT_MEAN,
+    DEFAULT_STD,
+    TOWER_PREFIX,
+    read_preprocessing,
+    read_tower,
+)
+from metamorph.model.unfilled import unfilled
+from metamorph.model.weights import load_module, read_json, write_json, write_tensors
 from metamorph.pixels import Square
 from metamorph_kernels import pool_normalize, tokens_read
 
-TOWER_PREFIX = "vision_model."
-DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
 LARGEST = {  # sizes of an encoder; a damaged number would take hours or all memory
     "num_hidden_layers": 1000,
     "hidden_size": 100_000,
@@ -27,12 +33,6 @@ LARGEST = {  # sizes of an encoder; a damaged number would take hours or all mem
     "num_attention_heads": 10_000,
     "image_size": 10_000,
     "patch_size": 10_000,
-}
-STEPS = {  # of a preprocessor, as `VisionEncoder.preprocess` does them
-    "do_resize": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
 }
 # What `_last_layer` computes with; a layer made of anything else is refused.
 LAYER_PARTS = {"layer_norm1", "self_attn", "layer_norm2", "mlp"}
@@ -96,11 +96,16 @@ class VisionEncoder(nn.Module):
         Each is taken as a viewer shows it (`as_shown`), squashed to the square as SigLIP's own
         processor does it, scaled to 0..1 and normalised by the encoder's mean and deviation.
         """
-        pixels = torch.empty(len(images), self.image_size, self.image_size, 3)
-        for slot, image in zip(pixels, images, strict=True):
+        squares = torch.empty(len(images), self.image_size, self.image_size, 3, dtype=torch.uint8)
+        for slot, image in zip(squares, images, strict=True):
             slot.copy_(torch.from_numpy(np.array(self.square(image))))
-        pixels = (pixels / 255 - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return pixels.permute(0, 3, 1, 2).contiguous()
+        return self.normalize(squares)
+
+    def normalize(self, squares: Tensor) -> Tensor:
+        """Pixel values [B, 3, S, S], fp32, of pictures that are squares already, uint8
+        [B, S, S, 3]."""
+        mean, std = (squares.new_tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
+        return ((squares / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """SigLIP's hidden_states[-1], [B, patches, C], of pixel values [B, 3, S, S]."""
@@ -135,19 +140,10 @@ class VisionEncoder(nn.Module):
         data = read_json(folder / "config.json")
         with within(folder / "config.json"):
             config = vision_config(data)
-        how = _read_preprocessing(folder / "preprocessor_config.json", config.image_size)
-        with torch.device("meta"), within(folder):
+        how = read_preprocessing(folder / "preprocessor_config.json", config.image_size)
+        with unfilled(), within(folder):
             encoder = cls(config, grid, **how)
-        tensors = read_tensors(folder)
-        if any(name.startswith(TOWER_PREFIX) for name in tensors):
-            tensors = {
-                name.removeprefix(TOWER_PREFIX): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(TOWER_PREFIX)
-            }
-        # Old exporters stored the position numbers, which no trained weight depends on.
-        tensors.pop("embeddings.position_ids", None)
-        load_module(encoder.tower, tensors, folder)
+        load_module(encoder.tower, read_tower(folder), folder)
         embeddings = encoder.tower.embeddings
         embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
         return encoder
@@ -245,34 +241,3 @@ def vision_config(data: dict) -> SiglipVisionConfig:
     if config.hidden_act not in ACT2FN:
         raise UserError(f"hidden_act: {shown(config.hidden_act)} is no activation of transformers")
     return config
-
-
-def _read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
-    """`mean`, `std` and `resample` of a preprocessor_config.json. UserError for other steps."""
-    if not path.exists():
-        return {}
-    data = {name: value for name, value in read_json(path).items() if value is not None}
-    square = {"height": image_size, "width": image_size}
-    if data.get("size", square) not in (square, image_size):  # older files give the side alone
-        raise UserError(
-            f"{path}: size is {shown(data['size'])}, but the encoder takes {image_size} pixels"
-        )
-    for name, done in STEPS.items():
-        if data.get(name, done) != done:
-            raise UserError(f"{path}: expected {name} {done}, got {shown(data[name])}")
-    how = {}
-    for name in ("mean", "std"):
-        values = data.get(f"image_{name}", list(DEFAULT_MEAN))
-        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_real, values)):
-            raise UserError(f"{path}: image_{name}: expected three numbers, got {shown(values)}")
-        how[name] = values
-    resample = data.get("resample", Image.Resampling.BICUBIC)
-    known = {int(way): way.name.lower() for way in Image.Resampling}
-    if type(resample) not in (int, Image.Resampling) or resample not in known:
-        names = ", ".join(f"{number} ({name})" for number, name in sorted(known.items()))
-        raise UserError(f"{path}: resample: expected one of {names}, got {shown(resample)}")
-    return how | {"resample": Image.Resampling(resample)}
-
-
-def _is_real(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e6

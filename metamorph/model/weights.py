@@ -6,16 +6,19 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from metamorph.disk import atomic_path, temporary_beside, write_text
 from metamorph.errors import UserError, in_words, shown
 from metamorph.folders import check_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -172,8 +175,10 @@ def write_tokenizer(folder: Path, tokenizer) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+def read_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a folder with a `tokenizer.json`, as every Llama 3 has."""
+    from transformers import PreTrainedTokenizerFast  # takes long: see `saved_tokenizer`
+
     path = check_file(Path(folder) / "tokenizer.json", "the tokenizer of a model folder")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

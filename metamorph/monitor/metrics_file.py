@@ -1,11 +1,10 @@
 """metrics.jsonl of a run folder: a line of values every `training.log_every` steps."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from metamorph.disk import write_text
+from metamorph.disk import append, write_text
 
 
 class MetricsFile:
@@ -22,15 +21,7 @@ class MetricsFile:
         """A line, and those before it that could not be written. Raises `OSError` if they still
         cannot: the file then ends with a whole line, as before."""
         self.unwritten += json.dumps(values).encode() + b"\n"
-        with self.path.open("ab", buffering=0) as file:
-            whole = file.seek(0, os.SEEK_END)
-            written = 0
-            try:
-                while written < len(self.unwritten):  # a disk may take a part first
-                    written += file.write(self.unwritten[written:])
-            except OSError:
-                file.truncate(whole)
-                raise
+        append(self.path, self.unwritten)
         self.unwritten = b""
 
 

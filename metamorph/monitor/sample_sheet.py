@@ -10,11 +10,14 @@ from metamorph.data.conversation import ASSISTANT, USER, ChatEncoder, Sample
 from metamorph.data.images import opened, shorten
 from metamorph.data.skips import skippable
 from metamorph.data.sources import Source
-from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.kinds import open_decoder_for
 from metamorph.errors import SampleError, UserError
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
 from metamorph.folders import check_folder
 from metamorph.generation.assistant import Assistant
+from metamorph.generation.engine import EngineOptions
+from metamorph.generation.messages import question
+from metamorph.generation.settings import AnswerSettings
 from metamorph.model.unified import MetaMorph
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
@@ -29,6 +32,7 @@ class Request:
     text: str
     images: tuple[Image.Image, ...]  # of the turn
     real: Image.Image
+    tokens: int  # of the prompt
 
 
 def find_requests(source: Source, count: int, encoder: ChatEncoder, longest: int) -> list[Request]:
@@ -56,15 +60,15 @@ def find_requests(source: Source, count: int, encoder: ChatEncoder, longest: int
 def _request(sample: Sample, encoder: ChatEncoder, longest: int) -> Request | None:
     if len(sample.turns) < 2 or [turn.role for turn in sample.turns[:2]] != [USER, ASSISTANT]:
         return None
-    question, answer = sample.turns[:2]
-    given = question.text.count(IMAGE_PLACEHOLDER)
+    asked, answer = sample.turns[:2]
+    given = asked.text.count(IMAGE_PLACEHOLDER)
     if answer.text.count(IMAGE_PLACEHOLDER) != 1 or len(sample.images) <= given:
         return None
-    prompt = Sample(sample.id, (question,), sample.images[:given])
-    if len(encoder.encode_prompt(prompt)) > longest:
+    tokens = len(encoder.encode_prompt(Sample(sample.id, (asked,), sample.images[:given])))
+    if tokens > longest:
         return None
     images = tuple(opened(image) for image in sample.images[: given + 1])
-    return Request(question.text, images[:given], images[given])
+    return Request(asked.text, images[:given], images[given], tokens)
 
 
 class SampleSheet:
@@ -76,11 +80,12 @@ class SampleSheet:
 
     def __init__(self, config: RunConfig, source: Source, model: MetaMorph, tokenizer):
         folder = check_folder(config.monitor.decoder, "monitor.decoder")
-        self.decoder = VisualDecoder.for_model(folder, model.config, model.vision)
+        self.decoder = open_decoder_for(folder, model.config, model.vision)
         encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
         self.max_new_tokens = model.config.tokens_per_image + LONGEST_TEXT
         longest = model.config.language.max_position_embeddings - self.max_new_tokens
         self.requests = find_requests(source, config.monitor.samples, encoder, longest)
+        self.context = max(request.tokens for request in self.requests) + self.max_new_tokens
         self.tokenizer, self.precision = tokenizer, config.training.precision
 
     @torch.no_grad()
@@ -88,11 +93,17 @@ class SampleSheet:
         """A contact sheet. The model's mode and the random state of training stay as they are."""
         training = model.training
         device = model.projector.linear_1.weight.device
-        chat = Assistant(model, self.tokenizer, self.decoder.to(device), precision=self.precision)
+        chat = Assistant(
+            model,
+            self.tokenizer,
+            self.decoder.to(device),
+            precision=self.precision,
+            options=EngineOptions(slots=len(self.requests), context=self.context),
+        )
         try:
-            replies = chat.reply(
-                [(request.text, request.images) for request in self.requests],
-                max_new_tokens=self.max_new_tokens,
+            replies = chat.generate(
+                [[question(request.text, *request.images)] for request in self.requests],
+                AnswerSettings(self.max_new_tokens, drawing=None),
             )
             drawn = chat.draw_batch([r.features[:1] for r in replies], seeds=range(len(replies)))
         finally:

@@ -3,7 +3,7 @@
 import resource
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamorph.config import RunConfig
-from metamorph.costs.flops import Workload, encoder_flops, language_flops, trained_parts
+from metamorph.costs.flops import (
+    Flops,
+    Workload,
+    encoder_flops,
+    language_flops,
+    trained_parts,
+)
 from metamorph.costs.hardware import GPUS
 from metamorph.costs.roofline import GIGA, TERA
 from metamorph.data.lanes import Lanes
@@ -127,6 +133,12 @@ def peak_gigabytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA
 
 
+def _utilization(rates: Mapping[str, float], peak: float | None) -> dict[str, float]:
+    """`mfu` and `encoder_mfu`, shares of a GPU's peak, where that is known."""
+    names = {"mfu": "teraflops", "encoder_mfu": "encoder_teraflops"}
+    return {} if peak is None else {name: rates[of] / peak for name, of in names.items()}
+
+
 class LanguageTelemetry:
     """What language, align and instruct report of a step, from what the step left behind."""
 
@@ -194,10 +206,7 @@ class LanguageTelemetry:
             "encoder_teraflops": rates["encoder_teraflops"],
             "memory_gigabytes": peak_gigabytes(self.device),
         }
-        if self.peak is not None:
-            meters["mfu"] = rates["teraflops"] / self.peak
-            meters["encoder_mfu"] = rates["encoder_teraflops"] / self.peak
-        return meters
+        return meters | _utilization(rates, self.peak)
 
     def describe(self, values: dict[str, float]) -> str:
         """A log line's values in a few words, for the progress bar."""
@@ -212,15 +221,43 @@ class LanguageTelemetry:
         return ", ".join(parts)
 
 
-class PictureTelemetry:
-    """What the decoder stage reports: its loss, and how many pictures a second."""
+LOSSES = ("denoising_loss", "distillation_loss")  # of pictures
 
-    def __init__(self):
-        self.meter = Meter()
+
+class PictureTelemetry:
+    """What a decoder's stage reports: its loss, speed, memory, and how well a GPU is used.
+
+    `flops`: of a picture, by part. Those of the frozen parts, which have no backward, are told
+    apart, as the encoder's are in `LanguageTelemetry`.
+    """
+
+    def __init__(self, flops: Mapping[str, Flops], precision: str, device: torch.device):
+        self.device, self.meter = device, Meter()
+        self.peak = peak_teraflops(device, precision)
+        trained = [part.total for part in flops.values() if part.backward]
+        frozen = [part.total for part in flops.values() if not part.backward]
+        self.teraflops, self.encoder_teraflops = sum(trained) / TERA, sum(frozen) / TERA
+
+    def step_done(self, images: int, wait: float) -> None:
+        """A step of so many pictures of this process, which took `wait` seconds to be had."""
+        self.meter.add(
+            images=images, wait=wait,
+            teraflops=images * self.teraflops, encoder_teraflops=images * self.encoder_teraflops,
+        )  # fmt: skip
 
     def read_meters(self) -> dict[str, float]:
-        return {"images_per_second": self.meter.read()["images"]}
+        """Speed since the last call, and memory."""
+        rates = self.meter.read()
+        meters = {
+            "images_per_second": rates["images"],
+            "data_wait_share": rates["wait"],
+            "teraflops": rates["teraflops"],
+            "encoder_teraflops": rates["encoder_teraflops"],
+            "memory_gigabytes": peak_gigabytes(self.device),
+        }
+        return meters | _utilization(rates, self.peak)
 
     def describe(self, values: dict[str, float]) -> str:
-        error = f"noise error {values['noise_error']:.3f}, " if "noise_error" in values else ""
-        return f"{error}{values['images_per_second']:.0f} img/s"
+        losses = [values[name] for name in LOSSES if name in values]
+        loss = f"loss {losses[0]:.3g}, " if losses else ""
+        return f"{loss}{values['images_per_second']:.0f} img/s"

@@ -1,4 +1,4 @@
-"""What training the decoder would need, planned on any machine, without weights or data.
+"""What training a decoder or its student would need, on any machine, without weights or data.
 
 metamorph train configs/metamorph_8b/decoder.yaml --dry-run --world-size 16
 """
@@ -8,85 +8,103 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from metamorph.config import RunConfig
-from metamorph.costs.flops import ENCODER, Flops, encoder_flops
+from metamorph.config import DecoderConfig, RunConfig
+from metamorph.costs.decoder_flops import UNET, diffusion_flops
 from metamorph.costs.hardware import ASSUMED, Gpu
-from metamorph.costs.memory import state_bytes
+from metamorph.costs.memory import state_bytes, working_bytes
 from metamorph.costs.roofline import TERA
-from metamorph.costs.sharding import units
+from metamorph.costs.sharding import fake_processes, mesh_shape, units
 from metamorph.costs.step import GIBI
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.parts import check_parts
+from metamorph.decoder.files import check_decoder, check_parts
+from metamorph.decoder.parts import unet_blocks
+from metamorph.errors import UserError
+from metamorph.folders import check_folder
 from metamorph.model.describe import describe_parameters
 from metamorph.model.outline import outline_encoder, public_sizes
 from metamorph.model.weights import read_json
+from metamorph.training.lora import UNET_LAYERS, add_adapters
+from metamorph.training.parallel import make_mesh, shard_parts, trained_children
 
 
 class DecoderOutline(nn.Module):
-    """The parts that `DecoderTrainer` has, of the same sizes, on the meta device."""
+    """The parts that the stage's trainer has, of the same sizes, on the meta device."""
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        base, settings = config.decoder.base, config.decoder
-        if Path(base).is_dir():
-            check_parts(Path(base))
-            sizes = {name: read_json(Path(base) / name / "config.json") for name in ("unet", "vae")}
-            source = f"sizes of decoder.base, {base}"
-        else:
-            sizes = public_sizes("decoder.base", base)
-            source = f"decoder.base, {base}, is not there: public sizes of {Path(base).name}"
         self.vision, vision_source = outline_encoder(config.model)
+        self.is_student = config.stage == "distill"
+        sizes, source = (_teacher_sizes if self.is_student else _base_sizes)(config.decoder)
         self.sources = [vision_source, source]
         with torch.device("meta"):
             self.vae = AutoencoderKL.from_config(sizes["vae"]).requires_grad_(False)
             self.unet = UNet2DConditionModel.from_config(sizes["unet"])
-            self.adapter = FeatureAdapter(
-                self.vision.width, settings.adapter_hidden, self.unet.config.cross_attention_dim,
-                settings.condition_length,
-            )  # fmt: skip
-
-    def flops(self, condition_dropout: float) -> dict[str, Flops]:
-        """Of one picture, by torch's counter on tensors without memory; the encoder by formula.
-
-        Pictures whose condition is dropped are never encoded.
-        """
-        unet, width = self.unet.config, self.vision.width
-        side = unet.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        with torch.device("meta"):
-            pixels = torch.empty(1, 3, side, side)
-            noisy = torch.empty(1, unet.in_channels, unet.sample_size, unet.sample_size)
-            features = torch.empty(1, self.vision.tokens_per_image, width)
-        _, vae = _count(lambda: self.vae.encode(pixels))
-        timestep = torch.zeros(1, device="meta")
-        noise, forward = _count(lambda: self.unet(noisy, timestep, self.adapter(features)).sample)
-        _, backward = _count(lambda: noise.sum().backward())
-        images = 1 - condition_dropout
-        return {
-            "unet and adapter": Flops(forward, backward),
-            "vae": Flops(vae),
-            ENCODER: encoder_flops(self.vision.config, images, len(self.vision.tokens_read)),
-        }
+            if self.is_student:
+                self.adapter = FeatureAdapter.from_config(sizes["adapter"]).requires_grad_(False)
+                self.teacher = UNet2DConditionModel.from_config(sizes["unet"])
+                self.teacher.requires_grad_(False)
+            else:
+                self.adapter = FeatureAdapter(
+                    self.vision.width, config.decoder.adapter_hidden,
+                    self.unet.config.cross_attention_dim, config.decoder.condition_length,
+                )  # fmt: skip
 
 
-def _count(function):
-    counter = FlopCounterMode(display=False)
-    with counter:
-        result = function()
-    return result, counter.get_total_flops()
+def _base_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str]:
+    """Configs by the name of the part, and where they are from."""
+    folder = Path(settings.base)
+    if folder.is_dir():
+        check_parts(folder)
+        return _sizes(folder, "unet", "vae"), f"sizes of decoder.base, {folder}"
+    sizes = public_sizes("decoder.base", settings.base)
+    return sizes, f"decoder.base, {folder}, is not there: public sizes of {folder.name}"
+
+
+def _teacher_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str]:
+    folder = check_folder(settings.teacher, "decoder.teacher")
+    check_decoder(folder)
+    return _sizes(folder, "unet", "vae", "adapter"), f"sizes of decoder.teacher, {folder}"
+
+
+def _sizes(folder: Path, *names: str) -> dict[str, dict]:
+    return {name: read_json(folder / name / "config.json") for name in names}
 
 
 def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
-    """The plan of a decoder run on `world_size` GPUs with whole copies of the weights, in text.
-
-    `check_plan` comes before.
-    """
-    pictures = config.decoder.batch_size // world_size
+    """The plan of a decoder run on `world_size` GPUs, in text. `check_plan` comes before."""
+    if config.decoder.kind == "rae":
+        raise UserError(
+            "decoder.kind: a plan for other GPUs needs diffusion, got rae; leave --world-size out"
+        )
+    training, pictures = config.training, config.decoder.batch_size // world_size
     model = DecoderOutline(config)
-    parts = model.flops(config.decoder.condition_dropout)
-    states = state_bytes(units(model), config.training)
+    if training.lora_rank:
+        add_adapters(model.unet, config, UNET_LAYERS)
+    parts = diffusion_flops(config, model.unet, model.adapter, model.vae, model.vision)
+    if config.data.features:
+        del model.vision
+    if config.decoder.latents:
+        del model.vae
+    replicas, sharing = mesh_shape(world_size, config.parallel.shard)
+    parameters = describe_parameters(model, config.stage)
+    with fake_processes(world_size):
+        if sharing > 1:
+            trained = trained_children(model)
+            frozen = [part for part in model.children() if part not in trained]
+            mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
+            shard_parts(model, unet_blocks(model.unet), frozen, mesh=mesh)
+        found = units(model)
+    head = (
+        f"plan of stage {config.stage} on {world_size} x {gpu.name}: {replicas} copies of the "
+        f"weights, each shared by {sharing}"
+    )
+    at_once = pictures // config.decoder.accumulate
+    states = state_bytes(found, training)
+    states |= working_bytes(found, training, config.decoder.accumulate)
     total = sum(part.total for part in parts.values())
+    if training.activation_checkpointing == "full":  # its forward is computed again
+        total += parts[UNET].forward
     rate = TERA * gpu.teraflops[config.training.precision] * ASSUMED.encoder / total
     flops = [f"teraflops of a picture{'':<2}{'forward':>12}{'backward':>12}"]
     flops += [
@@ -97,11 +115,12 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     memory += [f"  {name:<36}{size / GIBI:>10.3f}" for name, size in states.items()]
     return "\n\n".join([
         "\n".join([
-            f"plan of stage decoder on {world_size} x {gpu.name}, {pictures} pictures on each",
+            head,
+            f"  {pictures} pictures on each, {at_once} at a time",
             "  a prediction: nothing here was measured, nothing is trained or written",
             *(f"  {source}" for source in model.sources),
         ]),
-        describe_parameters(model, config.stage),
+        parameters,
         "\n".join(flops),
         "\n".join(memory),
         f"predicted at most {rate:.1f} pictures/s/GPU, {pictures / rate:.2f} s a step: "

@@ -76,7 +76,7 @@ def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     """The plan of a run of any stage on `world_size` GPUs, in text. Raises `UserError` for a
     configuration that could not run on so many."""
     check_plan(config, world_size)
-    if config.stage == "decoder":
+    if config.trains_decoder:
         from metamorph.planning.decoder import plan_decoder  # diffusers takes seconds
 
         return plan_decoder(config, world_size, gpu)

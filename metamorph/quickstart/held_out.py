@@ -1,8 +1,7 @@
 """How well a toy model answers and draws combinations that its training never showed."""
 
-import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,14 +14,16 @@ from metamorph.data.conversation import USER, Turn
 from metamorph.data.images import opened
 from metamorph.data.packing import TargetCounts, pack_row
 from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, caption, is_held_out
-from metamorph.data.toy.tasks import QUESTIONS, Task, make_task
+from metamorph.data.toy.tasks import QUESTIONS, Task
+from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.evaluation.toy_tasks import caption_tasks, tasks_of
 from metamorph.generation.assistant import Assistant
-from metamorph.quickstart.checker import ATTRIBUTES, score
+from metamorph.generation.messages import Message, question
+from metamorph.generation.settings import AnswerSettings
 from metamorph.tokens import IMAGE_PLACEHOLDER
 from metamorph.training.batch import Batch
 from metamorph.training.language_stage import batch_losses
 
-SEED = 12345  # of the held-out tasks; training uses other ones
 BATCH = 50
 
 
@@ -74,14 +75,6 @@ class Drawing:
     right: dict[str, bool]  # per attribute
 
 
-def tasks_of(
-    kind: str, count: int, split: str = "held_out", wanted: Callable[[Task], bool] = bool
-) -> list[Task]:
-    """The first tasks of one kind of the toy world that are wanted."""
-    endless = (make_task(SEED, index, split, {kind: 1.0}) for index in itertools.count())
-    return list(itertools.islice(filter(wanted, endless), count))
-
-
 def drawing_tasks(asked: str, count: int, split: str = "held_out") -> list[Task]:
     """Tasks of one of the kinds in `JUDGED`, each answered by one picture.
 
@@ -89,7 +82,7 @@ def drawing_tasks(asked: str, count: int, split: str = "held_out") -> list[Task]
     """
     match asked:
         case "captions":
-            return tasks_of("draw", count, split, lambda task: task.scene.count == 1)
+            return caption_tasks(count, split)
         case "counts":
             return tasks_of("draw", count, split, lambda task: task.scene.count > 1)
         case "edits":
@@ -139,13 +132,13 @@ def describe_split() -> str:
     )
 
 
-def _prompts(tasks: list[Task]) -> list[tuple[str, tuple[Image.Image, ...]]]:
-    prompts = []
+def _conversations(tasks: list[Task]) -> list[list[Message]]:
+    conversations = []
     for task in tasks:
         text = task.sample.turns[0].text
         images = task.sample.images[: text.count(IMAGE_PLACEHOLDER)]
-        prompts.append((text, tuple(map(opened, images))))
-    return prompts
+        conversations.append([question(text, *map(opened, images))])
+    return conversations
 
 
 def _batches(tasks: list[Task]) -> Iterator[list[Task]]:
@@ -157,7 +150,7 @@ def _batches(tasks: list[Task]) -> Iterator[list[Task]]:
 def answer_questions(chat: Assistant, tasks: list[Task]) -> list[Answer]:
     answers = []
     for part in _batches(tasks):
-        replies = chat.reply(_prompts(part), max_new_tokens=32)
+        replies = chat.generate(_conversations(part), AnswerSettings(32, drawing=None))
         answers += [Answer(task, reply.text) for task, reply in zip(part, replies, strict=True)]
     return answers
 
@@ -168,7 +161,7 @@ def draw_scenes(
     """What the model draws, each from a seed of its own, and which attributes are right."""
     drawings = []
     for part in _batches(tasks):
-        replies = chat.reply(_prompts(part), max_new_tokens=64)
+        replies = chat.generate(_conversations(part), AnswerSettings(64, drawing=None))
         features = [reply.features[:1] for reply in replies]
         seeds = range(len(drawings), len(drawings) + len(part))
         pictures = chat.draw_batch(features, seeds=seeds)

@@ -12,8 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
+from metamorph.evaluation.checker import CHANCE
 from metamorph.monitor.metrics_file import read_metrics
-from metamorph.quickstart.checker import CHANCE
 
 FIRST_QUESTIONS = 16  # shown at once; the others are folded
 ENLARGEMENT = 2  # of the pictures in the table
@@ -73,7 +73,7 @@ CHARTS = (
         ),
         top=1.0,
     ),
-    Chart("Noise prediction error", (Line("noise_error", "noise error", MODEL),)),
+    Chart("Denoising loss", (Line("denoising_loss", "denoising loss", MODEL),)),
 )
 
 

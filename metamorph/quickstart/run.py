@@ -1,38 +1,34 @@
 """The whole job at toy size, in front of the user: train, answer, draw, report."""
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import nn
 
-import metamorph
 from metamorph import lock
-from metamorph.config.keys import Stage
 from metamorph.config.reading import load_config
 from metamorph.config.shipped import configs_folder
 from metamorph.data.images import opened
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
 from metamorph.disk import remove
 from metamorph.errors import UserError
+from metamorph.evaluation.checker import CHANCE
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.report import versions
 from metamorph.generation.assistant import Assistant
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig
 from metamorph.quickstart import held_out
-from metamorph.quickstart.checker import CHANCE
 from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
-STAGES = get_args(Stage)
+STAGES = ("language", "align", "instruct", "decoder")
 QUESTIONS, SHOWN = 300, 12
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
 DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
@@ -96,15 +92,6 @@ def stage_config(stage: str, folder: Path):
         before = {"align": "language", "instruct": "align"}[stage]
         overrides["model.folder"] = str(folder / "stages" / before / "model")
     return load_config(configs_folder() / "toy" / f"{stage}.yaml", overrides)
-
-
-def versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
-    return {
-        "python": platform.python_version(),
-        "metamorph": metamorph.__version__,
-        **{name: version(name) for name in packages},
-    }
 
 
 def evaluate(

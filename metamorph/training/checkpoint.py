@@ -4,7 +4,7 @@ A checkpoint is written in the background under a temporary name, by all process
 complete. A folder counts as one only by its exact name; other names beside it are left alone.
 Without its marker, which is written last, it is damaged. Any number of processes can resume it.
 
-.metadata, *.distcp   trained parameters and optimizer, as torch.distributed.checkpoint writes them
+.metadata, *.distcp   weights, optimizer and averages, as torch.distributed.checkpoint writes them
 state.json            what else the run must know
 complete.json         the marker: the step, the size of every file and the SHA-256 of its pieces
 """
@@ -12,14 +12,15 @@ complete.json         the marker: the step, the size of every file and the SHA-2
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metamorph import disk
 from metamorph.errors import UserError
@@ -32,9 +33,12 @@ from metamorph.training.checkpoint_tensors import (
     optimizer_numbers,
     random_states,
     set_random_states,
+    told_by_torch,
     trained_tensors,
 )
 
+Tensors = Mapping[str, Tensor]
+NONE: Tensors = {}
 MARKER, STATE, METADATA, BEST = "complete.json", "state.json", ".metadata", "best"
 # A run of one process is no mistake, whatever torch thinks of it at every checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -85,17 +89,17 @@ class Checkpoints:
         wait_for_all()
 
     def save(
-        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+        self, step: int, module: nn.Module, optimizer: Optimizer, state: dict, kept: Tensors = NONE
     ) -> None:
         """Copies what is to be saved to host memory and returns while it is written.
 
         `module`: its parameters that are trained are saved. `state`: JSON-able, the same in
         every process; it comes back as is. The `step` of its `best`, if any, is that of the best
-        checkpoint so far. Raises what went wrong with the one before.
+        checkpoint so far. `kept`: further tensors. Raises what went wrong with the one before.
         """
         self.wait()
         temporary = self.parent / f".{checkpoint_name(step)}.incomplete"
-        tensors = trained_tensors(module, optimizer) | random_states()
+        tensors = trained_tensors(module, optimizer) | dict(kept) | random_states()
         text = json.dumps({"step": step, **optimizer_numbers(optimizer), **state}, indent=1)
         writer = HashingWriter(temporary)
         # pyrefly: ignore[bad-assignment]  anything else than a Future has to be asked for
@@ -124,7 +128,7 @@ class Checkpoints:
             else:
                 if is_first():  # it may be what fills the disk
                     shutil.rmtree(temporary, ignore_errors=True)
-                published.set_exception(_told_by_torch(failure))
+                published.set_exception(told_by_torch(failure))
 
         written.add_done_callback(publish)
 
@@ -191,13 +195,6 @@ class Checkpoints:
         self.wait()
 
 
-def _told_by_torch(error: BaseException) -> BaseException:
-    """What happened in the first process that failed, where torch has wrapped it."""
-    if isinstance(error, dcp.CheckpointException):
-        return next(iter(error.failures.values()))[0]
-    return error
-
-
 def _make_way(path: Path) -> None:
     """Frees a checkpoint's name: of a folder that has no marker or is of a run done again, or of
     what was never a checkpoint, which is kept beside it."""
@@ -218,9 +215,11 @@ def read_state(path: Path) -> dict:
     return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Restores parameters, optimizer and random numbers in place; returns the saved `state`
-    with `step`. Every process reads its own part; all call this.
+def load_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer, kept: Tensors = NONE
+) -> dict:
+    """Restores parameters, optimizer, what was `kept` and random numbers in place; returns the
+    saved `state` with `step`. Every process reads its own part; all call this.
 
     Raises `UserError` if the checkpoint is damaged, or belongs to a model of another shape or
     another stage; parameters and optimizer are then as before.
@@ -236,14 +235,14 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     check_fits(path, saved, module)
     init_optimizer(optimizer)
-    tensors = trained_tensors(module, optimizer) | random_states(saved)
+    tensors = trained_tensors(module, optimizer) | dict(kept) | random_states(saved)
     differing = sorted(key for key in tensors if key not in saved)
     if differing:
         raise UserError(f"checkpoint {path} does not fit: it does not hold {differing[0]}")
     try:
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as error:
-        raise _damaged(path, str(_told_by_torch(error))) from error
+        raise _damaged(path, str(told_by_torch(error))) from error
     set_random_states(tensors)
     for group, step in zip(optimizer.param_groups, state["optimizer_steps"], strict=True):
         if step is not None:

@@ -1,7 +1,8 @@
-"""What a checkpoint holds as tensors: trained parameters, optimizer, random numbers.
+"""What a checkpoint holds as tensors: trained parameters, optimizer, averages, random numbers.
 
 model.NAME             a trained parameter
 optimizer.NAME.KEY     what the optimizer knows of it
+average.NAME           its moving average, where a run keeps one
 random.DEVICE.RANK     the state of a process's generator, uint8
 """
 
@@ -12,7 +13,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    FileSystemReader,
+    FileSystemWriter,
+    Metadata,
+)
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from metamorph.disk import PieceHashes
@@ -110,6 +116,13 @@ class SafeReader(FileSystemReader):
             return MetadataUnpickler(file).load()
 
 
+def told_by_torch(error: BaseException) -> BaseException:
+    """What happened in the first process that failed, where torch has wrapped it."""
+    if isinstance(error, CheckpointException):
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
 def trained_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Trained parameters and the optimizer's tensors by name: themselves, to be loaded into."""
     tensors = {}
@@ -126,15 +139,16 @@ def trained_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def init_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Lets an optimizer that has not stepped yet make its state, to be loaded into: a step of a
-    rate and gradients of 0, which moves nothing."""
+    """Lets an optimizer that has not stepped yet make its state for what is trained, to be loaded
+    into: a step of a rate and gradients of 0, which moves nothing."""
     if optimizer.state:
         return
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     set_rate(optimizer, 0.0)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -1,149 +1,231 @@
 """Teaches a pretrained latent-diffusion UNet to follow visual features instead of text.
 
-Adapter and UNet are trained together on the noise-prediction error, with most conditions dropped
-(paper appendix A.2); encoder and VAE stay frozen. No text is needed.
+Adapter and UNet are trained together on the error of what the UNet predicts, with most conditions
+dropped (paper appendix A.2); encoder and VAE stay frozen. No text is needed.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from metamorph.config import DecoderConfig, RunConfig
-from metamorph.data.features import identity
 from metamorph.data.opening import open_source
-from metamorph.data.pictures import PictureLanes
+from metamorph.data.pictures import PictureLanes, Pictures, PictureStream
 from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import load_base
-from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
 from metamorph.errors import within
 from metamorph.folders import check_folder
 from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_encoder
 from metamorph.model.precision import autocast
+from metamorph.monitor.redrawn_sheet import RedrawnSheet
 from metamorph.monitor.telemetry import PictureTelemetry
-from metamorph.pixels import as_shown
 from metamorph.processes import add_up, gather, is_first, merged, rank, world_size
+from metamorph.training.decoders.latents import LatentTrainer
+from metamorph.training.decoders.one_pass import OnePassTrainer
+from metamorph.training.decoders.student import DistillTrainer
+from metamorph.training.diffusion_objective import DiffusionObjective, training_schedule
+from metamorph.training.draws import Draws
+from metamorph.training.lora import plain
+from metamorph.training.moving_average import MovingAverage
+from metamorph.training.optimizer import make_optimizer
+from metamorph.training.parallel import place_trainer, placed_anew, reduce_gradients
+from metamorph.training.picture_batch import PictureBatch
+from metamorph_kernels import send
 
 
-class DecoderTrainer(nn.Module):
-    """Frozen encoder and VAE, trained UNet and adapter, and their loss."""
+class DecoderTrainer(LatentTrainer):
+    """Trained UNet and adapter, and their loss."""
 
     def __init__(self, config: RunConfig):
-        super().__init__()
         base = check_folder(config.decoder.base, "decoder.base")
-        self.vision = open_encoder(config.model)
+        vision = open_encoder(config.model)
         with within("decoder.base"):
-            self.vae, self.unet, self.noise_scheduler = load_base(base)
-        self.vae.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.unet.train().to(memory_format=torch.channels_last)  # convolutions run faster so
+            vae, unet, schedule = load_base(base)
+        super().__init__(config, vision, vae, unet)
+        decoder = config.decoder
+        self.noise_scheduler = training_schedule(
+            schedule, decoder.prediction, decoder.zero_terminal_snr
+        )
+        self.objective = DiffusionObjective(
+            self.noise_scheduler, decoder.min_snr_gamma, decoder.noise_offset
+        )
         torch.manual_seed(config.seed)  # the adapter starts from scratch
         self.adapter = FeatureAdapter(
-            self.vision.width,
-            config.decoder.adapter_hidden,
+            self.feature_width,
+            decoder.adapter_hidden,
             self.unet.config.cross_attention_dim,
-            config.decoder.condition_length,
+            decoder.condition_length,
         )
-        self.dropout = config.decoder.condition_dropout
+        self.dropout = decoder.condition_dropout
+        self.make_ready(config, vision, vae)
 
-    @torch.no_grad()
-    def latents(self, pictures: list[Image.Image], draw: Callable[..., Tensor]) -> Tensor:
-        """Scaled samples [B, 4, h, w] of the VAE's posterior; `draw` gives normal numbers."""
-        side = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-        shown = [as_shown(picture) for picture in pictures]
-        pixels = VaeImageProcessor().preprocess(shown, height=side, width=side)
-        posterior = self.vae.encode(pixels.to(self.vae.device)).latent_dist
-        noise = draw(torch.randn, posterior.mean.shape).to(posterior.mean)
-        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
-
-    def conditions(self, pictures: list[Image.Image], kept: Tensor) -> Tensor:
+    def conditions(self, batch: PictureBatch, kept: Tensor) -> Tensor:
         """[B, length, E], zero where dropped; only kept pictures are encoded."""
-        indices = kept.nonzero().flatten()
-        pixels = self.vision.preprocess([pictures[i] for i in indices])
-        adapted = self.adapter(self.vision(pixels.to(self.unet.device)))
-        empty = adapted.new_zeros(len(pictures), *adapted.shape[1:])
-        return empty.index_copy(0, indices.to(adapted.device), adapted)
+        indices = send(kept.nonzero().flatten(), batch.device)  # `kept` is the host's
+        adapted = self.adapter(batch.visual_features(self.vision, indices))
+        empty = adapted.new_zeros(len(batch), *adapted.shape[1:])
+        return empty.index_copy(0, indices, adapted)
 
-    def forward(
-        self,
-        pictures: list[Image.Image],
-        generator: torch.Generator,
-        batch_size: int,
-        own: slice = slice(None),
-    ) -> Tensor:
-        """Mean squared error of the predicted noise, at uniformly drawn timesteps.
+    def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of `DiffusionObjective`, a mean over the batch; and the same as
+        `denoising_loss`, what to log of it."""
+        kept = draw(torch.rand, (len(batch),)) >= self.dropout
+        noised = self.objective.noised(self.latents(batch, draw), draw)
+        conditions = self.conditions(batch, kept)
+        predicted = self.unet(noised.latents, noised.timesteps, conditions).sample
+        loss = self.objective.loss(predicted, noised)
+        return loss, {"denoising_loss": loss.detach()}
 
-        Random numbers are drawn for a whole batch, of which `pictures` are the `own` ones: who
-        computes a picture does not change what is drawn for it.
-        """
+    def decoder(self, config: DecoderConfig) -> VisualDecoder | None:
+        """In the first process, with the weights as they are: what draws as `config` says by
+        default. All processes call this."""
+        unet, adapter = plain(self.unet), plain(self.adapter)
+        if unet is None or adapter is None:
+            return None
+        with within("decoder.base"):
+            vae = self.saved_vae(Path(config.base))
+        return VisualDecoder(
+            vae, unet, sampler(config.sampler, self.noise_scheduler.config), adapter,
+            config.guidance_scale, config.sampling_steps, self.tokens_per_image, self.encoder,
+        )  # fmt: skip
 
-        def draw(distribution: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
-            return distribution((batch_size, *shape[1:]), generator=generator)[own]
 
-        count = (len(pictures),)
-        kept = draw(torch.rand, count) >= self.dropout
-        clean = self.latents(pictures, draw)
-        noise = draw(torch.randn, clean.shape).to(clean)
-        last = self.noise_scheduler.config.num_train_timesteps
-        timesteps = draw(partial(torch.randint, last), count).to(clean.device)
-        noisy = self.noise_scheduler.add_noise(clean, noise, timesteps)
-        predicted = self.unet(noisy, timesteps, self.conditions(pictures, kept)).sample
-        return F.mse_loss(predicted.float(), noise)
+def open_trainer(config: RunConfig) -> DecoderTrainer | OnePassTrainer | DistillTrainer:
+    """The trainer of the stage, and the kind of decoder, that `config` names, on the CPU.
+
+    A trainer is called with a `PictureBatch` and the random numbers for it. It returns their mean
+    loss, and what to log: means over them, too. Its `encoder_square` and `square` say how encoder
+    and decoder take a picture, its `feature_cache` and `latent_cache` what of that is on disk, its
+    `flops` what of a picture costs how much.
+    """
+    if config.stage == "distill":
+        return DistillTrainer(config)
+    return OnePassTrainer(config) if config.decoder.kind == "rae" else DecoderTrainer(config)
 
 
 class DecoderStage:
-    """Trainer, pictures and optimizer of the decoder stage, a `metamorph.training.loop.Stage`.
+    """Trainer, pictures and optimizer of the stages decoder and distill, each a
+    `metamorph.training.stage.Stage`.
 
-    All randomness of a step comes from (seed, step). Each process holds a whole copy and computes
-    its share of the pictures.
+    All randomness of a step comes from (seed, step). Each process computes its share of the
+    pictures, and holds a whole copy or a part of it.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, source: Source | None = None):
         self.config = config
-        self.module = self.step_loss = DecoderTrainer(config).to(device)
-        if torch.distributed.is_initialized():
-            self.step_loss = DistributedDataParallel(self.module, broadcast_buffers=False)
-        training = config.training
-        self.optimizer = torch.optim.AdamW(
-            [*self.module.unet.parameters(), *self.module.adapter.parameters()],
-            lr=training.learning_rate,
-            betas=(training.beta1, training.beta2),
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+        self.device = device
+        self.module = open_trainer(config)
+        self.step_loss = place_trainer(self.module, self.module.blocks(), config, device)
+        self.optimizer = make_optimizer(self.module, config)
+        self.beside_adapter = [
+            parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad and not name.startswith("adapter.")
+        ]
+        self.average = MovingAverage(self.module, config.decoder.ema_decay)
+        self.adapter_alone = False
+        self.begin(1)
+        self.average.follow()
         if source is None:
             source = open_source(config.data, config.seed, words=False)
-        self.lanes = PictureLanes(source, config.decoder.batch_size, rank(), world_size())
-        self.telemetry = PictureTelemetry()
+        pictures = Pictures(
+            source,
+            self.module.encoder_square,
+            self.module.square,
+            self.module.feature_cache,
+            self.module.latent_cache,
+        )
+        self.lanes = PictureLanes(
+            pictures, config.decoder.batch_size, rank(), world_size(), config.data.workers
+        )
+        self.telemetry = PictureTelemetry(self.module.flops, config.training.precision, device)
+        self.sheet = None
+        if config.monitor.samples_every and is_first():
+            self.sheet = self._open_sheet(replace(pictures, latents=None))
+
+    @torch.no_grad()
+    def _open_sheet(self, pictures: Pictures) -> RedrawnSheet:
+        """Of the first pictures of the data."""
+        stream = PictureStream(pictures.sample, len(pictures))
+        shown = [next(stream) for _ in range(self.config.monitor.samples)]
+        batch = PictureBatch.of(shown).to(self.device)
+        every = torch.arange(len(batch), device=self.device)
+        features = batch.visual_features(self.module.vision, every)
+        originals = [Image.fromarray(one.pixels) for one in shown if one.pixels is not None]
+        return RedrawnSheet(originals, features)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return self.average.tensors()
+
+    def begin(self, number: int) -> None:
+        """The first `decoder.adapter_steps` steps train the adapter alone. Called by all."""
+        alone = number <= self.config.decoder.adapter_steps
+        if alone == self.adapter_alone:
+            return
+        self.adapter_alone = alone
+        for parameter in self.beside_adapter:
+            parameter.requires_grad_(not alone)
+        self.step_loss = placed_anew(self.step_loss)
+        self.average.follow()
+
+    def stepped(self, number: int, bad: Tensor) -> None:
+        self.average.update(number, bad)
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
-        """Gradients of an optimizer step, and its `noise_error`, the mean over all processes."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        pictures = self.lanes.next_pictures()
-        batch_size = self.config.decoder.batch_size
-        with autocast(self.config.training.precision, self.module.unet.device):
-            loss = self.step_loss(pictures, generator, batch_size, self.lanes.own)
-        loss.backward()
-        return {"noise_error": add_up(loss.detach() / world_size())}
+        """Gradients of an optimizer step, and what to log of it, means over all processes."""
+        started = time.perf_counter()
+        pictures, lanes = self.lanes.next_pictures(), list(self.lanes.streams)
+        self.telemetry.step_done(len(pictures), wait=time.perf_counter() - started)
+        parts = self.config.decoder.accumulate
+        found: list[dict[str, Tensor]] = []
+        for part in range(parts):
+            draw = Draws(self.config.seed, step, lanes[part::parts])
+            batch = PictureBatch.of(pictures[part::parts]).to(self.device)
+            reduce_gradients(self.step_loss, now=part == parts - 1)
+            with autocast(self.config.training.precision, self.device):
+                loss, losses = self.step_loss(batch, draw)
+            (loss / parts).backward()
+            found.append(losses)
+        means = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+        return {name: add_up(mean / world_size()) for name, mean in means.items()}
 
     def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """What to log of the last step: its losses."""
-        self.telemetry.meter.add(images=len(self.lanes.streams))
         return losses
 
     def validate(self) -> dict[str, float]:
         """Nothing: this stage does not use `data.validation`."""
         return {}
 
-    def draw_samples(self) -> None:
-        """Nothing: a decoder draws what a language model says. `rules` refuse to ask for it."""
+    @torch.no_grad()
+    def draw_samples(self) -> Image.Image | None:
+        """A sheet of pictures redrawn from their own features, in the first process, as what is
+        saved would draw them. All processes call this."""
+        with self.average.in_place():
+            return self._sheet()
+
+    def _sheet(self) -> Image.Image | None:
+        decoder = self.module.decoder(self.config.decoder)
+        if decoder is None or self.sheet is None:
+            return None
+        parts = [part for part in decoder.components.values() if isinstance(part, nn.Module)]
+        modes = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        with self.telemetry.meter.paused(), autocast(self.config.training.precision, self.device):
+            sheet = self.sheet.draw(decoder)
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
+        return sheet
 
     def last_samples(self) -> list[str]:
         return self.lanes.last_samples()
@@ -163,22 +245,16 @@ class DecoderStage:
 
     def save(self, folder: Path) -> Path:
         """Writes `folder/decoder`, in diffusers' layout. All processes call this."""
-        if is_first():
-            save_pipeline(self.module, folder / "decoder", self.config.decoder)
+        with self.average.in_place():
+            decoder = self.module.decoder(self.config.decoder)
+            if decoder is not None:
+                for part in decoder.components.values():
+                    if isinstance(part, nn.Module):  # safetensors stores no other layout
+                        # pyrefly: ignore[no-matching-overload]  its stub lacks a format alone
+                        part.to(memory_format=torch.contiguous_format)
+                decoder.save_pretrained(folder / "decoder")
         return folder / "decoder"
 
     def close(self) -> None:
-        """Nothing: no process prepares pictures."""
-
-
-def save_pipeline(trained: DecoderTrainer, folder: Path, config: DecoderConfig) -> None:
-    """Writes a `VisualDecoder` that draws as `config` says by default."""
-    # Contiguous, for safetensors stores no other layout.
-    # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
-    parts = trained.to(memory_format=torch.contiguous_format)
-    pipeline = VisualDecoder(
-        parts.vae, parts.unet, dpm_solver(parts.noise_scheduler), parts.adapter,
-        config.guidance_scale, config.sampling_steps,
-        parts.vision.tokens_per_image, identity(parts.vision),
-    )  # fmt: skip
-    pipeline.save_pretrained(folder)
+        """Ends the processes that prepare pictures."""
+        self.lanes.close()

@@ -30,7 +30,12 @@ from metamorph.monitor.sample_sheet import SampleSheet
 from metamorph.monitor.telemetry import LanguageTelemetry
 from metamorph.processes import add_up, gather, merged, rank, world_size
 from metamorph.training.batch import Batch
-from metamorph.training.lora import add_adapters, merge_adapters, save_adapters
+from metamorph.training.lora import (
+    LANGUAGE_LAYERS,
+    add_adapters,
+    merge_adapters,
+    save_adapters,
+)
 from metamorph.training.loss import Losses, Validation, vpit_losses
 from metamorph.training.optimizer import make_optimizer, samples_to_use
 from metamorph.training.parallel import place, reduce_gradients, save_model, whole_copy
@@ -65,7 +70,7 @@ class StepLosses(nn.Module):
 
 
 class LanguageStage:
-    """Model, data and optimizer of one of the three stages, a `metamorph.training.loop.Stage`."""
+    """Model, data and optimizer of one of the three stages, a `metamorph.training.stage.Stage`."""
 
     def __init__(self, config: RunConfig, device: torch.device, source: Source | None = None):
         self.config, self.device = config, device
@@ -75,7 +80,7 @@ class LanguageStage:
         vision, tokens_per_image = model.encoder, model.config.tokens_per_image
         choose_trainable(model, config.stage)
         if training.lora_rank:
-            add_adapters(model, config)
+            add_adapters(model.language, config, LANGUAGE_LAYERS)
         self.float8 = None
         if training.precision == "fp8":
             self.float8 = convert_to_float8(model, training.fp8_backend, device)
@@ -108,6 +113,17 @@ class LanguageStage:
         self.sheet = None
         if config.monitor.samples_every:
             self.sheet = SampleSheet(config, self.lanes.source, model, self.tokenizer)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def begin(self, number: int) -> None:
+        """Nothing: every step trains the same."""
+
+    def stepped(self, number: int, bad: Tensor) -> None:
+        """Nothing: the weights themselves are saved."""
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of an optimizer step, and its `text_loss` and `visual_loss` (1 - cosine), means
@@ -191,7 +207,7 @@ class LanguageStage:
         """Writes `folder/model`, with LoRA also `folder/adapter`. All processes call this."""
         if self.config.training.lora_rank:
             save_adapters(self.module, folder / "adapter", self.config)
-            merge_adapters(self.module)
+            merge_adapters(self.module.language)
         save_model(self.module, folder / "model", self.tokenizer)
         return folder / "model"
 

@@ -5,19 +5,15 @@ besides weights (means, log lines, checkpoints, drawings) is in `Run`.
 """
 
 import math
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from metamorph.config import RunConfig
 from metamorph.config.reading import flat
-from metamorph.data.lanes import OwnLanes
 from metamorph.data.skips import check_skip_limit
 from metamorph.data.sources import Source
 from metamorph.devices import resolve_device
@@ -26,7 +22,6 @@ from metamorph.monitor.bad_steps import BadSteps
 from metamorph.monitor.means import Means
 from metamorph.monitor.profiler import profiled
 from metamorph.monitor.reports import Reports
-from metamorph.monitor.telemetry import Telemetry
 from metamorph.processes import (
     check_processes,
     gather,
@@ -36,7 +31,7 @@ from metamorph.processes import (
     wait_for_all,
 )
 from metamorph.signals import StopSignal
-from metamorph.training.checkpoint import Checkpoints, load_checkpoint
+from metamorph.training.checkpoint import Checkpoints, load_checkpoint, read_state
 from metamorph.training.checkpoint_tensors import set_rate
 from metamorph.training.optimizer import (
     Progress,
@@ -53,54 +48,7 @@ from metamorph.training.run_folder import (
     later_if_full,
     locked_run_folder,
 )
-
-
-class Stage(Protocol):
-    """What differs between stages. Parameters of `module` that require gradients are trained.
-
-    All processes of a run call all methods alike; the first one writes.
-    """
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer: ...
-
-    @property
-    def telemetry(self) -> Telemetry: ...
-
-    @property
-    def lanes(self) -> OwnLanes: ...
-
-    def forward_backward(self, step: int) -> dict[str, Tensor]:
-        """Adds the gradients of optimizer step `step`, counted from 0; returns its losses, on the
-        device."""
-
-    def observe(self, losses: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """What to log of the last step, which had these losses, on the device."""
-
-    def validate(self) -> dict[str, float]:
-        """Means over `data.validation`, `validation_loss` among them; none without that key."""
-
-    def draw_samples(self) -> Image.Image | None:
-        """A sheet of drawings in the first process, where `monitor.samples_every` asks for it."""
-
-    def last_samples(self) -> list[str]:
-        """Ids of this process's samples of the last step, to name them if it was not finite."""
-
-    def state_dict(self) -> dict:
-        """JSON-able state besides weights and optimizer, the same in every process."""
-
-    def load_state_dict(self, state: dict) -> None: ...
-
-    def describe_plan(self) -> list[str]:
-        """What training would do, in paragraphs, for a dry run."""
-
-    def save(self, folder: Path) -> Path:
-        """Writes the trained model to the run folder; returns where."""
-
-    def close(self) -> None: ...
+from metamorph.training.stage import Stage
 
 
 def train(config: RunConfig, source: Source | None = None) -> Path:
@@ -118,6 +66,7 @@ def train(config: RunConfig, source: Source | None = None) -> Path:
     full or another process has died.
     """
     check_processes()
+    config = replace(config)  # what was not said in sections that were put in later is chosen
     device = resolve_device(config.device)
     with process_group(device):
         check_same_config(config)
@@ -144,14 +93,14 @@ def save_best(config: RunConfig, device: torch.device, source: Source | None, be
     """Writes the model of a checkpoint to `output/best`, which no signal stops: the run is over.
     All processes call this."""
     with StopSignal(), closing(open_stage(config, device, source)) as stage:
-        load_checkpoint(best, stage.module, stage.optimizer)
+        load_checkpoint(best, stage.module, stage.optimizer, stage.kept)
         stage.save(Path(config.output) / "best")
         wait_for_all()
 
 
 def open_stage(config: RunConfig, device: torch.device, source: Source | None = None) -> Stage:
     """The stage that `config.stage` names, with its model and data. `check_rules` comes before."""
-    if config.stage == "decoder":
+    if config.trains_decoder:
         from metamorph.training.decoder_stage import DecoderStage  # diffusers takes seconds
 
         return DecoderStage(config, device, source)
@@ -164,6 +113,7 @@ def run_steps(run: "Run", stage: Stage) -> None:
     """Every step that is left. One whose loss or gradient is not finite changes nothing."""
     training, progress = run.config.training, run.progress
     while not progress.is_over:
+        stage.begin(progress.step + 1)
         losses = stage.forward_backward(progress.step)
         progress.advance(stage.lanes.used())
         rate = learning_rate(progress, training)
@@ -171,6 +121,7 @@ def run_steps(run: "Run", stage: Stage) -> None:
         norms = clip_gradients(stage.module, training.gradient_clip)
         bad = not_finite(losses, norms)
         step_unless(bad, stage.optimizer)
+        stage.stepped(progress.step, bad)
         stage.optimizer.zero_grad()  # to None; apex's FusedAdam takes no argument here
         run.record(rate, losses, norms, bad)
 
@@ -191,7 +142,8 @@ class Run:
         self.best: dict[str, float] = {}  # `step` and `validation_loss`, of the lowest loss so far
         self.progress = Progress.of(config.training, len(stage.lanes.source))
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint, stage.module, stage.optimizer)
+            stage.begin(read_state(checkpoint)["step"])
+            state = load_checkpoint(checkpoint, stage.module, stage.optimizer, stage.kept)
             stage.load_state_dict(state["stage"])
             self.progress.advance(stage.lanes.used(), state["step"])
             self.means.load_state_dict(state["means"])
@@ -311,7 +263,8 @@ class Run:
             "bad_steps": self.bad_steps.state_dict(),
             "best": self.best,
         }
-        self.checkpoints.save(step, self.stage.module, self.stage.optimizer, state)
+        stage = self.stage
+        self.checkpoints.save(step, stage.module, stage.optimizer, state, stage.kept)
 
     def settle(self) -> None:
         """Waits until the checkpoint before is written. Raises what went wrong with it."""

@@ -63,14 +63,18 @@ class Progress:
 
 
 def learning_rate(progress: Progress, training: TrainingConfig) -> float:
-    """Rate of the step that `progress` is at the end of: linear warm-up, then a cosine to zero
-    (paper appendix A)."""
+    """Rate of the step that `progress` is at the end of: warm-up to the peak, then down to zero, as
+    `training.schedule` says (paper appendix A)."""
     total, peak = progress.total, training.learning_rate
-    warmup = math.ceil(total * training.warmup_ratio)
+    warmup = training.warmup_steps or math.ceil(total * training.warmup_ratio)
+    logarithmic = training.schedule == "logarithmic"
     if progress.before < warmup:
-        return min(peak * progress.done / warmup, peak)
+        share = min(progress.done / warmup, 1.0)
+        if logarithmic:  # of steps, whatever the run counts
+            share = math.log1p(progress.step) / math.log1p(progress.step / share)
+        return peak * share
     share = (progress.before - warmup) / max(total - warmup, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * share))
+    return peak * (1 - share if logarithmic else 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def rate_factors(training: TrainingConfig) -> dict[str, float]:
@@ -105,7 +109,7 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimize
         for params, decay in ((decayed, training.weight_decay), (plain, 0.0)):
             if params:
                 groups.append(
-                    {"params": params, "weight_decay": decay, "rate_factor": factors[part]}
+                    {"params": params, "weight_decay": decay, "rate_factor": factors.get(part, 1.0)}
                 )
     options = {"lr": training.learning_rate, "betas": (training.beta1, training.beta2)}
     if training.optimizer == "apex":

@@ -1,10 +1,12 @@
-"""How a model is spread over GPUs and fitted into them: the one place that knows FSDP.
+"""How a model is spread over GPUs and fitted into them: the one place that knows FSDP and DDP.
 
 Parameters are sharded over `parallel.shard` processes, and the shards replicated over the others:
-FSDP2, or HSDP by the shape of its mesh. Each block of the language model is a unit that is gathered
-for its forward and backward alone; everything else stays gathered through a step.
+FSDP2, or HSDP by the shape of its mesh. Each block of the language model, or of a decoder, is a
+unit that is gathered for its forward and backward alone; everything else stays gathered through a
+step. A decoder fits a GPU whole, and with a `shard` of 1 every process has one (DDP).
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -55,15 +58,73 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
         recompute(block, config.training.activation_checkpointing, config.training.lora_dropout > 0)
         if config.training.compile:
             block.compile(fullgraph=True)
-    dtype = DTYPES[config.training.weights]
     if not torch.distributed.is_initialized():
-        model.to(device, dtype)
+        model.to(device, DTYPES[config.training.weights])
         return
-    model.encoder.to(device, dtype)  # frozen and small: every process has all of it
-    sources = {name: parameter.detach() for name, parameter in _sharded(model)}
-    for part in (model.language, model.projector, model.vision_head):
+    trained = [model.language, model.projector, model.vision_head]
+    _spread(step, blocks, trained, [model.encoder], config, device)
+    for module in step.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are shares of a mean over all processes: gradients add up to that of the mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def place_trainer(
+    trainer: nn.Module, blocks: Sequence[nn.Module], config: RunConfig, device: torch.device
+) -> nn.Module:
+    """Puts what trains a decoder on its device, in place; returns what to call for a step.
+
+    Of several processes each holds a whole copy where `parallel.shard` is 1 (DDP), else a part of
+    the children that are trained, of which each of `blocks` is gathered alone. Gradients are means
+    over processes, for losses are.
+    """
+    if config.training.compile:
+        for block in blocks:
+            block.compile(fullgraph=True)
+    if not torch.distributed.is_initialized():
+        return trainer.to(device)
+    if config.parallel.shard == 1:
+        return _replicated(trainer.to(device))
+    parts = trained_children(trainer)
+    frozen = [part for part in trainer.children() if part not in parts]
+    _spread(trainer, blocks, parts, frozen, config, device)
+    return trainer
+
+
+def _replicated(trainer: nn.Module) -> nn.Module:
+    return DistributedDataParallel(trainer, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def placed_anew(step: nn.Module) -> nn.Module:
+    """What to call for a step once other parameters than before require gradients: DDP sums those
+    of the parameters alone that did when it was made."""
+    return _replicated(step.module) if isinstance(step, DistributedDataParallel) else step
+
+
+def trained_children(trainer: nn.Module) -> list[nn.Module]:
+    """Those with a parameter that is trained."""
+    return [c for c in trainer.children() if any(p.requires_grad for p in c.parameters())]
+
+
+def _spread(
+    step: nn.Module,
+    blocks: Iterable[nn.Module],
+    trained: Sequence[nn.Module],
+    frozen: Sequence[nn.Module],
+    config: RunConfig,
+    device: torch.device,
+) -> None:
+    """Shards the `trained` parts of `step`. The `frozen` ones are small: every process has all."""
+    dtype, on_gpu = DTYPES[config.training.weights], device.type == "cuda"
+    for part in frozen:
+        part.to(device, dtype)
+    weights = [dict(part.named_parameters()) for part in trained]
+    buffers = [dict(part.named_buffers()) for part in trained]
+    for part in trained:
         part.to(device="meta", dtype=dtype)
-    on_gpu = device.type == "cuda"
+        # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
+        part.to(memory_format=torch.contiguous_format)  # FSDP shards no other
     options = {
         "mesh": make_mesh(config.parallel.shard, device),
         "mp_policy": precision_policy(config.training.precision),
@@ -71,26 +132,31 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
         if config.parallel.cpu_offload
         else OffloadPolicy(),
     }
-    shard(step, model, **options)
-    for module in step.modules():
-        if isinstance(module, FSDPModule):
-            # Losses are shares of a mean over all processes: gradients add up to that of the mean.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    shard_parts(step, blocks, frozen, **options)
     home = torch.device("cpu") if config.parallel.cpu_offload else device
-    for part in (model.language, model.projector, model.vision_head):
-        part.to_empty(device=home)
     with torch.no_grad():
-        for name, parameter in _sharded(model):
-            local_part(parameter).copy_(sources[name][local_rows(parameter)])
+        for part, whole_weights, whole_buffers in zip(trained, weights, buffers, strict=True):
+            part.to_empty(device=home)
+            for name, parameter in part.named_parameters():
+                local_part(parameter).copy_(whole_weights[name][local_rows(parameter)])
+            for name, buffer in part.named_buffers():
+                buffer.copy_(whole_buffers[name])
 
 
 def shard(root: nn.Module, model: MetaMorph, **options) -> None:
     """Blocks are units, all else of `root` is one, the encoder stays whole; options of FSDP2."""
-    for block in model.language.model.layers:
+    frozen = [] if model.vision is None else [model.vision]
+    shard_parts(root, model.language.model.layers, frozen, **options)
+
+
+def shard_parts(
+    root: nn.Module, blocks: Iterable[nn.Module], frozen: Iterable[nn.Module], **options
+) -> None:
+    """Each of `blocks` is a unit, all else of `root` is one, but what is `frozen` stays whole."""
+    for block in blocks:
         fully_shard(block, **options)
-    whole = set() if model.vision is None else set(model.vision.parameters())
-    fully_shard(root, ignored_params=whole, **options)
+    kept = {parameter for part in frozen for parameter in part.parameters()}
+    fully_shard(root, ignored_params=kept, **options)
 
 
 def _sharded(model: MetaMorph) -> list[tuple[str, nn.Parameter]]:
@@ -144,6 +210,8 @@ def reduce_gradients(step: nn.Module, now: bool) -> None:
     """Whether the next backward sums gradients over processes, or keeps adding them up here."""
     if isinstance(step, FSDPModule):
         step.set_requires_gradient_sync(now)
+    elif isinstance(step, DistributedDataParallel):
+        step.require_backward_grad_sync = now
 
 
 def release(step: nn.Module) -> None:

@@ -10,14 +10,18 @@ import json
 import torch
 import torch.distributed as dist
 
-from metamorph.config import RunConfig
+from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path, endless_parts
+from metamorph.decoder.samplers import FLOW_MATCHING, NO_FLOW
 from metamorph.errors import UserError, shown
 from metamorph.libraries import LIBRARIES, REFUSED, require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
 from metamorph.processes import gather, share_of, world_size
+from metamorph.training.decoders.one_pass_rules import check_one_pass
+from metamorph.training.decoders.student_rules import check_student
+from metamorph.training.lora import UNET_LAYERS
 
 # What each process may have its own way: it changes neither results nor what they tell each other.
 OWN_KEYS = ("device", "data.workers")
@@ -57,16 +61,16 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_length(config, own_source)
     check_validation(config, own_source)
     check_monitor(config)
-    if config.stage == "decoder":
-        check_decoder(config, world_size())
-        return
-    check_parallel(config, world_size())
     check_combinations(config)
     check_recomputation(config, device)
     check_optimizer(config, device)
+    check_lora(config, device)
+    if config.trains_decoder:
+        check_decoder(config, world_size())
+        return
+    check_parallel(config, world_size())
     check_visual_coefficient(config)
     check_factors(config)
-    check_lora(config, device)
     check_float8(config, device)
 
 
@@ -75,7 +79,7 @@ def check_plan(config: RunConfig, processes: int) -> None:
     check_stage_uses(config)
     check_length(config)
     check_validation(config)
-    if config.stage == "decoder":
+    if config.trains_decoder:
         check_decoder(config, processes)
     else:
         check_parallel(config, processes)
@@ -84,16 +88,15 @@ def check_plan(config: RunConfig, processes: int) -> None:
 
 
 def check_stage_uses(config: RunConfig) -> None:
-    """No key is set that the stage does not use."""
-    for key, stages in iter_unused(config):
-        raise UserError(
-            f"{key}: stage {config.stage} does not use it (only {', '.join(stages)}); leave it out"
-        )
+    """No key is set that the stage, or the kind of decoder, does not use."""
+    for key, unused, users in iter_unused(config):
+        raise UserError(f"{key}: {unused} does not use it (only {', '.join(users)}); leave it out")
 
 
 def check_length(config: RunConfig, own_source: bool = False) -> None:
     """Steps or epochs say how long a run is; epochs need data that ends."""
     training = config.training
+    check_warmup(training)
     if not training.epochs:
         return
     if training.steps is not None:
@@ -106,6 +109,27 @@ def check_length(config: RunConfig, own_source: bool = False) -> None:
         raise UserError(
             f"training.epochs: {endless[0]} never ends; give it data.samples, how many are an "
             f"epoch, or give training.steps"
+        )
+
+
+def check_warmup(training: TrainingConfig) -> None:
+    """What is said of the warm-up is said once, and fits the run."""
+    if training.warmup_steps is None:
+        return
+    if training.warmup_ratio != TrainingConfig.warmup_ratio:
+        raise UserError(
+            f"training.warmup_steps: got {training.warmup_steps}, but training.warmup_ratio says "
+            f"{training.warmup_ratio:g}; leave out one of the two"
+        )
+    if training.steps is None:
+        raise UserError(
+            "training.warmup_steps: how many steps training.epochs takes is not known before; "
+            "give training.warmup_ratio"
+        )
+    if training.warmup_steps > training.steps:
+        raise UserError(
+            f"training.warmup_steps: got {training.warmup_steps}, expected at most "
+            f"training.steps, {training.steps}"
         )
 
 
@@ -130,7 +154,7 @@ def check_monitor(config: RunConfig) -> None:
     for key in ("tensorboard", "wandb"):
         if getattr(monitor, key):
             require(f"monitor.{key}", [key], cpu)
-    if not monitor.samples_every:
+    if not monitor.samples_every or config.trains_decoder:  # which is what draws there
         return
     if not monitor.decoder:
         raise UserError("monitor.decoder: monitor.samples_every needs a decoder that draws")
@@ -144,13 +168,34 @@ def check_monitor(config: RunConfig) -> None:
 
 
 def check_decoder(config: RunConfig, processes: int) -> None:
-    """The decoder stage has a language model's precision nowhere, and its batch is shared."""
-    if config.training.precision == "fp8":
+    """A decoder's stage is asked for nothing of a language model, and its batch can be shared."""
+    training, decoder = config.training, config.decoder
+    if training.precision == "fp8":
         raise UserError(
-            "training.precision: the decoder stage trains no language model, whose layers are "
-            "what fp8 means; it takes fp32 or bf16"
+            f"training.precision: fp8 is for a language model, not for stage {config.stage}"
         )
-    share_of("decoder.batch_size", config.decoder.batch_size, processes)
+    if training.activation_checkpointing == "selective":
+        raise UserError(
+            "training.activation_checkpointing: selective is a language model's; take none or full"
+        )
+    if is_set(config, "training.lora_targets"):
+        if strange := [name for name in training.lora_targets if name not in UNET_LAYERS]:
+            raise UserError(
+                f"training.lora_targets: a UNet's attention has no layer {strange[0]}; stage "
+                f"{config.stage} takes some of {', '.join(UNET_LAYERS)}"
+            )
+    mesh_shape(processes, config.parallel.shard)
+    own = share_of("decoder.batch_size", decoder.batch_size, processes)
+    if own % decoder.accumulate:
+        raise UserError(
+            f"decoder.accumulate: {own} images of a process cannot be shared evenly by "
+            f"{decoder.accumulate} parts of a step"
+        )
+    if decoder.kind == "rae":
+        check_one_pass(decoder)
+    if decoder.sampler == FLOW_MATCHING:
+        raise UserError(f"decoder.sampler: {NO_FLOW}")
+    check_student(config)
 
 
 def check_parallel(config: RunConfig, processes: int) -> None:
@@ -204,7 +249,8 @@ def check_recomputation(config: RunConfig, device: torch.device) -> None:
         raise UserError("parallel.cpu_offload: it needs a run that torchrun started")
     if training.compile and device.type != "cuda":
         raise UserError(
-            "training.compile: it needs a GPU; on a CPU, attention would be compiled for every row"
+            f"training.compile: it needs a GPU, got {device.type}, on which compiling takes longer "
+            f"than it saves"
         )
 
 

@@ -6,7 +6,7 @@ metrics.jsonl   one line per `log_every` steps
 samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
 tensorboard/    event files, profile/ a trace, where `monitor` asks for them
 checkpoints/    step-NNNNNN; best, a link to the one of the lowest loss on `data.validation`
-model/          the result (`decoder/` for the decoder stage)
+model/          the result (`decoder/` for the stages decoder and distill)
 best/model/     that of the best checkpoint, if it is not the last
 """
 
@@ -185,6 +185,7 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
         "data.features": config.data.features,
         "data.validation": held_out if isinstance(held_out, str) else "",
         "decoder.base": config.decoder.base,
+        "decoder.teacher": config.decoder.teacher,
         "monitor.decoder": config.monitor.decoder,
     }
     for key, name in inputs.items():

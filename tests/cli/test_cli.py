@@ -15,7 +15,11 @@ from metamorph.cli.command import build_parser, main
 from metamorph.config import RunConfig
 from metamorph.config.reading import iter_fields
 from metamorph.errors import Stopped
-from metamorph.generation.assistant import Assistant, Reply
+from metamorph.generation.answer import Reply
+from metamorph.generation.assistant import Assistant
+from metamorph.generation.engine import EngineOptions
+from metamorph.generation.events import Usage
+from metamorph.generation.messages import Drawing
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -30,7 +34,7 @@ def fails(capsys, *arguments) -> str:
     return error
 
 
-@pytest.mark.parametrize("verb", ["quickstart", "train", "generate", "doctor"])
+@pytest.mark.parametrize("verb", ["quickstart", "train", "generate", "chat", "doctor"])
 def test_help_of_every_verb(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
@@ -140,7 +144,7 @@ def test_doctor_prints_versions_and_reasons(capsys):
         (["--max-new-tokens", "0"], "--max-new-tokens: expected a whole number, at least 1"),
         (["--max-new-tokens", "many"], "got 'many'"),
         (["--max-new-tokens", "1.5"], "got '1.5'"),
-        (["--drawing-steps", "0"], "--drawing-steps: expected a whole number, at least 1"),
+        (["--drawing-steps", "0"], "--drawing-steps: expected a whole number, from 1 to 1000"),
         (["--guidance", "-1"], "--guidance: expected a number, at least 0"),
         (["--guidance", "nan"], "got 'nan'"),
         (["--guidance", "inf"], "got 'inf'"),
@@ -195,11 +199,10 @@ class Answering:
     def __init__(self, decoder):
         self.decoder = decoder
 
-    def reply(self, prompts, **options):
-        return [Reply(("before", torch.zeros(4, 3), "after"), "stop")]
-
-    def draw(self, features, **options):
-        return [Image.new("RGB", (8, 8)) for _ in features]
+    def generate(self, conversations, settings):
+        picture = Image.new("RGB", (8, 8)) if self.decoder else None
+        parts = ("before", Drawing(torch.zeros(4, 3), picture), "after")
+        return [Reply(parts, "stop", Usage())]
 
 
 @pytest.mark.parametrize("decoder", [None, object()])
@@ -213,7 +216,10 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
     monkeypatch.setattr(Assistant, "from_pretrained", open_chat)
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
     code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
-    assert asked == {"decoder": None, "precision": "fp8", "fp8_backend": "native"}
+    assert asked == {
+        "decoder": None, "precision": "fp8", "fp8_backend": "native", "weights": "",
+        "options": EngineOptions(slots=1), "open_when_needed": True,
+    }  # fmt: skip
     shown = capsys.readouterr()
     path = tmp_path / "picture-1.png"
     if decoder is None:

@@ -173,7 +173,9 @@ def with_template(source: str, style: str = "chatml"):
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends a response"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out, repeats or moves a turn"),
         ("{{ messages", "chat template: cannot be used"),
-        ("{{ 1 // 0 }}", "chat template: cannot be used"),
+        ("\n{{ 1 // 0 }}", "training: the chat template cannot be carried out in line 2"),
+        ("{{ messages[0].role.first.name }}", "the chat template says: there is no 'first'"),
+        ("{{ none + messages }}", "the chat template cannot be carried out in line 1"),
         # It lets a response begin with a thought, which no response in a conversation has.
         (CHATML.replace("assistant\n'", "assistant\n<think>'"), "in another way than what stands"),
     ],

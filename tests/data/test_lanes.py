@@ -209,7 +209,7 @@ def test_rows_prepared_by_other_processes_are_the_same(documents):
         ahead.close()
 
 
-ORPHANS = """
+DOCUMENTS = """
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
@@ -226,12 +226,25 @@ if __name__ == "__main__":
     print(*lanes.ahead.pool._processes, flush=True)
     input()
 """
+PICTURES = """
+from metamorph.data.pictures import PictureLanes, Pictures
+from metamorph.data.toy.source import ToyScenes
+from metamorph.pixels import Square
+
+if __name__ == "__main__":
+    pictures = Pictures(ToyScenes(0, {"draw": 1.0}, 0), Square(8), Square(8))
+    lanes = PictureLanes(pictures, 1, workers=1)
+    lanes.next_pictures()
+    print(*lanes.ahead.pool._processes, flush=True)
+    input()
+"""
 
 
 @pytest.mark.slow
-def test_processes_end_with_a_run_that_is_killed(tmp_path):
+@pytest.mark.parametrize("program", [DOCUMENTS, PICTURES], ids=["documents", "pictures"])
+def test_processes_end_with_a_run_that_is_killed(tmp_path, program):
     script = tmp_path / "run.py"
-    script.write_text(ORPHANS)
+    script.write_text(program)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

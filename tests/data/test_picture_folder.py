@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 from data_files import image_bytes, turns, write_lines
+from PIL import Image
 
 from metamorph.config import DataConfig
 from metamorph.data.formats.picture_folder import PictureFolder
 from metamorph.data.images import opened
 from metamorph.data.opening import open_source
-from metamorph.data.pictures import PictureStream
+from metamorph.data.pictures import Pictures, PictureStream
 from metamorph.errors import SampleError, UserError
+from metamorph.pixels import Square
 
 
 def put(folder: Path, *names: str, content: bytes | None = None) -> Path:
@@ -42,7 +44,8 @@ def test_what_is_no_readable_picture_is_a_counted_skip(tmp_path):
     put(tmp_path, "b.jpg", "phone.HEIC", content=b"no picture")
     put(tmp_path, "empty.png", content=b"")
     source = open_source(DataConfig(source="pictures", path=str(tmp_path)), 0, words=False)
-    stream = PictureStream(source)
+    square = Square(8, Image.Resampling.BILINEAR, "squash")
+    stream = PictureStream(Pictures(source, square, square).sample, len(source))
     for _ in range(4):
         next(stream)
     assert len(source) == 4 and stream.skips.counts["corrupt image"] >= 3

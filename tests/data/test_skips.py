@@ -9,9 +9,10 @@ from PIL import Image
 
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
 from metamorph.data.documents import Documents
-from metamorph.data.pictures import PictureStream
+from metamorph.data.pictures import Pictures, PictureStream
 from metamorph.data.skips import located, skippable
 from metamorph.errors import SampleError, Stopped, UserError
+from metamorph.pixels import Square
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,9 @@ def test_documents_and_pictures_of_any_source_keep_the_rule(encoder):
     for index, message in ((1, "sample 1: OSError: disk on fire"), (3, "sample s3: OverflowError")):
         with pytest.raises(SampleError, match=message):
             documents.document(index)
-    stream = PictureStream(Broken())
-    assert [next(stream).size for _ in range(3)] == [(4, 4)] * 3
+    square = Square(4, Image.Resampling.BILINEAR, "squash")
+    stream = PictureStream(Pictures(Broken(), square, square).sample, len(Broken()))
+    assert [next(stream).pixels.shape for _ in range(3)] == [(4, 4, 3)] * 3
     assert stream.skips.counts == {"unexpected OSError": 1, "malformed record": 1}
 
 

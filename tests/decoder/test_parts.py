@@ -94,7 +94,8 @@ def test_other_vaes_are_refused_by_their_config(base, changes, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction', expected"),
+        ({"prediction_type": "sample"},
+         "prediction_type is 'sample', expected 'epsilon' or 'v_prediction'"),
         ({"beta_schedule": "circle"}, "scheduler: cannot be loaded"),
         ({"beta_schedule": None, "_class_name": "FlowMatchEulerDiscreteScheduler"},
          "'FlowMatchEulerDiscreteScheduler' names no beta_schedule"),

@@ -129,8 +129,12 @@ def _wait(receiver: Connection, pid: int) -> str:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Processor time that a process has had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """Processor time that a process has had; 0 of one that has ended: it may have said its last
+    words before anybody listened, and the server that forked it leaves no trace of it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
 from metamorph.generation.assistant import Assistant  # noqa: F401  loaded before the clock starts
 from metamorph.model import assemble
 from tests.fuzz.breaking import break_file, linked_copy
@@ -25,7 +26,7 @@ def write_model(folder: Path) -> None:
     model.save_pretrained(folder / "model", tokenizer)
     vae, unet, noise = tiny_diffusion()
     adapter = FeatureAdapter(FEATURE_WIDTH, 16, unet.config.cross_attention_dim)
-    decoder = VisualDecoder(vae, unet, dpm_solver(noise), adapter, 2.0, 2)
+    decoder = VisualDecoder(vae, unet, sampler("dpm++", noise.config), adapter, 2.0, 2)
     decoder.save_pretrained(folder / "model/decoder")
 
 

@@ -1,15 +1,20 @@
-"""Pictures and films of every kind, broken: each is read, or is one bad sample."""
+"""Pictures, drawings and films of every kind, broken: each is read, or refused in one line."""
 
 import io
+import zlib
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from metamorph.data.images import decode_image
+from metamorph.data.png import chunks
 from metamorph.data.video import evenly, open_video
+from metamorph.generation.messages import Drawing
+from metamorph.generation.picture_files import CHUNK, drawing_of, png_bytes
 from tests.fuzz.breaking import broken_bytes
 
 MAX_PIXELS = 100_000
@@ -68,6 +73,39 @@ def attack_picture(chance: Random, folder: Path) -> str:
 def test_pictures(fuzzed, tmp_path):
     write_pictures(tmp_path)
     fuzzed(attack_picture, 2000)
+
+
+def write_drawings(folder: Path) -> None:
+    """Pictures of a model, with the features that they were drawn from inside."""
+    for number, size in enumerate((8, 40)):
+        features = torch.nn.functional.normalize(torch.randn(4, 24), dim=-1)
+        ramp = np.arange(size * size * 3, dtype=np.uint8).reshape(size, size, 3)
+        made = png_bytes(Drawing(features, Image.fromarray(ramp)))
+        (folder / f"{number}.png").write_bytes(made)
+
+
+def attack_drawing(chance: Random, folder: Path) -> str:
+    data = chance.choice(sorted(folder.iterdir())).read_bytes()
+    if chance.random() < 0.5:
+        data = broken_bytes(chance, data)
+    else:  # what no checksum tells
+        [(start, end)] = [(start, end) for kind, start, end in chunks(data) if kind == CHUNK]
+        held = CHUNK + broken_bytes(chance, data[start + 8 : end - 4])
+        sizes = len(held) - 4, zlib.crc32(held)
+        broken = sizes[0].to_bytes(4, "big") + held + sizes[1].to_bytes(4, "big")
+        data = data[:start] + broken + data[end:]
+    drawing = drawing_of(data, 4, 24, MAX_PIXELS)
+    if drawing is None:
+        return "no features"
+    assert drawing.features.shape == (4, 24) and drawing.features.isfinite().all()
+    drawing.picture.tobytes()
+    return "read"
+
+
+@pytest.mark.slow
+def test_drawings(fuzzed, tmp_path):
+    write_drawings(tmp_path)
+    fuzzed(attack_drawing, 1000)
 
 
 def write_films(folder: Path) -> None:

@@ -10,21 +10,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from metamorph.decoder import pipeline
-from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.unopened import UnopenedDecoder
 from metamorph.errors import UserError
+from metamorph.generation import AnswerSettings, question
 from metamorph.generation.assistant import Assistant
 from metamorph.model import assemble
-from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
+from tests.tiny_run import GRID, tiny_decoder, write_language, write_vision
 
 WIDTH = 24  # of the features of the tiny encoder
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
-
-
-def tiny_decoder(feature_width: int = WIDTH) -> VisualDecoder:
-    vae, unet, noise_scheduler = tiny_diffusion()
-    scheduler = dpm_solver(noise_scheduler)
-    return VisualDecoder(vae, unet, scheduler, FeatureAdapter(feature_width, 16, 12), 2.0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +38,9 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "model")
 
 
-def refused(folder) -> str:
+def refused(folder, **options) -> str:
     with pytest.raises(UserError) as caught:
-        Assistant.from_pretrained(folder)
+        Assistant.from_pretrained(folder, **options)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -57,15 +52,16 @@ def change_json(path, **changes) -> None:
 def test_it_answers_and_draws(whole):
     chat = Assistant.from_pretrained(whole)
     picture = Image.new("RGB", (30, 20), "red")
-    replies = chat.reply([("What is it?", (picture,)), ("Hello", ())], max_new_tokens=5)
+    asked = [[question("What is it?", picture)], [question("Hello")]]
+    replies = chat.generate(asked, AnswerSettings(5))
     assert [reply.finish_reason in ("stop", "length") for reply in replies] == [True, True]
     features = [torch.randn(GRID**2, WIDTH)]
     assert chat.draw(features)[0].size == (64, 64)
     assert chat.draw(features)[0].tobytes() == chat.draw(features)[0].tobytes()
     assert chat.draw([]) == []
     for steps in (0, -1):
-        with pytest.raises(ValueError, match="sampling_steps: expected at least 1"):
-            chat.draw(features, sampling_steps=steps)
+        with pytest.raises(ValueError, match="num_inference_steps: expected at least 1"):
+            chat.draw(features, num_inference_steps=steps)
 
 
 def test_a_picture_depends_on_its_seed_and_number_alone(whole, monkeypatch):
@@ -108,24 +104,24 @@ def test_prompts_and_answers_fit_the_positions_of_the_model(folder):
     change["language"]["max_position_embeddings"] = 40
     (folder / "config.json").write_text(json.dumps(change))
     chat = Assistant.from_pretrained(folder)
-    length = len(chat.prompt("Hello").token_ids)
-    chat.reply([("Hello", ())], max_new_tokens=40 - length)
+    length = len(chat.reader.document([question("Hello")]))
+    chat.generate([[question("Hello")]], AnswerSettings(40 - length))
     with pytest.raises(
         UserError, match=f"its {length} tokens and max_new_tokens {41 - length} .*40"
     ):
-        chat.reply([("Hello", ())], max_new_tokens=41 - length)
+        chat.generate([[question("Hello")]], AnswerSettings(41 - length))
 
 
 def test_a_length_is_refused_before_a_picture_is_encoded(whole, monkeypatch):
     chat = Assistant.from_pretrained(whole)
     monkeypatch.setattr(chat.model.encoder, "preprocess", None)
-    with pytest.raises(UserError, match="max_position_embeddings"):
-        chat.reply([("Look.", (Image.new("RGB", (8, 8)),))], max_new_tokens=10**6)
+    with pytest.raises(UserError, match="exceed the context"):
+        chat.generate([[question("Look.", Image.new("RGB", (8, 8)))]], AnswerSettings(10**6))
 
 
-def test_placeholders_and_pictures_must_add_up(whole):
+def test_placeholders_and_pictures_must_add_up():
     with pytest.raises(UserError, match="1 <image> placeholders but 0 images"):
-        Assistant.from_pretrained(whole).prompt("<image>What is it?")
+        question("<image>What is it?")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "scheduler", "adapter", "model_index.json"])
@@ -146,7 +142,7 @@ def test_a_damaged_part_of_the_decoder_is_refused(folder, part):
     weights = folder / "decoder" / part / SAFETENSORS
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8])
-    assert f"decoder/{part}: cannot be loaded" in refused(folder)
+    assert f"decoder/{part}/{SAFETENSORS}: damaged safetensors file" in refused(folder)
     weights.write_bytes(whole)
     config = folder / "decoder" / part / "config.json"
     text = config.read_text()
@@ -165,6 +161,49 @@ def test_a_decoder_never_starts_from_random_weights(folder, part):
     del tensors[name]
     save_file(tensors, weights, metadata={"format": "pt"})
     assert f"{part}: its weights lack the tensor {name!r}" in refused(folder)
+
+
+def test_encoder_and_decoder_wait_until_they_are_needed(whole):
+    chat = Assistant.from_pretrained(whole, open_when_needed=True)
+    at_once = Assistant.from_pretrained(whole)
+    assert chat.model.vision is None
+    picture = Image.new("RGB", (32, 16), "red")
+    undrawn = AnswerSettings(5, drawing=None)
+    for asked, is_opened in (question("Hello"), False), (question("What is it?", picture), True):
+        [ours], [theirs] = (who.generate([[asked]], undrawn) for who in (chat, at_once))
+        assert ours.text == theirs.text
+        assert (chat.model.vision is not None) == is_opened
+    assert chat.draw([]) == [] and isinstance(chat._decoder, UnopenedDecoder)
+    features = [torch.randn(GRID**2, WIDTH)]
+    [drawn], [expected] = chat.draw(features), at_once.draw(features)
+    assert drawn.tobytes() == expected.tobytes()
+    assert chat.decoder is chat.decoder and isinstance(chat.decoder, VisualDecoder)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder/unet", "decoder/vae", "decoder/adapter"])
+def test_what_waits_is_checked_before_anything_is_answered(folder, part):
+    weights = folder / part / ("model.safetensors" if part == "encoder" else SAFETENSORS)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    assert f"{weights}: damaged" in refused(folder, open_when_needed=True)
+    weights.unlink()
+    assert part in refused(folder, open_when_needed=True)
+    weights.write_bytes(whole)
+    Assistant.from_pretrained(folder, open_when_needed=True)
+    (folder / part / "config.json").write_text("{")
+    assert f"{part}/config.json" in refused(folder, open_when_needed=True)
+
+
+def test_what_the_files_of_a_decoder_do_not_show_is_refused_with_the_first_picture(folder):
+    weights = folder / "decoder/unet" / SAFETENSORS
+    tensors = load_file(weights)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    chat = Assistant.from_pretrained(folder, open_when_needed=True)
+    assert len(chat.generate([[question("Hello")]], AnswerSettings(5, drawing=None))) == 1
+    with pytest.raises(UserError, match=f"unet: its weights lack the tensor {name!r}"):
+        chat.draw([torch.randn(GRID**2, WIDTH)])
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "adapter"])

@@ -1,124 +1,27 @@
 """The cached, batched engine beside a loop that reruns the whole prefix at every step."""
 
+from itertools import chain, repeat
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from metamorph.errors import UserError
 from metamorph.generation import ImageSegment, Prompt, Sampling, TextSegment, generate
-from metamorph.model import LanguageConfig, MetaMorph, MetaMorphConfig
-from metamorph_kernels import interval_attention, key_intervals
-
-START, END, EOS, PAD = 8, 9, 10, 11
-TOKENS, WIDTH = 4, 6
-
-
-def tiny_model(seed: int) -> MetaMorph:
-    torch.manual_seed(seed)
-    language = LanguageConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=12,
-    )
-    config = MetaMorphConfig(
-        language=language,
-        visual_width=WIDTH,
-        grid=2,
-        image_start_id=START,
-        image_end_id=END,
-        eos_ids=[EOS],
-        pad_id=PAD,
-    )
-    model = MetaMorph(config)
-    for parameter in model.parameters():  # large, so that every step depends on all before it
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.5)
-    return model
-
-
-def image_prompt(before: list[int], images: int, after: list[int]) -> Prompt:
-    token_ids, positions = list(before), []
-    for _ in range(images):
-        token_ids.append(START)
-        positions += range(len(token_ids), len(token_ids) + TOKENS)
-        token_ids += [PAD] * TOKENS + [END]
-    features = F.normalize(torch.randn(images, TOKENS, WIDTH), dim=-1)
-    return Prompt(token_ids + after, positions, features)
-
-
-def mixed_prompts() -> list[Prompt]:
-    return [
-        Prompt([1]),
-        Prompt([1, 2, 3, 4, 5, 6, 7]),
-        image_prompt([1, 2], 1, [3]),
-        image_prompt([], 2, [3, 5, 7, 1, 2, 6]),
-        Prompt([4, 2, START]),
-        Prompt([6, 6]),
-    ]
-
-
-@torch.no_grad()
-def naive(model: MetaMorph, prompt: Prompt, max_new_tokens: int) -> dict:
-    """One prompt, no cache, every rule written out once more."""
-    features = torch.zeros(0, TOKENS, WIDTH) if prompt.features is None else prompt.features
-    places = torch.tensor(prompt.visual_positions, dtype=torch.int64)
-    inputs = model.embed(torch.tensor(prompt.token_ids), features, places)  # [prefix, H]
-    order, images, steps, reason = [], [], 0, "length"
-    vectors = [] if prompt.token_ids[-1] == START else None  # of the image under way
-    if vectors is not None and TOKENS + 1 > max_new_tokens:
-        max_new_tokens = 0
-    while steps < max_new_tokens and reason == "length":
-        forwards = len(inputs)
-        state = last_state(model, inputs)
-        if vectors is not None and len(vectors) < TOKENS:
-            vector = model.vision_head(state)[0]
-            vectors.append(vector / vector.norm())
-            fed = model.projector(vectors[-1][None])
-        else:
-            if vectors is None:
-                logits, token_ids = model.language.head(state)[0].topk(2)
-                assert logits[0] - logits[1] > 1e-3  # so that no rounding chooses another token
-                token_id = token_ids[0].item()
-            else:
-                token_id = END
-                images.append(torch.stack(vectors))
-                order.append("image")
-                vectors = None
-            if token_id == START:
-                if steps + 1 + TOKENS + 1 > max_new_tokens:
-                    break
-                vectors = []
-            if token_id == EOS:
-                reason = "stop"
-            order.append(token_id)
-            fed = model.language.model.embed_tokens.weight[token_id][None]
-        steps += 1
-        inputs = torch.cat((inputs, fed))
-    return {
-        "order": order,
-        "images": images,
-        "finish_reason": reason,
-        "steps": steps,
-        "token_forwards": forwards if max_new_tokens else len(inputs),
-    }
-
-
-def last_state(model: MetaMorph, inputs: torch.Tensor) -> torch.Tensor:
-    intervals = key_intervals([len(inputs)])
-
-    def attention(layer_index, q, k, v):
-        return interval_attention(q, k, v, intervals)
-
-    return model.language(inputs, torch.arange(len(inputs)), attention)[-1:]
-
-
-def order_of(generation) -> list:
-    order = []
-    for segment in generation.segments:
-        order += ["image"] if isinstance(segment, ImageSegment) else segment.token_ids
-    return order
+from metamorph_kernels import key_intervals
+from tests.generation.tiny import (
+    END,
+    EOS,
+    START,
+    TOKENS,
+    WIDTH,
+    check_same,
+    image_prompt,
+    mixed_prompts,
+    naive,
+    order_of,
+    tiny_model,
+)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -127,14 +30,7 @@ def test_batched_and_cached_equals_alone_and_uncached(seed, max_new_tokens):
     model, prompts = tiny_model(seed), mixed_prompts()
     generations = generate(model, prompts, max_new_tokens=max_new_tokens)
     for generation, prompt in zip(generations, prompts, strict=True):
-        expected = naive(model, prompt, max_new_tokens)
-        assert order_of(generation) == expected["order"]
-        for field in ("finish_reason", "steps", "token_forwards"):
-            assert getattr(generation, field) == expected[field], field
-        assert len(generation.images) == len(expected["images"])
-        for image, other in zip(generation.images, expected["images"], strict=True):
-            # Of unit vectors, when each of 30 steps adds the rounding of sums of 40 terms: 7e-5.
-            torch.testing.assert_close(image, other, atol=1e-4, rtol=0)
+        check_same(generation, naive(model, prompt, max_new_tokens))
 
 
 def test_the_seeds_above_reach_every_kind_of_row():
@@ -147,32 +43,27 @@ def test_the_seeds_above_reach_every_kind_of_row():
     assert {len(generation.images) for generation in generations} >= {0, 1, 2, 3}
 
 
-class Script:
-    """Stands in for the text head: favours a token by call, and counts the rows it is given."""
+def scripted(*token_ids: int):
+    """A model whose text head favours these tokens, one a step, within images too; then EOS."""
+    model, wishes = tiny_model(0), chain(token_ids, repeat(EOS))
+    model.language.head = lambda states: F.one_hot(
+        torch.full((len(states),), next(wishes)), 12
+    ).float()
+    return model
 
-    def __init__(self, *token_ids: int):
-        self.token_ids = list(token_ids)
-        self.rows = []
 
-    def __call__(self, states):
-        self.rows.append(len(states))
-        token_id = self.token_ids.pop(0) if len(self.token_ids) > 1 else self.token_ids[0]
-        return F.one_hot(torch.full((len(states),), token_id), 12).float()
+IGNORED = [EOS] * (TOKENS + 1)  # what the text head wishes within an image, and at its end
 
 
 def test_text_logits_are_ignored_inside_an_image_and_its_end_is_forced():
-    """From the second text step on the head asks for EOS: no image may be cut short by it."""
-    model = tiny_model(0)
-    model.language.head = Script(START, EOS)
+    model = scripted(START, *IGNORED, EOS)
     (generation,) = generate(model, [Prompt([1, 2])], max_new_tokens=50)
     assert order_of(generation) == [START, "image", END, EOS]
     assert generation.images[0].shape == (TOKENS, WIDTH)
-    assert model.language.head.rows == [1, 1]  # image steps and the forced end ask for no logits
 
 
 def test_an_unopened_image_end_is_ordinary_text():
-    model = tiny_model(0)
-    model.language.head = Script(3, END, START, START, EOS)
+    model = scripted(3, END, START, *IGNORED, START, *IGNORED, EOS)
     (generation,) = generate(model, [Prompt([1])], max_new_tokens=50)
     assert order_of(generation) == [3, END, START, "image", END, START, "image", END, EOS]
     assert [type(segment) for segment in generation.segments] == [
@@ -184,17 +75,6 @@ def test_an_unopened_image_end_is_ordinary_text():
     ]
 
 
-def test_each_head_runs_for_its_own_rows_only():
-    model = tiny_model(0)
-    model.language.head = Script(3)
-    visual_rows = []
-    model.vision_head.register_forward_hook(lambda m, i, o: visual_rows.append(len(i[0])))
-    prompts = [Prompt([1]), Prompt([1, START]), Prompt([5, 2])]
-    generate(model, prompts, max_new_tokens=TOKENS + 3)
-    assert visual_rows == [1] * TOKENS
-    assert model.language.head.rows == [2] * (TOKENS + 1) + [3, 3]
-
-
 def test_every_vector_is_a_unit_vector_and_is_fed_back_normalised():
     model = tiny_model(1)
     fed = []
@@ -202,21 +82,7 @@ def test_every_vector_is_a_unit_vector_and_is_fed_back_normalised():
     (generation,) = generate(model, [Prompt([1, START])], max_new_tokens=TOKENS + 1)
     (image,) = generation.images
     torch.testing.assert_close(image.norm(dim=-1), torch.ones(TOKENS))
-    assert torch.equal(torch.cat(fed), image)
-
-
-def test_steps_are_reported_as_they_happen():
-    reported = []
-    prompts = mixed_prompts()
-    generations = generate(tiny_model(3), prompts, max_new_tokens=30, on_step=reported.append)
-    for row, generation in enumerate(generations):
-        mine = [step for steps in reported for step in steps if step.sequence == row]
-        assert len(mine) == generation.steps
-        token_ids = [step.token_id for step in mine if step.token_id is not None]
-        assert token_ids == generation.token_ids
-        indices = [step.visual_index for step in mine if step.token_id is None]
-        assert indices == list(range(TOKENS)) * len(generation.images)
-    assert len(reported) == max(generation.steps for generation in generations)
+    assert torch.equal(torch.cat(fed)[:TOKENS], image)  # what it fed while closing is not used
 
 
 def test_a_prompt_image_may_be_bidirectional():
@@ -227,7 +93,7 @@ def test_a_prompt_image_may_be_bidirectional():
     batch = [Prompt([1, 2, 3]), spanned]
     fed = []
     model.language.head = lambda states: (
-        fed.append(states) or F.one_hot(torch.full((len(states),), EOS), 12)
+        fed.append(states.clone()) or F.one_hot(torch.full((len(states),), EOS), 12)
     )
     generate(model, batch, max_new_tokens=1)
     intervals = key_intervals([len(plain.token_ids)], [span])
@@ -243,10 +109,7 @@ def test_a_prompt_image_may_be_bidirectional():
 
 
 def sampled(prompts: list[Prompt], *seeds: int) -> list[list[int]]:
-    samplings = [
-        Sampling(temperature=3.0, top_k=8, generator=torch.Generator().manual_seed(seed))
-        for seed in seeds
-    ]
+    samplings = [Sampling(temperature=3.0, top_k=8, seed=seed) for seed in seeds]
     given = samplings if len(samplings) > 1 else samplings[0]
     batch = generate(tiny_model(0), prompts, max_new_tokens=12, sampling=given)
     return [generation.token_ids for generation in batch]
@@ -267,13 +130,6 @@ def test_a_seed_belongs_to_its_request():
     assert [sampled([prompt], seed)[0] for prompt, seed in zip(prompts, seeds, strict=True)] == (
         together
     )
-
-
-def test_a_generator_is_left_as_it_was():
-    sampling = Sampling(temperature=1.0, generator=torch.Generator().manual_seed(0))
-    before = sampling.generator.get_state()
-    generate(tiny_model(0), mixed_prompts(), max_new_tokens=5, sampling=sampling)
-    assert torch.equal(sampling.generator.get_state(), before)
 
 
 def test_samplings_must_be_as_many_as_prompts():

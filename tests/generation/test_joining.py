@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from metamorph.cli.command import main
-from metamorph.data.features import identity
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
 from metamorph.errors import UserError
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.joining import join
 from metamorph.model import assemble
+from metamorph.model.encoder_identity import identity
 from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
 
 WIDTH = 24  # of the features of the tiny encoder
@@ -30,7 +31,7 @@ def parts(tmp_path_factory):
     model.save_pretrained(folder / "run" / "model", tokenizer)
     vae, unet, noise_scheduler = tiny_diffusion()
     decoder = VisualDecoder(
-        vae, unet, dpm_solver(noise_scheduler), FeatureAdapter(WIDTH, 16, 12), 2.0, 2,
+        vae, unet, sampler("dpm++", noise_scheduler.config), FeatureAdapter(WIDTH, 16, 12), 2.0, 2,
         GRID**2, identity(model.encoder),
     )  # fmt: skip
     decoder.save_pretrained(folder / "drawing" / "decoder")
@@ -97,6 +98,8 @@ def test_only_weights_and_settings_are_taken_and_links_are_followed(folders):
     for name in ("training_args.bin", ".cache.json", "notes.md", "pytorch_model.pt"):
         (model / name).write_text("{}")
         (decoder / "unet" / name).write_text("{}")
+    (decoder / "pipeline.py").write_text("raise SystemExit")
+    (decoder / "unet/other.py").touch()
     (model / "checkpoints").mkdir()
     weights = model / "model.safetensors"
     weights.rename(model.parent / "blob")  # as a folder of Hugging Face's cache has it
@@ -105,8 +108,17 @@ def test_only_weights_and_settings_are_taken_and_links_are_followed(folders):
     assert {path.suffix for path in output.rglob("*") if path.is_file()} == {
         ".json",
         ".jinja",
+        ".py",  # of the pipeline, for diffusers; written anew, whatever the folder had
         ".safetensors",
     }
+    code = {path.name for path in output.rglob("*.py")}
+    assert code == {
+        "pipeline.py",
+        "denoising.py",
+        "samplers.py",
+        "metamorph.decoder.adapter.py",
+    }
+    assert "class VisualDecoder" in (output / "decoder/pipeline.py").read_text()
     assert not (output / "model.safetensors").is_symlink()
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"decoder", "encoder"}
 
@@ -130,7 +142,8 @@ def test_a_decoder_that_was_there_is_replaced_in_the_copy_alone(folders):
         ("model_index.json", {"encoder": "0" * 64}, "features of another encoder than that of the"),
         ("model_index.json", {"encoder": 7}, "encoder is 7, expected str"),
         ("model_index.json", {"tokens_per_image": "4"}, "tokens_per_image is '4', expected int"),
-        ("adapter/config.json", {"condition_width": 16}, "adapter: cannot be loaded"),
+        ("adapter/config.json", {"condition_width": 16},
+         "conditions of width 16, but cross_attention_dim of its UNet is 12"),
         ("unet/config.json", {"cross_attention_dim": 16},
          "conditions of width 12, but cross_attention_dim of its UNet is 16"),
     ],

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
-from metamorph.generation.engine import Prompt, generate
+from metamorph.generation import Prompt, generate
 from metamorph.model.fused_parts import FUNCTIONS, choose_parts, install_parts
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph, MetaMorphConfig

@@ -19,9 +19,8 @@ from metamorph.monitor.metrics_file import read_metrics
 from metamorph.monitor.telemetry import StepWork, peak_teraflops
 from metamorph.training.language_stage import LanguageStage
 from metamorph.training.loop import train
-from tests.generation.test_assistant import tiny_decoder
 from tests.processes import run_processes
-from tests.tiny_run import tiny_config
+from tests.tiny_run import tiny_config, tiny_decoder
 
 
 @pytest.fixture

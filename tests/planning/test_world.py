@@ -91,6 +91,22 @@ def test_recipes_of_the_decoder(capsys, size, gpus):
     assert figure(text, "optimizer states") == pytest.approx(8 * (UNET + adapter) / 2**30, abs=1e-3)
 
 
+def test_the_keys_of_a_decoder_at_scale_are_planned_with(capsys):
+    """Shards, 8-bit moments, adapters, parts of a step: what each leaves on a GPU."""
+    recipe, adapter = CONFIGS / "metamorph_8b" / "decoder.yaml", 1152 * 2048 + 2048 * 768 + 9728
+    options = ["--parallel.shard", "0", "--decoder.accumulate", "3", "--world-size", "8"]
+    text = plan(capsys, recipe, *options)
+    assert "8 x H100 SXM: 1 copies of the weights, each shared by 8" in text
+    assert "264 pictures on each, 88 at a time" in text
+    shards = 8 * (UNET + adapter) / 8 / 2**30
+    assert figure(text, "optimizer states") == pytest.approx(shards, rel=0.01)
+    options = ["--training.lora_rank", "4", "--training.optimizer", "adamw8bit"]
+    small = plan(capsys, recipe, *options, "--training.activation_checkpointing", "full")
+    trained = table(small)["unet"][0] + adapter
+    assert 0 < table(small)["unet"][0] < 0.01 * UNET and table(small)["unet"][1] == UNET
+    assert figure(small, "optimizer states") == pytest.approx(2 * trained / 2**30, abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [

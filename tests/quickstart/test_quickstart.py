@@ -10,11 +10,12 @@ from PIL import Image
 from metamorph.cli.command import main
 from metamorph.data.images import opened
 from metamorph.errors import UserError
+from metamorph.evaluation.checker import score
+from metamorph.generation import AnswerSettings, question
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
 from metamorph.quickstart import held_out
 from metamorph.quickstart import run as quickstart_module
-from metamorph.quickstart.checker import score
 
 KEYS = {
     "questions", "questions_right", "question_accuracy", "question_accuracy_by_attribute",
@@ -86,9 +87,10 @@ def test_the_model_folder_stands_alone(finished, tmp_path, capsys):
     assert MetaMorph.from_pretrained(moved).vision is not None
     chat = Assistant.from_pretrained(moved)
     picture = Image.new("RGB", (100, 50), "red")
-    one, two = chat.reply([("What colour is it?", (picture,)), ("Hello", ())], max_new_tokens=20)
+    asked = [[question("What colour is it?", picture)], [question("Hello")]]
+    one, two = chat.generate(asked, AnswerSettings(20))
     assert {one.finish_reason, two.finish_reason} <= {"stop", "length"}
-    alone = chat.reply([("Hello", ())], max_new_tokens=20)[0]
+    [alone] = chat.generate(asked[1:], AnswerSettings(20))
     assert alone.text == two.text  # a batch changes nothing
 
     picture.save(tmp_path / "red.png")

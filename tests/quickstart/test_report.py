@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from metamorph.data.toy.scenes import Scene, caption, render
+from metamorph.evaluation.checker import ATTRIBUTES, CHANCE
 from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
-from metamorph.quickstart.checker import ATTRIBUTES, CHANCE
 from metamorph.quickstart.report import (
     FIRST_QUESTIONS,
     AnsweredQuestion,
@@ -99,7 +99,7 @@ def stages(tmp_path):
         {"step": s, "text_loss": 2 / s, "visual_cosine": 0.5, "mean_baseline_cosine": 0.4}
         for s in (10, 450)
     ]
-    decoder = [{"step": 400, "noise_error": 0.2}]
+    decoder = [{"step": 400, "denoising_loss": 0.2}]
     return {
         "language": write_metrics(tmp_path / "language", language),
         "instruct": write_metrics(tmp_path / "instruct", instruct),
@@ -148,10 +148,10 @@ def test_figures_are_not_constants(tmp_path, stages):
 
 def test_draws_what_each_stage_measured(tmp_path, stages):
     _, page = make_page(tmp_path, stages, [])
-    assert page.elements.count("svg") == 4  # two text losses, one cosine, one noise error
+    assert page.elements.count("svg") == 4  # two text losses, one cosine, one denoising loss
     assert "always predicting the mean" in page.text
     assert page.text.count("Text loss (nats)") == 2
-    assert page.text.count("Noise prediction error") == 1
+    assert page.text.count("Denoising loss") == 1
     assert len(page.ids) == len(set(page.ids))
 
 

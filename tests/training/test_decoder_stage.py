@@ -1,7 +1,6 @@
 """The diffusion decoder: adapter, training, sampling, and diffusers' folder layout."""
 
 import json
-import os
 import shutil
 import signal
 from dataclasses import replace
@@ -13,16 +12,19 @@ from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from metamorph.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainingConfig
-from metamorph.data.toy.tasks import make_task
+from metamorph.data.opening import open_source
+from metamorph.data.pictures import Pictures, PictureStream
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.opening import assemble
 from metamorph.monitor.metrics_file import read_metrics
-from metamorph.training.decoder_stage import DecoderTrainer, PictureLanes
+from metamorph.training.decoder_stage import DecoderTrainer
+from metamorph.training.draws import Draws
 from metamorph.training.loop import train
+from metamorph.training.picture_batch import PictureBatch
 from metamorph.training.rules import check_rules
-from tests.processes import run_processes
+from tests.interruption import interrupt_in_step
 from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
 
 
@@ -62,24 +64,26 @@ def test_adapter_pads_conditions_with_zeros():
     assert FeatureAdapter(6, 10, 8)(torch.randn(2, 4, 6)).shape == (2, 4, 8)
 
 
-def pictures(count: int) -> list:
-    return [make_task(0, i, "train", {"draw": 1.0}).sample.images[0] for i in range(count)]
+def pictures(count: int, trainer: DecoderTrainer) -> PictureBatch:
+    source = open_source(DataConfig(source="toy_scenes", kinds={"draw": 1.0}), 0, words=False)
+    samples = Pictures(source, trainer.encoder_square, trainer.square)
+    stream = PictureStream(samples.sample, len(samples))
+    return PictureBatch.of([next(stream) for _ in range(count)])
 
 
 def test_dropped_conditions_are_zero_and_their_pictures_are_not_encoded(config, monkeypatch):
     trainer = DecoderTrainer(config)
     encoded = []
-    preprocess = trainer.vision.preprocess
-    monkeypatch.setattr(
-        trainer.vision, "preprocess", lambda images: encoded.extend(images) or preprocess(images)
-    )
+    encode = trainer.vision.forward
+    monkeypatch.setattr(trainer.vision, "forward", lambda p: encoded.append(p) or encode(p))
     kept = torch.tensor([True, False, True, False])
-    four = pictures(4)
+    four = pictures(4, trainer)
     conditions = trainer.conditions(four, kept)
-    assert [image for image in four if image in encoded] == [four[0], four[2]]
+    assert torch.equal(encoded[0], trainer.vision.normalize(four.encoder_pixels[[0, 2]]))
     assert conditions.shape == (4, 4, 12)
     assert (conditions.abs().amax((1, 2)) > 0).tolist() == kept.tolist()
-    alone = trainer.conditions([four[2]], torch.tensor([True]))
+    third = PictureBatch(four.encoder_pixels[2:3], four.pixels[2:3])
+    alone = trainer.conditions(third, torch.tensor([True]))
     torch.testing.assert_close(conditions[2:3], alone)
     assert trainer.conditions(four, torch.zeros(4, dtype=torch.bool)).abs().max() == 0
 
@@ -105,8 +109,8 @@ def test_the_loss_is_the_error_of_the_predicted_noise(config, monkeypatch):
     clean = None
     monkeypatch.setattr(trainer, "latents", remember)
     monkeypatch.setattr(trainer.unet, "forward", knows_the_noise)
-    loss = trainer(pictures(4), torch.Generator().manual_seed(0), batch_size=4)
-    assert loss.item() == pytest.approx(0, abs=1e-4)
+    loss, logged = trainer(pictures(4, trainer), Draws(0, 0, range(4)))
+    assert loss.item() == logged["denoising_loss"].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_training_moves_unet_and_adapter_and_writes_a_diffusers_folder(config):
@@ -137,23 +141,24 @@ def test_sampling_is_repeatable_and_follows_its_condition(config):
 
     def draw(values, **options):
         generators = [torch.Generator().manual_seed(5) for _ in values]
-        return [image.tobytes() for image in decoder(values, generators=generators, **options)]
+        return [image.tobytes() for image in decoder.draw(values, generator=generators, **options)]
 
     assert draw(features) == draw(features)
-    assert decoder(features)[0].size == (64, 64)
+    assert decoder.draw(features)[0].size == (64, 64)
     assert draw(features) != draw(-features)
     assert draw(features, guidance_scale=1) != draw(features, guidance_scale=6)
     # With a guidance of 0 only the empty condition speaks.
     assert draw(features, guidance_scale=0) == draw(-features, guidance_scale=0)
     with pytest.raises(ValueError, match="24"):
-        decoder(features[..., :5])
-    with pytest.raises(ValueError, match="generators: expected one for each of 2 pictures, got 1"):
-        decoder(features, generators=[torch.Generator()])
+        decoder.draw(features[..., :5])
+    with pytest.raises(ValueError, match="generator: expected one for each of 2 pictures, got 1"):
+        decoder.draw(features, generator=[torch.Generator()])
     with pytest.raises(UserError, match="pixels are NaN"):
-        decoder(features * torch.nan)
+        decoder.draw(features * torch.nan)
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch, workers):
     def trained(folder):
         return [
             load_file(path)
@@ -162,16 +167,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch)
         ]
 
     whole = trained(train(replace(config, output=str(tmp_path / "whole"))))
-    next_pictures, calls = PictureLanes.next_pictures, []
-
-    def stop_in_fourth_step(self):
-        calls.append(None)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return next_pictures(self)
-
+    config.data.workers = workers
     with monkeypatch.context() as patch:
-        patch.setattr(PictureLanes, "next_pictures", stop_in_fourth_step)
+        interrupt_in_step(patch, 4, signal.SIGINT)
         with pytest.raises(Stopped, match="step 4 of 6"):
             train(config)
     resumed = trained(train(replace(config, resume=True)))
@@ -199,47 +197,13 @@ def test_a_model_folder_brings_its_own_grid(config, base, tmp_path):
 def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
     shutil.copytree(base, tmp_path / "other")
     path = tmp_path / "other" / "scheduler" / "scheduler_config.json"
-    path.write_text(path.read_text().replace('"epsilon"', '"v_prediction"'))
+    path.write_text(path.read_text().replace('"epsilon"', '"sample"'))
     other = replace(config.decoder, base=str(tmp_path / "other"))
-    with pytest.raises(UserError, match="v_prediction"):
+    with pytest.raises(UserError, match="prediction_type is 'sample'"):
         DecoderTrainer(replace(config, decoder=other))
     (tmp_path / "other" / "unet" / "config.json").write_text("{oops")
     with pytest.raises(UserError, match="unet/config.json: not readable as JSON"):
         DecoderTrainer(replace(config, decoder=other))
-
-
-def test_two_processes_train_as_one_and_one_goes_on_alone(config, tmp_path):
-    train(config)
-    parts = replace(config, output=str(tmp_path / "parts"))
-    assert run_processes(2, stopped_decoder, parts, 3) == ["step 3 of 6"] * 2
-    train(replace(parts, resume=True))
-
-    def noise_errors(run):
-        return [line["noise_error"] for line in read_metrics(Path(run.output))]
-
-    assert noise_errors(parts) == pytest.approx(noise_errors(config), rel=1e-5)
-    folders = [Path(run.output) / "decoder" / "unet" for run in (config, parts)]
-    one, other = (UNet2DConditionModel.from_pretrained(folder) for folder in folders)
-    for name, weight in one.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
-
-
-def stopped_decoder(config: RunConfig, step: int) -> str:
-    """What a run says that all processes stop in this step, since the last one got SIGTERM."""
-    next_pictures, calls = PictureLanes.next_pictures, []
-
-    def interrupted(self):
-        calls.append(None)
-        if len(calls) == step and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return next_pictures(self)
-
-    PictureLanes.next_pictures = interrupted
-    try:
-        train(config)
-    except Stopped as stopped:
-        return str(stopped).partition("after ")[2].partition(";")[0]
-    raise AssertionError("it was not stopped")
 
 
 def test_processes_must_share_the_pictures_evenly(config, monkeypatch):

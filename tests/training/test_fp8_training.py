@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from metamorph.errors import Stopped, UserError
+from metamorph.generation import AnswerSettings, question
 from metamorph.generation.assistant import Assistant
 from metamorph.model import opening
 from metamorph.model.unified import MetaMorph
@@ -76,9 +77,10 @@ for name in ("torchao", "transformer_engine"):
     sys.modules[name] = None
 import torch
 from metamorph import Assistant, MetaMorph
+from metamorph.generation import AnswerSettings, question
 model = MetaMorph.from_pretrained(sys.argv[1])
 print({str(parameter.dtype) for parameter in model.parameters()}, type(model.projector).__name__)
-Assistant.from_pretrained(sys.argv[1]).reply([("Hello", ())], max_new_tokens=2)
+Assistant.from_pretrained(sys.argv[1]).generate([[question("Hello")]], AnswerSettings(2))
 """
 
 
@@ -132,20 +134,25 @@ def test_rows_come_in_multiples_of_16(folder):
 
 
 def test_the_decoder_stage_has_no_fp8(folder):
-    with pytest.raises(UserError, match="training.precision: the decoder .* takes fp32 or bf16"):
+    with pytest.raises(
+        UserError, match="training.precision: fp8 is for a language model, not for stage decoder"
+    ):
         train(tiny_config(folder, "decoder", precision="fp8"))
 
 
 def test_a_chat_computes_as_training_does(folder, one_thread):
     saved = train(tiny_config(folder, "instruct", steps=2))
-    prompts = [("Generate an image of a red circle.", ()), ("Hello", ())]
+    prompts = [[question("Generate an image of a red circle.")], [question("Hello")]]
     states = {}
     for precision in ("fp32", "bf16", "fp8"):
         chat = Assistant.from_pretrained(saved, precision=precision, fp8_backend="native")
-        assert {parameter.dtype for parameter in chat.model.parameters()} == {torch.float32}
+        head = chat.model.language.lm_head.weight  # in what autocast would round it to each time
+        assert head.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        assert chat.model.language.model.embed_tokens.weight.dtype == torch.float32
         seen = states[precision] = []
-        chat.model.language.register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
-        assert len(chat.reply(prompts, max_new_tokens=3)) == 2
+        norm = chat.model.language.model.norm
+        norm.register_forward_hook(lambda *call, seen=seen: seen.append(call[2].float()))
+        assert len(chat.generate(prompts, AnswerSettings(3))) == 2
     prefill = {precision: found[0] for precision, found in states.items()}
     scale = prefill["fp32"].norm()
     errors = {name: float((x - prefill["fp32"]).norm() / scale) for name, x in prefill.items()}

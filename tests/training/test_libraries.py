@@ -137,5 +137,5 @@ def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
 
 def test_the_decoder_stage_does_not_ignore_apex(tmp_path):
     config = tiny_config(tmp_path, "decoder", optimizer="apex")
-    with pytest.raises(UserError, match="training.optimizer: stage decoder does not use it"):
+    with pytest.raises(UserError, match="training.optimizer: apex cannot be used here"):
         train(replace(config, model=ModelConfig()))

@@ -1,16 +1,22 @@
 """How long a run is: steps, or epochs of which every sample is used once."""
 
+import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from metamorph.config import TrainingConfig
+from metamorph.config.reading import load_config
 from metamorph.errors import Stopped, UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import Run, train
 from metamorph.training.optimizer import Progress, learning_rate
+from metamorph.training.rules import check_length
 from tests.tiny_run import tiny_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def rates(progress: Progress, used: list[int], **training) -> list[float]:
@@ -44,6 +50,52 @@ def test_the_rate_follows_the_samples_however_they_fall_into_steps():
     found = rates(Progress(100, 50), [3, 12, 60, 99, 100], warmup_ratio=0.1)
     assert found[0] == pytest.approx(2.0 * 3 / 10) and found[1] == 2.0  # no more than the peak
     assert found[2:] == sorted(found[2:], reverse=True) and found[-1] < 0.01
+
+
+def test_a_logarithmic_warm_up_falls_in_a_line():
+    """The paper's decoder: 2000 steps up to 1.1e-5, then down to 0 at step 12000."""
+    config = load_config(CONFIGS / "metamorph_8b" / "decoder.yaml").training
+    progress, found = Progress(config.steps), {0: 0.0}
+    for step in range(1, 12001):
+        progress.advance(0)
+        found[step] = learning_rate(progress, config)
+    for step in (1, 9, 100, 1999, 2000):
+        assert found[step] == pytest.approx(1.1e-5 * math.log(1 + step) / math.log(2001))
+    for step in (2001, 7001, 12000):  # the first step after the warm-up is at the peak, too
+        assert found[step] == pytest.approx(1.1e-5 * (12001 - step) / 10000)
+    assert max(found.values()) == found[2000] == pytest.approx(1.1e-5)
+
+
+def test_a_logarithmic_warm_up_counts_steps_where_a_run_counts_samples():
+    options = {"schedule": "logarithmic", "warmup_ratio": 0.1}
+    by_samples = rates(Progress(700, 700), [*range(7, 701, 7)], **options)
+    assert by_samples == pytest.approx(rates(Progress(100), [0] * 100, **options))
+    uneven = rates(Progress(100, 50), [3, 12, 60, 99, 100], **options)
+    assert 0 < uneven[0] < 2.0 and uneven[1] == 2.0
+    assert uneven[2:] == sorted(uneven[2:], reverse=True) and uneven[-1] < 0.3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "logarithmic"])
+def test_steps_of_warm_up_are_a_share_of_the_run(schedule):
+    as_steps = rates(Progress(50), [0] * 50, schedule=schedule, warmup_steps=10)
+    assert as_steps == rates(Progress(50), [0] * 50, schedule=schedule, warmup_ratio=0.2)
+    only = rates(Progress(10), [0] * 10, schedule=schedule, warmup_steps=10)
+    assert only == sorted(only) and only[-1] == 2.0  # it is all of the run
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"warmup_steps": 3, "warmup_ratio": 0.5}, "got 3, but training.warmup_ratio says 0.5"),
+        ({"warmup_steps": 7}, "got 7, expected at most training.steps, 6"),
+        ({"warmup_steps": 3, "steps": None, "epochs": 1.0}, "training.epochs takes is not known"),
+    ],
+)
+def test_a_warm_up_that_does_not_fit_is_refused(tmp_path, training, message):
+    config = tiny_config(tmp_path, "instruct")
+    config.training = replace(config.training, **training)
+    with pytest.raises(UserError, match=f"training.warmup_steps: .*{message}"):
+        check_length(config, own_source=True)
 
 
 def epochs_config(folder, epochs, samples=37, rows=2, **training):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metamorph.cli.command import main
-from metamorph.config import DataConfig
+from metamorph.config import DataConfig, DecoderConfig
 from metamorph.config.reading import iter_unused, load_config, save_config
 from metamorph.errors import UserError
 from metamorph.training.rules import check_plan, check_rules
@@ -28,14 +28,12 @@ def decoder_file(tmp_path) -> str:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("training.compile", "true"),
-        ("data.workers", "3"),
-        ("data.features", "/nonexistent"),
-        ("training.lora_rank", "8"),
-        ("parallel.shard", "8"),
-        ("training.optimizer", "adamw8bit"),
+        ("training.rows_per_step", "2"),
+        ("training.weights", "bf16"),
+        ("data.row_length", "512"),
+        ("parallel.cpu_offload", "true"),
         ("model.attention", "flash_attn"),
-        ("monitor.samples_every", "5"),
+        ("monitor.decoder", "/nonexistent"),
     ],
 )
 def test_a_key_that_the_decoder_stage_does_not_use(decoder_file, key, value, options, capsys):
@@ -47,7 +45,20 @@ def test_a_key_that_the_decoder_stage_does_not_use(decoder_file, key, value, opt
 def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
     config = tiny_config(tmp_path, stage)
     config.decoder.guidance_scale = 5.0
-    with pytest.raises(UserError, match=r"decoder.guidance_scale: .* \(only decoder\)"):
+    with pytest.raises(UserError, match=r"decoder.guidance_scale: .* \(only decoder, distill\)"):
+        check_rules(config, CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("base", "runs/base"), ("guidance_scale", 5.0), ("condition_length", 77)]
+)
+def test_a_key_that_the_kind_of_decoder_does_not_use(tmp_path, key, value):
+    config = tiny_config(tmp_path, "decoder")
+    setattr(config.decoder, key, value)
+    assert list(iter_unused(config)) == []
+    config.decoder = DecoderConfig(kind="rae", **{key: value})
+    message = rf"decoder.{key}: decoder.kind rae does not use it \(only diffusion\); leave it out"
+    with pytest.raises(UserError, match=message):
         check_rules(config, CPU)
 
 

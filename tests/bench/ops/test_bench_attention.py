@@ -1,10 +1,10 @@
 import pytest
 import torch
-from bench_cases import TINY_ATTENTION, TINY_DECODE
+from bench_cases import TINY_ATTENTION, TINY_DECODE, TINY_PREFILL
 
 from bench.harness.providers import Provider
-from bench.ops import attention, decode, peers
-from metamorph_kernels import interval_attention
+from bench.ops import attention, decode, peers, prefill
+from metamorph_kernels import interval_attention, prefill_attention, prefill_row
 
 CPU = torch.device("cpu")
 pytestmark = [
@@ -127,3 +127,21 @@ def test_decoding_is_verified_and_counted_in_bytes(monkeypatch):
     assert ours.rate == pytest.approx(least / ours.timing.milliseconds / 1e6)
     assert found["zeros"].status == "failed" and found["zeros"].timing is None
     assert found["flash-attn 2"].reason == "needs a GPU"
+
+
+def test_prefill_is_verified_and_counted_in_flops(monkeypatch):
+    def causal_from_the_start(row, count):
+        starts = row.visible[::count] - 1
+        first = prefill_row([(number, 0, count) for number in range(len(starts))])
+        return lambda *tensors: prefill_attention(*tensors, first)
+
+    wrong = Provider("without history", causal_from_the_start)
+    monkeypatch.setattr(prefill, "PROVIDERS", [*prefill.PROVIDERS, wrong])
+    found = lines(TINY_PREFILL.run(CPU), prefill.OPERATION)
+    ours = found["ours torch"]
+    assert ours.status == found["SDPA dense mask"].status == "ok" and ours.unit == "TFLOP/s"
+    # Of each of 3 x 9 tokens the history and the tokens up to itself; 4 heads of 16.
+    pairs = 9 * (20 + 0 + 3) + 3 * 45
+    assert ours.rate == pytest.approx(4 * 16 * 4 * pairs / ours.timing.milliseconds / 1e9)
+    assert found["without history"].status == "failed"
+    assert found["flash-attn 3"].reason == "needs a GPU"

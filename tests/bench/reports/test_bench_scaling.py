@@ -4,7 +4,7 @@ import pytest
 from bench_records import line, timing
 
 from bench.harness.timing import Timing
-from bench.ops import attention, decode, mlp, text_loss
+from bench.ops import attention, decode, mlp, prefill, text_loss
 from bench.reports.scaling import fit, kind, series
 
 
@@ -49,6 +49,7 @@ def test_two_sizes_that_vary_by_themselves_are_two_axes():
         (mlp, {("rows", 64, 65536)}),
         (text_loss, set()),
         (decode, {("sequences", 1, 64)}),
+        (prefill, set()),
     ],
 )
 def test_axes_of_the_real_cases(module, expected):

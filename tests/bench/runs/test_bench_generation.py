@@ -7,8 +7,7 @@ import torch
 from bench.runs import generation
 from bench.runs.generation import IMAGE, PREFILL, TEXT
 from bench.runs.models import TOY
-from metamorph.generation import engine
-from metamorph.generation.engine import Prompt, generate
+from metamorph.generation import Prompt, decode_step, generate
 
 CPU = torch.device("cpu")
 TINY = generation.Case(2, **TOY | {"prompt": 70, "answer": 3, "dtype": torch.float32})
@@ -35,13 +34,13 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch):
-    right = engine.decode
+    right = decode_step.decode
 
-    def over_the_token_before(model, cache, embeddings):
+    def over_the_token_before(model, cache, rotary, embeddings, alive):
         cache.lengths.fill_(TINY.prompt)
-        return right(model, cache, embeddings)
+        return right(model, cache, rotary, embeddings, alive)
 
-    monkeypatch.setattr(engine, "decode", over_the_token_before)
+    monkeypatch.setattr(decode_step, "decode", over_the_token_before)
     for (operation, provider), line in timed(TINY.run(CPU)).items():
         wrong = provider == "ours cached" and operation != "generation: prefill"
         assert line.status == ("failed" if wrong else "ok"), line
@@ -78,7 +77,7 @@ def test_the_steps_are_those_of_generate():
         Prompt([*prompt.token_ids[:-1], start], prompt.visual_positions, prompt.features)
         for prompt in trial.prompts
     ]
-    trial.cache, trial.first = engine.prefill(trial.model, prompts, 64)
+    trial.cache, trial.first = trial.prefill(prompts)
     _, said = trial._generate(IMAGE, cached=True)
     expected = generate(trial.model, prompts, max_new_tokens=65)
     images = torch.stack([each.images[0] for each in expected])

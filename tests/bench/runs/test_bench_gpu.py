@@ -169,11 +169,13 @@ def test_the_build_is_of_the_project_that_has_the_library():
     assert "build_extension" in (step.folder / step.command[1]).read_text()
 
 
-def test_only_a_gpu_builds_the_library_and_builds_it_first(tmp_path):
+def test_what_no_gpu_has_run_comes_first_and_only_a_gpu_builds_the_library(tmp_path):
     for quick in (True, False):
         names = [step.name for step in gpu.steps("cuda", quick, tmp_path)]
-        assert names[:3] == ["build", "tests", "CUDA tests"] and names[-1] == "memcheck"
+        assert names[:4] == ["Gluon tests", "build", "tests", "CUDA tests"]
+        assert names[-1] == "memcheck"
         on_cpu = [step.name for step in gpu.steps("cpu", quick, tmp_path)]
+        assert on_cpu[:2] == ["Gluon tests", "tests"]
         assert not {"build", "CUDA tests", "memcheck"} & set(on_cpu)
         assert ("resources" in on_cpu) == (not quick)  # compiling every kernel takes minutes
 
@@ -193,6 +195,12 @@ def test_verdict_of_the_resources(status, expected):
             "cpu",
             "test_random_packings_against_float64[0]",
             "test_random_packings_against_float64[1]",
+        ),
+        (
+            "Gluon tests",
+            "cpu",
+            "test_random_packings_against_float64_and_the_others[0]",
+            "test_triton_interval_attention.py",
         ),
         ("CUDA tests", "cuda", "test_on_gpu.py::test_opcheck", "test_setup.py"),
     ],

@@ -23,7 +23,7 @@ from metamorph.data.toy.scenes import (
     random_scene,
     render,
 )
-from metamorph.quickstart.checker import ATTRIBUTES, CHANCE, read_scene, score
+from metamorph.evaluation.checker import ATTRIBUTES, CHANCE, read_scene, score
 
 VALUES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": tuple(PLACES)}
 SCENES_PER_SPLIT = 150

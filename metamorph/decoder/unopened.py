@@ -1,0 +1,94 @@
+"""A decoder that waits until something is drawn: it is checked, but diffusers is not imported."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from metamorph.decoder.kinds import MODULES, OpenedDecoder, open_decoder_for, read_settings
+from metamorph.decoder.lean_import import import_for_drawing
+from metamorph.decoder.one_pass_files import PIPELINE
+from metamorph.model.encoder_identity import stored_identity
+from metamorph.model.unified import MetaMorph
+
+if TYPE_CHECKING:
+    from metamorph.model.vision import VisionEncoder
+
+
+class UnopenedDecoder:
+    """The decoder in `folder`, for the features that `model` predicts, opened by `open`.
+
+    `device` is where it will draw. Raises `UserError` for files that are missing, damaged or of
+    another kind, and for a decoder of other features. What only diffusers can tell, such as a
+    tensor of another shape than the configuration needs, is for `open` to refuse.
+
+    `alone`: the process does nothing else with diffusers, see `import_for_drawing`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: MetaMorph,
+        device: torch.device | str,
+        *,
+        alone: bool = False,
+    ):
+        self.folder, self.device, self.model_config = Path(folder), device, model.config
+        self.alone = alone
+        self.config = read_settings(self.folder)
+        self.config.check_model(self.folder, model.config)
+        self._opened: OpenedDecoder | None = None
+        known, encoder = self.config.encoder, model.vision_folder
+        if known is not None and encoder is not None:
+            if known != stored_identity(encoder, model.config.grid):
+                self._opened = self._open(model.encoder)  # which compares the encoders themselves
+
+    @property
+    def feature_width(self) -> int:
+        """C, the width of the features that it draws from."""
+        return self.config.feature_width
+
+    def open(self) -> OpenedDecoder:
+        """The decoder itself, from the second time on the same. Raises `UserError`."""
+        if self._opened is None:
+            self._opened = self._open(None)
+        return self._opened
+
+    def _open(self, vision: "VisionEncoder | None") -> OpenedDecoder:
+        if self.alone:
+            import_for_drawing(MODULES[self.config.kind])
+        return open_decoder_for(self.folder, self.model_config, vision).to(self.device)
+
+
+Decoder = OpenedDecoder | UnopenedDecoder
+
+
+def opened(decoder: Decoder) -> OpenedDecoder:
+    """The decoder itself. Raises `UserError` where it was not opened and cannot be."""
+    return decoder.open() if isinstance(decoder, UnopenedDecoder) else decoder
+
+
+def kind_of(decoder: Decoder) -> str:
+    """As `decoder.kind` of a run names it; nothing is opened."""
+    if isinstance(decoder, UnopenedDecoder):
+        return decoder.config.kind
+    return "rae" if type(decoder).__name__ == PIPELINE else "diffusion"
+
+
+def decoder_of(
+    folder: Path,
+    model: MetaMorph,
+    device: torch.device | str,
+    given: str | Path | None = None,
+    *,
+    open_when_needed: bool = False,
+) -> Decoder | None:
+    """The decoder for the model in `folder`: in the folder `given`, else the model's own, if any.
+
+    Raises `UserError` for one that is damaged or draws other features.
+    """
+    own = folder / "decoder"
+    if given is None and not own.exists():
+        return None
+    decoder = UnopenedDecoder(given or own, model, device, alone=open_when_needed)
+    return decoder if open_when_needed else decoder.open()

@@ -1,0 +1,132 @@
+"""One step of decoding: a fixed sequence of device work, without a decision on the host."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from metamorph.generation.cache import KeyValueCache
+from metamorph.generation.slots import UNLIMITED, Slots
+from metamorph.model.inference import RotaryTable
+from metamorph.model.unified import MetaMorph, MetaMorphConfig
+from metamorph_kernels import decode_attention, decode_attention_on_host
+
+
+def decode(
+    model: MetaMorph,
+    cache: KeyValueCache,
+    rotary: RotaryTable,
+    embeddings: Tensor,
+    alive: Tensor,
+) -> Tensor:
+    """Feed one input vector [H] to each sequence of the cache, behind what it holds of it; returns
+    states [N, H]. Those that are not `alive`, bool [N], stay as they are."""
+    places = cache.lengths
+    visible = (places + 1) * alive
+    attend: Callable[..., Tensor] = decode_attention
+    if visible.is_cpu and not torch.compiler.is_compiling():
+        scale = 1 / math.sqrt(model.config.language.head_dim)
+        attend = partial(decode_attention_on_host, counts=visible.tolist(), scale=scale)
+
+    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, *cache.write(layer_index, cache.owners, places, k, v), visible)
+
+    states = model.language.run(embeddings, *rotary.at(places), attention)
+    torch.maximum(places, visible, out=places)
+    return states
+
+
+def token_effects(config: MetaMorphConfig) -> Tensor:
+    """What a token does to the slot that chose it, int64 [3, V]: after it the sequence ends unless
+    more than `needs` tokens and vectors of its budget are left, it `begins` so many vectors and end
+    token, and takes so many `images` of those that it may have."""
+    needs, begins, images = effects = torch.zeros(3, config.language.vocab_size, dtype=torch.int64)
+    # An image is begun only if there is room for all its vectors and its end token.
+    needs[config.image_start_id] = config.tokens_per_image
+    begins[config.image_start_id] = config.tokens_per_image + 1
+    images[config.image_start_id] = 1
+    needs[config.eos_ids] = UNLIMITED
+    return effects
+
+
+class DecodeStep:
+    """Lets the first `rows` sequences emit once each, and feeds what they emitted.
+
+    In text a token is chosen, within an image the prediction normalize(vision_head(state)) is
+    taken and its projection fed back, and after the last vector `<image_end>` is forced (MetaMorph,
+    arXiv 2412.14164, with its early-stop and stuck-image faults closed): every row computes both
+    heads, and flags on the device say which of the two counts. A CUDA graph can hold a step.
+
+    The host that reads the history knows by the same rules what each row is at, see `Sequence`.
+
+    Attributes:
+        tokens: [steps, B] int64 history: the token of a row in text or at the end of an image.
+        best: [steps, B] history of the best logits; where logits are not finite, nor is that.
+        vectors: [steps, B, C] fp32 history of the vision head.
+        cursor: [1] int64, the line of these that the next step writes.
+    """
+
+    def __init__(
+        self, model: MetaMorph, slots: Slots, cache: KeyValueCache, rotary: RotaryTable, steps: int
+    ):
+        config, device = model.config, slots.alive.device
+        count = len(slots.alive)
+        self.model, self.slots, self.cache, self.rotary = model, slots, cache, rotary
+        self.image_end = torch.tensor(config.image_end_id, device=device)
+        self.effects = token_effects(config).to(device)
+        self.tokens = torch.zeros(steps, count, dtype=torch.int64, device=device)
+        self.best = torch.zeros(steps, count, dtype=slots.states.dtype, device=device)
+        self.vectors = torch.zeros(steps, count, config.visual_width, device=device)
+        self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes and a later one depends on."""
+        return [*self.slots.tensors(), self.cache.lengths, self.cursor]
+
+    def program(self, rows: int, sampling: bool) -> Callable[[], None]:
+        """A step of the first `rows`. Without `sampling` all of them must be greedy, with neither
+        a repetition penalty nor a limit of images: less is computed then."""
+        slots, cache = self.slots.narrow(rows), self.cache.narrow(rows)
+        history = self.tokens[:, :rows], self.best[:, :rows], self.vectors[:, :rows]
+
+        def step() -> None:
+            self._run(slots, cache, history, sampling)
+
+        return step
+
+    def _run(
+        self, slots: Slots, cache: KeyValueCache, history: tuple[Tensor, ...], sampling: bool
+    ) -> None:
+        model = self.model
+        logits = model.language.head(slots.states)  # [rows, V]
+        if sampling:
+            chosen, best = self._sample(logits.float(), slots)
+        else:
+            best, chosen = logits.max(dim=-1)
+        vectors = model.predict_visual(slots.states)  # [rows, C]
+
+        visual = slots.left > 1
+        # Within an image and at its end nothing is chosen: it neither stops nor opens another.
+        token = torch.where(slots.left > 0, self.image_end, chosen)
+        for lines, line in zip(history, (token, best.to(self.best.dtype), vectors), strict=True):
+            lines.index_copy_(0, self.cursor, line[None])
+        self.cursor.add_(1)
+        needs, begins, images = self.effects.index_select(1, token).unbind()  # [rows] each
+        slots.alive.masked_fill_(slots.room.sub_(1) <= needs, False)
+        torch.maximum(slots.left.sub_(1), begins, out=slots.left)
+        if sampling:
+            slots.images.sub_(images)
+            slots.table.seen.scatter_(1, token[:, None], True)
+
+        embeddings = model.language.model.embed_tokens(token)  # [rows, H]
+        projected = model.projector(vectors.to(embeddings.dtype))
+        embeddings = torch.where(visual[:, None], projected.to(embeddings.dtype), embeddings)
+        slots.states.copy_(decode(model, cache, self.rotary, embeddings, slots.alive))
+
+    def _sample(self, logits: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Token ids and best logits, [rows] each, of logits [rows, V] in fp32."""
+        start = self.model.config.image_start_id
+        logits[:, start].masked_fill_(slots.images == 0, -torch.inf)
+        return slots.table.choose(logits, slots.budget - slots.room)

@@ -1,0 +1,176 @@
+"""Pictures of many answers drawn by one decoder, in batches, a denoising step at a time."""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metamorph.decoder.denoising import Denoising, DrawingStep, noise_generator
+from metamorph.decoder.unopened import Decoder, kind_of, opened
+from metamorph.errors import UserError, in_words
+from metamorph.generation.events import DrawingProgress, ImageDrawn
+from metamorph.generation.settings import DrawingSettings
+
+if TYPE_CHECKING:
+    from metamorph.decoder.standalone_one_pass import OnePass
+
+
+@dataclass(frozen=True)
+class DrawingFailed:
+    """Picture `number` of an answer cannot be drawn; `error` is a sentence."""
+
+    number: int
+    error: str
+
+
+@dataclass(eq=False)
+class _Picture:
+    """One that waits or is under way."""
+
+    key: Hashable
+    number: int
+    features: Tensor  # [tokens, C]
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    preview_every: int
+    alone: bool = False  # because a batch with it has failed
+    reported: int = 0  # steps
+
+    @property
+    def group(self) -> tuple:
+        """Pictures of equal ones are drawn as one batch."""
+        shape = self.features.shape
+        return self.num_inference_steps, self.guidance_scale, self.preview_every, shape
+
+
+def check_drawing(decoder: Decoder, settings: DrawingSettings) -> None:
+    """Raises `UserError` for steps or guidance of a decoder that draws in one pass."""
+    if kind_of(decoder) != "rae":
+        return
+    asked = (("steps", settings.num_inference_steps), ("guidance", settings.guidance_scale))
+    for what, value in asked:
+        if value not in (None, 1):
+            raise UserError(
+                f"drawing: the decoder draws in one pass and takes no {what}, got {value:g}; "
+                f"leave it out"
+            )
+
+
+class DrawingQueue:
+    """Draws pictures in the order in which they came, up to `most` of equal settings at once.
+
+    A picture is the same whatever is drawn beside it, up to rounding of another batch shape. Not
+    thread-safe.
+    """
+
+    def __init__(self, decoder: Decoder, most: int = 8):
+        if most < 1:
+            raise ValueError(f"most: expected at least 1, got {most}")
+        self.decoder, self.most = decoder, most
+        self._waiting: deque[_Picture] = deque()
+        self._batch: list[_Picture] = []  # the pictures of `_drawing`, as its rows
+        self._drawing: Denoising | OnePass | None = None
+
+    def __len__(self) -> int:
+        """Pictures that wait or are under way."""
+        return len(self._waiting) + len(self._batch)
+
+    def add(
+        self,
+        features: Tensor,
+        *,
+        seed: int,
+        number: int,
+        settings: DrawingSettings,
+        key: Hashable,
+    ) -> None:
+        """Queues picture `number` of the answer `key`: its features [tokens, C].
+
+        Its noise depends on seed and number. Raises `ValueError` for features of another width,
+        and what `check_drawing` raises.
+        """
+        check_drawing(self.decoder, settings)
+        width = self.decoder.feature_width
+        if features.ndim != 2 or features.shape[-1] != width:
+            raise ValueError(f"features must be [tokens, {width}], got {tuple(features.shape)}")
+        own = self.decoder.config
+        steps = settings.num_inference_steps
+        steps = own.sampling_steps if steps is None else steps
+        scale = own.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+        picture = _Picture(key, number, features, seed, steps, scale, settings.preview_every)
+        self._waiting.append(picture)
+
+    def cancel(self, key: Hashable) -> None:
+        """Forgets all pictures of an answer, also those that are under way."""
+        self._waiting = deque(picture for picture in self._waiting if picture.key != key)
+        rows = [row for row, picture in enumerate(self._batch) if picture.key != key]
+        if self._drawing is None or len(rows) == len(self._batch):
+            return
+        self._batch = [self._batch[row] for row in rows]
+        if rows:
+            self._drawing.keep(rows)
+        else:
+            self._drawing = None
+
+    def advance(self) -> list[tuple[Hashable, DrawingProgress | ImageDrawn | DrawingFailed]]:
+        """One denoising step of the batch under way, or the first of a new one. Returns what came
+        of it, by answer; nothing where nothing is left to draw.
+
+        Where a batch fails, its pictures are drawn again one by one: only that fails which fails
+        on its own.
+        """
+        if not self:
+            return []
+        try:
+            if self._drawing is None:
+                self._drawing = self._begin()
+            step = next(self._drawing)
+        except (UserError, RuntimeError) as error:  # not finite; memory, and whatever a device says
+            return self._failed(error)
+        events = self._progress(step)
+        if isinstance(step.pictures, list):
+            for picture, drawn in zip(self._batch, step.pictures, strict=True):
+                events.append((picture.key, ImageDrawn(picture.number, drawn)))
+            self._batch, self._drawing = [], None
+        return events
+
+    def _begin(self) -> "Denoising | OnePass":
+        """Takes the first picture that waits, and those behind it that can go with it."""
+        first = self._waiting[0]
+        fitting = [p for p in self._waiting if p.group == first.group and not p.alone]
+        self._batch = [first] if first.alone else fitting[: self.most]
+        self._waiting = deque(p for p in self._waiting if p not in self._batch)
+        return opened(self.decoder).steps(
+            torch.stack([picture.features for picture in self._batch]),
+            num_inference_steps=first.num_inference_steps,
+            guidance_scale=first.guidance_scale,
+            generator=[noise_generator(picture.seed, picture.number) for picture in self._batch],
+            preview_every=first.preview_every,
+        )
+
+    def _progress(self, step: DrawingStep) -> list:
+        """Steps that a picture has not come to before: one that is drawn again repeats some."""
+        previews = step.previews or [None] * len(self._batch)
+        events = []
+        for picture, preview in zip(self._batch, previews, strict=True):
+            if step.step > picture.reported:
+                picture.reported = step.step
+                progress = DrawingProgress(picture.number, step.step, step.steps, preview)
+                events.append((picture.key, progress))
+        return events
+
+    def _failed(self, error: Exception) -> list:
+        batch, self._batch, self._drawing = self._batch, [], None
+        if len(batch) > 1:
+            for picture in batch:
+                picture.alone = True
+            self._waiting.extendleft(reversed(batch))
+            return []
+        [picture] = batch
+        said = str(error) if isinstance(error, UserError) else in_words(error)
+        problem = UserError(f"picture {picture.number + 1} of the answer cannot be drawn: {said}")
+        return [(picture.key, DrawingFailed(picture.number, str(problem)))]

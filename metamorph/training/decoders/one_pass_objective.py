@@ -1,0 +1,51 @@
+"""What a one-pass decoder learns from: pixels, the features of what it draws, and a critic."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def add_noise(features: Tensor, most: float, draw: Callable[..., Tensor]) -> Tensor:
+    """Unit features [B, tokens, C] with noise, of unit length again.
+
+    The noise of a picture has a length of 0 to `most` beside the 1 of a feature, drawn for each
+    picture: so much as predicted features are off, the decoder learns to draw from. At a length of
+    s the cosine to the feature without noise is about 1 / sqrt(1 + s^2), 0.89 at 0.5.
+
+    `draw(distribution, shape)` gives random numbers on the CPU.
+    """
+    noise = draw(torch.randn, features.shape) / features.shape[-1] ** 0.5
+    noise = noise * (most * draw(torch.rand, (len(features), 1, 1)))
+    return F.normalize(features + noise.to(features), dim=-1)
+
+
+def feature_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """1 - cosine of unit features [B, tokens, C], mean over all of them."""
+    return 1 - (found.float() * wanted.float()).sum(-1).mean()
+
+
+class Critic(nn.Module):
+    """Tells features of pictures from those of drawings: a head of two layers on the frozen
+    encoder, whose judgement of each is high for what it takes for a picture."""
+
+    def __init__(self, feature_width: int):
+        super().__init__()
+        self.scale = feature_width**0.5  # components of a unit vector, brought to variance 1
+        self.layers = nn.Sequential(
+            nn.Linear(feature_width, feature_width), nn.LeakyReLU(0.2), nn.Linear(feature_width, 1)
+        )
+
+    def judge(self, features: Tensor) -> Tensor:
+        """[..., C] to [...]."""
+        return self.layers(features * self.scale).squeeze(-1).float()
+
+    def forward(self, real: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Its hinge error, from which it learns alone; and what it reproaches the drawings with,
+        minus its mean judgement of them, from which they learn alone. Both [B, tokens, C]."""
+        fixed = drawn.detach()
+        taken, refused, wanted = self.judge(torch.stack([real.detach(), fixed, drawn]))
+        error = (F.relu(1 - taken).mean() + F.relu(1 + refused).mean()) / 2
+        # The first two are equal: to the critic's own weights their gradients are opposite.
+        return error, refused.mean() - wanted.mean() - refused.detach().mean()

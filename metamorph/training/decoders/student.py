@@ -1,0 +1,140 @@
+"""Teaches a copy of a trained decoder's UNet to draw in a few steps what that one draws in many,
+guidance included: multistep consistency distillation, see `consistency.py` beside this file.
+
+Encoder, VAE and adapter stay as they are. No noise is added on the way, unlike in latent
+consistency models: features and first noise make the picture alone, the student's as any decoder's.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from metamorph.config import DecoderConfig, RunConfig
+from metamorph.decoder.denoising import Guidance
+from metamorph.decoder.files import check_decoder
+from metamorph.decoder.parts import unet_blocks
+from metamorph.decoder.pipeline import VisualDecoder
+from metamorph.decoder.samplers import sampler
+from metamorph.errors import UserError, within
+from metamorph.folders import check_folder
+from metamorph.model.encoder_identity import identity
+from metamorph.model.opening import open_encoder
+from metamorph.model.vision import VisionEncoder
+from metamorph.training.decoders.consistency import Predict, Trajectory
+from metamorph.training.decoders.latents import LatentTrainer
+from metamorph.training.draws import Draws
+from metamorph.training.lora import plain
+from metamorph.training.picture_batch import PictureBatch
+
+
+class DistillTrainer(LatentTrainer):
+    """The student's UNet, and its frozen teacher, whose VAE and adapter it keeps.
+
+    Raises `UserError` for a teacher that is none, or was trained on features of another encoder.
+    """
+
+    def __init__(self, config: RunConfig):
+        settings = config.decoder
+        folder = check_folder(settings.teacher, "decoder.teacher")
+        vision = open_encoder(config.model)
+        with within("decoder.teacher"):
+            check_encoder(folder, vision)
+            decoder = VisualDecoder.from_folder(folder)
+        super().__init__(config, vision, decoder.vae, copy.deepcopy(decoder.unet))
+        self.adapter, self.teacher = decoder.adapter, decoder.unet
+        for frozen in (self.adapter, self.teacher):
+            frozen.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.make_ready(config, vision, decoder.vae)
+        if config.training.compile:
+            for block in unet_blocks(self.teacher):
+                block.compile(fullgraph=True)
+        self.guidance_scale = settings.guidance_scale
+        if self.guidance_scale is None:
+            self.guidance_scale = decoder.config.guidance_scale
+        self.scheduler = few_step_scheduler(decoder.scheduler.config)
+        timesteps = self.scheduler.config.num_train_timesteps
+        if settings.teacher_steps > timesteps:
+            raise UserError(
+                f"decoder.teacher_steps: got {settings.teacher_steps}, expected at most the "
+                f"{timesteps} timesteps of the teacher in {folder}"
+            )
+        self.trajectory = Trajectory(
+            self.scheduler, settings.sampling_steps, settings.teacher_steps
+        )
+        if not self.trajectory.predicts_velocity and not self.trajectory.signal.all():
+            raise UserError(
+                f"decoder.teacher: {folder} predicts noise, also where its schedule leaves nothing "
+                f"else and that says nothing of a picture; expected v_prediction"
+            )
+
+    def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, how far from where it should the student's step arrives: mean squared error in
+        latents, of short steps of the teacher that are drawn evenly; and the same as
+        `distillation_loss`, what to log of it."""
+        clean = self.latents(batch, draw).float()
+        everyone = torch.arange(len(batch), device=batch.device)
+        with torch.no_grad():
+            conditions = self.adapter(batch.visual_features(self.vision, everyone))
+        at = self.trajectory.draw(len(batch), draw)
+        noise = draw(torch.randn, clean.shape).to(clean)
+        latents = self.trajectory.add_noise(clean, noise, at.start)
+
+        def student(latents: Tensor, timesteps: Tensor) -> Tensor:
+            return self.unet(latents, timesteps, conditions).sample
+
+        teacher = guided(self.teacher, conditions, self.guidance_scale)
+        target = self.trajectory.target(latents, at, teacher, student)
+        found = self.trajectory.clean(student(latents, at.start), latents, at.start)
+        _, share = self.trajectory.shares(at.start, at.end)
+        loss = F.mse_loss(share * found, share * target)
+        return loss, {"distillation_loss": loss.detach()}
+
+    def decoder(self, config: DecoderConfig) -> VisualDecoder | None:
+        """In the first process, with the weights as they are: what draws in the student's steps,
+        without guidance. All processes call this."""
+        unet = plain(self.unet)
+        if unet is None:
+            return None
+        with within("decoder.teacher"):
+            vae = self.saved_vae(Path(config.teacher))
+        return VisualDecoder(
+            vae, unet, self.scheduler, self.adapter, 1.0, config.sampling_steps,
+            self.tokens_per_image, self.encoder,
+        )  # fmt: skip
+
+
+def few_step_scheduler(teacher: Mapping[str, Any]) -> DDIMScheduler:
+    """How a student draws, of the config of its teacher's scheduler: from noise alone to clean
+    latents, in steps of one length."""
+    return sampler("ddim", {**teacher, "set_alpha_to_one": True})
+
+
+def guided(unet: UNet2DConditionModel, conditions: Tensor, scale: float) -> Predict:
+    """What a UNet predicts with classifier-free guidance against a condition of zeros, as it draws;
+    `conditions` [B, length, E]."""
+    if scale == 1:
+        return lambda latents, timesteps: unet(latents, timesteps, conditions).sample
+    both = torch.cat([torch.zeros_like(conditions), conditions])
+
+    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+        predicted = unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both).sample.float()
+        return Guidance(scale).apply(*predicted.chunk(2))
+
+    return predict
+
+
+def check_encoder(folder: Path, vision: VisionEncoder) -> None:
+    """Raises `UserError` unless `folder` holds a decoder of this encoder's features."""
+    settings = check_decoder(folder)
+    settings.check_features(folder, vision.width, vision.tokens_per_image, "the encoder gives")
+    if settings.encoder not in (None, identity(vision)):
+        raise UserError(
+            f"{folder}: it draws from features of another encoder than that of the run: other "
+            f"weights, or another normalisation or size of pictures"
+        )

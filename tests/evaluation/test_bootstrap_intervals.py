@@ -1,0 +1,53 @@
+"""Bootstrap intervals beside distributions that are known."""
+
+from math import comb
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metamorph.evaluation.intervals import Estimate, estimate
+
+
+def quantile(successes: int, count: int, share: float) -> float:
+    """Of the mean of `count` draws that succeed `successes` times in `count`: the bootstrap of such
+    values is this binomial distribution and nothing else."""
+    chance, below = successes / count, 0.0
+    for found in range(count + 1):
+        below += comb(count, found) * chance**found * (1 - chance) ** (count - found)
+        if below >= share:
+            return found / count
+    return 1.0
+
+
+@pytest.mark.parametrize(("successes", "count"), [(30, 40), (5, 50), (99, 100)])
+def test_the_interval_of_successes_is_that_of_the_binomial(successes, count):
+    found = estimate([1.0] * successes + [0.0] * (count - successes))
+    assert found.mean == pytest.approx(successes / count) and found.count == count
+    # One success more or less is as near as 2000 resamples come.
+    assert found.low == pytest.approx(quantile(successes, count, 0.025), abs=1.01 / count)
+    assert found.high == pytest.approx(quantile(successes, count, 0.975), abs=1.01 / count)
+
+
+def test_equal_values_have_an_interval_of_no_width_and_no_values_none():
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 3)
+    assert estimate([]) is None
+
+
+def test_more_values_narrow_the_interval_as_their_root():
+    few, many = estimate([0.0, 1.0] * 50), estimate([0.0, 1.0] * 5000)
+    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.15)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
+def test_the_mean_lies_among_the_values_and_a_seed_repeats_the_interval(values, seed):
+    found = estimate(values, seed)
+    assert found == estimate(values, seed)
+    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+    assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+
+
+def test_what_is_not_finite_has_no_mean():
+    with pytest.raises(ValueError, match="finite"):
+        estimate([1.0, float("inf")])

@@ -1,0 +1,209 @@
+"""Pictures of many answers through one decoder: each is what it would be if it were drawn alone."""
+
+from collections import defaultdict
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metamorph.decoder.denoising import noise_generator
+from metamorph.errors import UserError
+from metamorph.generation.drawing import DrawingFailed, DrawingQueue
+from metamorph.generation.events import DrawingProgress, ImageDrawn
+from metamorph.generation.settings import DrawingSettings
+from tests.tiny_run import tiny_decoder, tiny_one_pass
+
+DECODER = tiny_decoder()
+FEATURES = torch.nn.functional.normalize(
+    torch.randn(4, 4, 24, generator=torch.Generator().manual_seed(0)), dim=-1
+)
+BROKEN = len(FEATURES)  # the number of features that cannot be drawn
+OWN = DrawingSettings()  # of the decoder: 2 steps
+WAYS = (
+    OWN,
+    DrawingSettings(num_inference_steps=3, preview_every=1),
+    DrawingSettings(guidance_scale=1.0),
+)
+
+
+def features(which: int) -> torch.Tensor:
+    return FEATURES[0] * torch.nan if which == BROKEN else FEATURES[which]
+
+
+@cache
+def alone(which: int, seed: int, number: int, way: DrawingSettings) -> np.ndarray:
+    """The pixels of a picture that is drawn on its own."""
+    [picture] = DECODER.draw(
+        FEATURES[which : which + 1],
+        num_inference_steps=way.num_inference_steps,
+        guidance_scale=way.guidance_scale,
+        generator=[noise_generator(seed, number)],
+    )
+    return np.asarray(picture, int)
+
+
+def drawn_to_the_end(queue: DrawingQueue) -> list:
+    events = []
+    while queue:
+        events += queue.advance()
+    assert queue.advance() == []
+    return events
+
+
+def add(queue: DrawingQueue, key, which=0, number=0, way=OWN, seed=0) -> None:
+    queue.add(features(which), seed=seed, number=number, settings=way, key=key)
+
+
+ARRIVAL = st.tuples(
+    st.integers(0, 3),  # of which answer
+    st.integers(0, BROKEN),
+    st.sampled_from(WAYS),
+    st.integers(0, 1),  # seed
+)
+CANCEL = st.tuples(st.just("cancel"), st.integers(0, 3))
+ACTIONS = st.lists(st.one_of(ARRIVAL, ARRIVAL, st.just("advance"), CANCEL), max_size=24)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ACTIONS, st.integers(1, 3))
+def test_each_picture_is_the_one_drawn_alone_whatever_comes_and_goes(actions, most):
+    queue = DrawingQueue(DECODER, most)
+    expected, events, begun = {}, defaultdict(list), defaultdict(int)
+
+    def advance():
+        for key, event in queue.advance():
+            assert (key, event.number) in expected  # what was cancelled is not heard of again
+            events[key, event.number].append(event)
+
+    for action in actions:
+        if action == "advance":
+            advance()
+        elif action[0] == "cancel":
+            queue.cancel(action[1])
+            for picture in list(expected):
+                finished = any(not isinstance(e, DrawingProgress) for e in events[picture])
+                if picture[0] == action[1] and not finished:
+                    del expected[picture]
+        else:
+            key, which, way, seed = action
+            number = begun[key]
+            begun[key] += 1
+            add(queue, key, which, number, way, seed)
+            expected[key, number] = which, seed, number, way
+    while queue:
+        advance()
+    for picture, (which, seed, number, way) in expected.items():
+        *progress, last = events[picture]
+        if which == BROKEN:
+            assert isinstance(last, DrawingFailed) and "NaN" in last.error
+            continue
+        steps = way.num_inference_steps or 2
+        assert [(event.step, event.steps) for event in progress] == [
+            (step + 1, steps) for step in range(steps)
+        ]
+        assert isinstance(last, ImageDrawn)
+        apart = np.abs(np.asarray(last.picture, int) - alone(which, seed, number, way))
+        assert apart.max() <= 1
+
+
+def test_pictures_of_equal_settings_share_a_batch_up_to_the_most(monkeypatch):
+    rows, forward = [], DECODER.unet.forward
+    monkeypatch.setattr(
+        DECODER.unet, "forward", lambda x, *rest: rows.append(len(x)) or forward(x, *rest)
+    )
+    queue = DrawingQueue(DECODER, 2)
+    for key, way in enumerate(
+        (WAYS[2], OWN, WAYS[2], WAYS[2], DrawingSettings(num_inference_steps=2))
+    ):
+        add(queue, key, way=way)
+    assert len(queue) == 5
+    finished = [key for key, event in drawn_to_the_end(queue) if isinstance(event, ImageDrawn)]
+    # The first brings the third along; the second the last, which asks for the decoder's own.
+    assert finished == [0, 2, 1, 4, 3]
+    assert rows == [2, 2, 4, 4, 1, 1]  # with guidance a picture takes two rows
+
+
+def test_one_step_a_call_with_previews_on_the_way():
+    queue = DrawingQueue(DECODER)
+    add(queue, "answer", way=WAYS[1], number=5)
+    first, second, third = queue.advance(), queue.advance(), queue.advance()
+    assert [len(first), len(second), len(third), len(queue)] == [1, 1, 2, 0]
+    for [(key, event)] in (first, second):
+        assert (key, event.number, event.preview.size) == ("answer", 5, (64, 64))
+    assert [type(event) for _, event in third] == [DrawingProgress, ImageDrawn]
+    assert third[0][1].preview is None
+
+
+def test_a_picture_that_cannot_be_drawn_costs_its_neighbours_nothing():
+    queue = DrawingQueue(DECODER)
+    for key, which in enumerate((1, BROKEN, 2)):
+        add(queue, key, which)
+    events = drawn_to_the_end(queue)
+    [failed] = [event for key, event in events if key == 1 and isinstance(event, DrawingFailed)]
+    assert failed.error.startswith("picture 1 of the answer cannot be drawn: the decoder's pixels")
+    for key, which in ((0, 1), (2, 2)):
+        steps = [e.step for k, e in events if k == key and isinstance(e, DrawingProgress)]
+        assert steps == [1, 2]  # once each, though it was drawn twice
+        [drawn] = [e for k, e in events if k == key and isinstance(e, ImageDrawn)]
+        assert np.array_equal(drawn.picture, alone(which, 0, 0, OWN))
+
+
+def test_a_batch_too_large_for_the_memory_is_drawn_one_by_one(monkeypatch):
+    forward = DECODER.unet.forward
+
+    def small(sample, *rest):
+        if len(sample) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(sample, *rest)
+
+    monkeypatch.setattr(DECODER.unet, "forward", small)
+    queue = DrawingQueue(DECODER)
+    for key in range(3):
+        add(queue, key)
+    assert [k for k, e in drawn_to_the_end(queue) if isinstance(e, ImageDrawn)] == [0, 1, 2]
+    monkeypatch.setattr(DECODER.unet, "forward", lambda *_: small(torch.zeros(3)))
+    add(queue, "one")
+    [(key, failed)] = drawn_to_the_end(queue)
+    assert key == "one" and failed.error.endswith("cannot be drawn: CUDA out of memory.")
+
+
+def test_a_mistake_in_the_code_is_not_taken_for_a_picture_that_failed(monkeypatch):
+    monkeypatch.setattr(DECODER, "_decode", None)
+    queue = DrawingQueue(DECODER)
+    add(queue, "answer")
+    queue.advance()
+    with pytest.raises(TypeError):
+        queue.advance()
+
+
+def test_features_of_another_width_are_refused_at_once():
+    queue = DrawingQueue(DECODER)
+    with pytest.raises(ValueError, match=r"features must be \[tokens, 24\], got \(4, 23\)"):
+        queue.add(torch.zeros(4, 23), seed=0, number=0, settings=OWN, key=0)
+    with pytest.raises(ValueError, match="most: expected at least 1, got 0"):
+        DrawingQueue(DECODER, 0)
+
+
+def test_a_decoder_that_draws_in_one_pass():
+    """A picture a step, the same for every seed; steps and guidance are refused by a sentence."""
+    decoder = tiny_one_pass()
+    queue = DrawingQueue(decoder)
+    for number, seed in enumerate((0, 0, 7)):
+        add(queue, "one", which=number % 2, number=number, seed=seed)
+    events = queue.advance()
+    drawn = [event for _, event in events if isinstance(event, ImageDrawn)]
+    assert [event.number for event in drawn] == [0, 1, 2] and not queue
+    expected = decoder.draw(FEATURES[:2])
+    for event, picture in zip(drawn, [*expected, expected[0]], strict=True):
+        np.testing.assert_allclose(np.asarray(event.picture, int), np.asarray(picture, int), atol=1)
+    for way, what in (
+        (DrawingSettings(num_inference_steps=20), "no steps, got 20"),
+        (DrawingSettings(guidance_scale=3.0), "no guidance, got 3"),
+    ):
+        with pytest.raises(UserError, match=f"the decoder draws in one pass and takes {what}"):
+            add(queue, "other", way=way)
+    add(queue, "other", way=DrawingSettings(num_inference_steps=1, guidance_scale=1.0))
+    assert len(queue.advance()) == 2
