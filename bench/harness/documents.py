@@ -3,6 +3,7 @@
 import math
 import random
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -83,7 +84,9 @@ def equal_row(tokens: int, documents: int) -> SyntheticRow:
     return SyntheticRow((tokens // documents,) * documents)
 
 
-def packed_row(tokens: int, mask: str, seed: int = 0) -> SyntheticRow:
+def packed_row(
+    tokens: int, mask: str, seed: int = 0, kinds: Sequence[Kind] = KINDS
+) -> SyntheticRow:
     """A row of `tokens` under a mask: "spans", "documents" (the same, causal) or "one document".
 
     The last document is cut where the row ends, as packing for training cuts it, and every
@@ -94,7 +97,7 @@ def packed_row(tokens: int, mask: str, seed: int = 0) -> SyntheticRow:
     generator = random.Random(seed)
     lengths, spans = [], []
     while (first := sum(lengths)) < tokens:
-        [kind] = generator.choices(KINDS, [kind.share for kind in KINDS])
+        [kind] = generator.choices(kinds, [kind.share for kind in kinds])
         drawn = math.exp(generator.uniform(math.log(kind.shortest), math.log(kind.longest)))
         length = min(round(drawn), tokens - first)
         lengths.append(length)

@@ -10,6 +10,7 @@ import torch
 
 WARM_UP_CALLS = 5
 LEAST_ROUNDS, MOST_ROUNDS = 10, 100
+LONG_ROUND, LEAST_LONG_ROUNDS = 1.0, 5  # seconds, from which on fewer rounds have to do
 CYCLES_PER_SECOND = 2e9  # no less than any GPU's clock, so that a wait is never too short
 LONGEST_WAIT = 0.05  # seconds; a launch slower than this is slow for another reason
 
@@ -88,7 +89,8 @@ def measure(
         seconds = 2.0 if device.type == "cuda" else 0.2
     costs = {name: _warm_up(candidate, device) for name, candidate in candidates.items()}
     total = sum(cost.repeat_seconds for cost in costs.values())
-    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, round(seconds / max(total, 1e-9))))
+    least = LEAST_ROUNDS if total < LONG_ROUND else min(LEAST_ROUNDS, LEAST_LONG_ROUNDS)
+    rounds = max(least, min(MOST_ROUNDS, round(seconds / max(total, 1e-9))))
     wall_clock = _wall_clock(device)
     clock = _gpu_clock(device) if device.type == "cuda" else wall_clock
     samples = {name: [] for name in candidates}
@@ -167,6 +169,8 @@ def _warm_up(candidate: Candidate, device: torch.device) -> _Cost:
             torch.cuda.synchronize(device)
             peak = (torch.cuda.max_memory_allocated(device) - before) / 1e9
         repeat_seconds = time.perf_counter() - begin
+        if repeat_seconds > LONG_ROUND:  # what takes so long has nothing left to warm up
+            break
     return _Cost(repeat_seconds, statistics.median(launches), peak)
 
 

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from metamorph_kernels import Intervals
-
 QUERIES_AT_ONCE = 512  # bounds the scores held in float64
 ROWS_JUDGED_TOGETHER = 64
 # Relative to the norm of the exact result, whatever plain PyTorch has: it could be wrong too.
@@ -34,23 +32,24 @@ def error_bound(plain_error: float, precision: str) -> float:
 
 def exact_attention(
     q: Tensor,  # [T, Hq, D]
-    k: Tensor,  # [T, Hkv, D]
+    k: Tensor,  # [S, Hkv, D]
     v: Tensor,
     out_gradient: Tensor,  # [T, Hq, D]
-    intervals: Intervals,
+    row_start: Tensor,  # integers [T], never decreasing
+    row_end: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out, dq, dk and dv in float64 by the definition, some queries and all their keys at a time.
 
-    Takes the bounds alone from `intervals`, and shares no code with what it judges.
+    Query i sees the keys [row_start[i], row_end[i]). It shares no code with what it judges.
     """
     q, k, v, out_gradient = (tensor.detach().double() for tensor in (q, k, v, out_gradient))
     out, q_gradient, k_gradient, v_gradient = map(torch.zeros_like, (q, q, k, v))
-    starts, ends = intervals.row_start.tolist(), intervals.row_end.tolist()
+    starts, ends = row_start.tolist(), row_end.tolist()
     for first in range(0, len(q), QUERIES_AT_ONCE):
         last = min(first + QUERIES_AT_ONCE, len(q)) - 1
         rows, keys = slice(first, last + 1), slice(starts[first], ends[last])
         key = torch.arange(keys.start, keys.stop, device=q.device)
-        visible = (intervals.row_start[rows, None] <= key) & (key < intervals.row_end[rows, None])
+        visible = (row_start[rows, None] <= key) & (key < row_end[rows, None])
         leaves = [part.requires_grad_() for part in (q[rows], k[keys], v[keys])]
         part = _dense_attention(*leaves, visible)
         out[rows] = part.detach()

@@ -129,12 +129,14 @@ class _Judge:
         self.key_heads = sorted({0, case.key_heads - 1})
         self.query_heads = [head * group + i for head in self.key_heads for i in range(group)]
         q, k, v = inputs.leaves
+        intervals = row.intervals(device)
         self.exact = exact_attention(
             q[:, self.query_heads],
             k[:, self.key_heads],
             v[:, self.key_heads],
             inputs.out_gradient[:, self.query_heads],
-            row.intervals(device),
+            intervals.row_start,
+            intervals.row_end,
         )
         self.bounds = {}
 

@@ -7,6 +7,8 @@ from metamorph_kernels import (
     interval_attention,
     interval_attention_fp8,
     key_intervals,
+    prefill_attention,
+    prefill_row,
 )
 
 # Document lengths, spans, query heads, key heads, head dimension.
@@ -30,10 +32,13 @@ def main(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, impl: str = 
         gradients = torch.autograd.grad(out, leaves, torch.ones_like(out))
         q, k, v = (leaf.detach() for leaf in leaves)
         rounded = interval_attention_fp8(q, k, v, intervals, impl=impl)
-        caches = (tensor.repeat(3, 1, 1, 1) for tensor in (k, v))
+        caches = tuple(tensor.repeat(3, 1, 1, 1) for tensor in (k, v))
         filled = torch.tensor([tokens, 1, 0], device=device)
         decoded = decode_attention(q[:3], *caches, filled, impl=impl)
-        for result in (out, *gradients, rounded, decoded):
+        new = (2 * tokens) // 3
+        row = prefill_row([(2, 0, tokens - new), (0, tokens - new, new)], device=device)
+        prefilled = prefill_attention(q, *caches, row, impl=impl)
+        for result in (out, *gradients, rounded, decoded, prefilled):
             if not result.isfinite().all():
                 raise ArithmeticError(f"{tuple(result.shape)}: not all elements are finite")
 

@@ -46,6 +46,11 @@ def _triton(row: SyntheticRow, leaves: Leaves) -> Attend:
     return lambda q, k, v: interval_attention(q, k, v, intervals, impl="triton")
 
 
+def _gluon(row: SyntheticRow, leaves: Leaves) -> Attend:
+    intervals = row.intervals(leaves[0].device)
+    return lambda q, k, v: interval_attention(q, k, v, intervals, impl="gluon")
+
+
 def in_torch(row: SyntheticRow, leaves: Leaves) -> Attend:
     """Plain PyTorch, document by document: the yardstick of all but `ours fp8`."""
     intervals = row.intervals(leaves[0].device)
@@ -77,6 +82,7 @@ CUDNN = gpu_package("cudnn.flex_attention", "create_mask_plan")
 MAGI = gpu_package("magi_attention.api", "flex_flash_attn_func")
 PROVIDERS = (
     Provider("ours triton", RowAttention(_triton), TRITON),
+    Provider("ours gluon", RowAttention(_gluon), backend_absence(interval_attention, "gluon")),
     Provider("ours torch", RowAttention(in_torch)),
     Provider(
         "ours fp8",

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.verification import relative_error
 from bench.runs.models import Steps, missing_package, speeds
+from metamorph.training.draws import Draws
 
 SAMPLING, TRAINING = "diffusion sampling", "diffusion training step"
 # Relative, beside float64: of the worst picture, and of the worse of loss and judged gradients.
@@ -83,6 +85,7 @@ class _Trial:
         self.trainer = DecoderTrainer(config).to(device)
         tasks = [make_task(0, number, "train", {"draw": 1.0}) for number in range(case.images)]
         self.pictures = [task.sample.images[0] for task in tasks]
+        self.batch = _batch(self.trainer, self.pictures).to(device)
         with torch.no_grad():
             pixels = self.trainer.vision.preprocess(self.pictures)
             self.features = self.trainer.vision(pixels)  # [B, tokens, C]
@@ -97,7 +100,10 @@ class _Trial:
     def candidate(self, operation: str, precision: str) -> Candidate:
         bound = LARGEST_ERROR[operation][precision]
         if operation == TRAINING:
-            loss = partial(self.trainer, self.pictures, batch_size=len(self.pictures))
+
+            def loss(draw: Draws) -> Tensor:
+                return self.trainer(self.batch, draw)[0]
+
             backward = partial(self._backward, loss, precision)
             return self.steps.candidate(backward, self.exact_results, bound)
         draw = partial(self._draw, self.decoder, precision)
@@ -105,39 +111,50 @@ class _Trial:
         return Candidate(draw, lambda _: (), error, bound)
 
     def _draw(self, decoder, precision: str) -> list:
-        from metamorph.decoder.pipeline import noise_generator
+        from metamorph.decoder.denoising import noise_generator
         from metamorph.model.precision import autocast
 
         with autocast(precision, self.device):
             generators = [noise_generator(0, index) for index in range(len(self.features))]
-            return decoder(self.features, generators=generators)
+            return decoder.draw(self.features, generator=generators)
 
-    def _backward(self, loss: Callable[[torch.Generator], Tensor], precision: str) -> Tensor:
+    def _backward(self, loss: Callable[[Draws], Tensor], precision: str) -> Tensor:
         from metamorph.model.precision import autocast
 
         with autocast(precision, self.device):
-            value = loss(torch.Generator().manual_seed(0))
+            # Seed 1 keeps the condition of the first picture: without any, its gradients are 0.
+            value = loss(Draws(1, 0, range(len(self.pictures))))
         value.backward()
         return value.detach()
 
 
-def noise_error(trainer: nn.Module, pictures: list, generator: torch.Generator) -> Tensor:
+def _batch(trainer: nn.Module, pictures: list):
+    from metamorph.data.pictures import PreparedPicture
+    from metamorph.training.picture_batch import PictureBatch
+
+    squares = (trainer.encoder_square, trainer.square)
+    return PictureBatch.of(
+        [PreparedPicture(*(np.asarray(square(p)) for square in squares)) for p in pictures]
+    )
+
+
+def noise_error(trainer: nn.Module, pictures: list, draw: Draws) -> Tensor:
     """The loss by its definition, in float64, with the random numbers of `DecoderTrainer`."""
     from diffusers.image_processor import VaeImageProcessor
 
     device, unet, vae = trainer.unet.device, trainer.unet, trainer.vae
-    kept = torch.rand(len(pictures), generator=generator) >= trainer.dropout
+    count = (len(pictures),)
+    kept = draw(torch.rand, count) >= trainer.dropout
     pixels = VaeImageProcessor().preprocess(pictures).to(device, torch.float64)
     posterior = vae.encode(pixels).latent_dist
 
     def normal() -> Tensor:
-        drawn = torch.randn(posterior.mean.shape, generator=generator)
-        return drawn.to(device, torch.float64)
+        return draw(torch.randn, posterior.mean.shape).to(device, torch.float64)
 
     clean = (posterior.mean + posterior.std * normal()) * vae.config.scaling_factor
     noise = normal()
     schedule = trainer.noise_scheduler.alphas_cumprod
-    timesteps = torch.randint(len(schedule), (len(pictures),), generator=generator)
+    timesteps = draw(partial(torch.randint, len(schedule)), count)
     signal = schedule[timesteps].to(device, torch.float64)[:, None, None, None]
     noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
     features = trainer.vision(trainer.vision.preprocess(pictures).double())
@@ -146,10 +163,11 @@ def noise_error(trainer: nn.Module, pictures: list, generator: torch.Generator) 
 
 
 def _decoder(trainer: nn.Module, config):
-    """What `save_pipeline` saves."""
-    from metamorph.decoder.pipeline import VisualDecoder, dpm_solver
+    """What `DecoderTrainer.save` saves."""
+    from metamorph.decoder.pipeline import VisualDecoder
+    from metamorph.decoder.samplers import sampler
 
-    scheduler, options = dpm_solver(trainer.noise_scheduler), config.decoder
+    scheduler, options = sampler("dpm++", trainer.noise_scheduler.config), config.decoder
     decoder = VisualDecoder(
         trainer.vae,
         trainer.unet,

@@ -13,9 +13,19 @@ import torch
 from bench.harness.limits import measure_limits
 from bench.harness.machine import machine
 from bench.harness.results import Result, ours_failed, write_record
-from bench.ops import attention, cosine, decode, mlp, pooling, text_loss
+from bench.ops import attention, cosine, decode, mlp, pooling, prefill, text_loss
 from bench.reports.tables import text
-from bench.runs import data_path, diffusion, generation, ladder, memory, training_step
+from bench.runs import (
+    cached_decoder,
+    data_path,
+    diffusion,
+    engine,
+    generation,
+    ladder,
+    memory,
+    serving,
+    training_step,
+)
 
 
 class Entry(Protocol):
@@ -28,8 +38,11 @@ class Entry(Protocol):
 
 def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
-    operations = (decode, attention, cosine, mlp, text_loss, pooling)
-    whole_runs = (training_step, ladder, data_path, generation, diffusion, memory)
+    operations = (decode, prefill, attention, cosine, mlp, text_loss, pooling)
+    whole_runs = (
+        training_step, ladder, data_path, generation, engine, serving, diffusion, cached_decoder,
+        memory,
+    )  # fmt: skip
     modules = operations + whole_runs
     return {case.name: case for module in modules for case in module.cases(device_type)}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ class _Trial:
     """The prompts, a model in the precision of the case, and the same weights in float32."""
 
     def __init__(self, case: Case, device: torch.device):
-        from metamorph.generation.engine import Prompt, prefill
+        from metamorph.generation.prompt import Prompt
         from metamorph.model.unified import MetaMorph
 
         self.case, self.device = case, device
@@ -130,7 +131,24 @@ class _Trial:
             Prompt(ids, range(IMAGE_TOKENS), image[None])
             for ids, image in zip(token_ids.tolist(), self.features, strict=True)
         ]
-        self.cache, self.first = prefill(self.model, self.prompts, ROOM)
+        self.cache, self.first = self.prefill(self.prompts)
+
+    @torch.no_grad()
+    def prefill(self, prompts: list) -> tuple[Any, Tensor]:
+        """A cache with the prompts in it and room for an answer, and their last states [B, H]."""
+        from metamorph.generation.cache import KeyValueCache
+        from metamorph.generation.prefill import Piece, prefill
+        from metamorph.model.inference import RotaryTable
+
+        language, room = self.model.config.language, self.case.prompt + ROOM
+        cache = KeyValueCache.empty(
+            language, len(prompts), room, device=self.device, dtype=self.case.dtype
+        )
+        pieces = [Piece(slot, prompt, 0, len(prompt)) for slot, prompt in enumerate(prompts)]
+        self.rotary = RotaryTable(
+            self.model.language, room + 1, device=self.device, dtype=self.case.dtype
+        )
+        return cache, prefill(self.model, cache, self.rotary, pieces)
 
     def candidate(self, operation: str, cached: bool) -> Candidate:
         run = partial(self._read if operation == PREFILL else self._generate, operation, cached)
@@ -138,20 +156,16 @@ class _Trial:
 
     def _read(self, operation: str, cached: bool) -> tuple[Tensor, Tensor]:
         """The last state of each prompt [B, 1, H], and the token that it says."""
-        from metamorph.generation.engine import prefill
-
         if cached:
-            _, states = prefill(self.model, self.prompts, ROOM)
+            _, states = self.prefill(self.prompts)
         else:
             states = self._last_states(self._prompt(self.model))
         return states[:, None], self._choose(operation, states)[:, None]
 
     def _generate(self, operation: str, cached: bool) -> tuple[Tensor, Tensor]:
         """States [B, steps, H], the first of which is there, and the tokens or vectors they say."""
-        from metamorph.generation.engine import decode
-
         self.cache.lengths.fill_(self.case.prompt)
-        forward = partial(decode, self.model, self.cache) if cached else self._whole_prefix()
+        forward = self._behind_the_cache if cached else self._whole_prefix()
         states, found, said = self.first, [], []
         while True:
             found.append(states)
@@ -159,6 +173,13 @@ class _Trial:
             if len(said) == self.case.steps(operation):
                 return torch.stack(found, 1), torch.stack(said, 1)
             states = forward(self._embedded(self.model, said[-1][:, None])[:, 0])
+
+    @torch.no_grad()
+    def _behind_the_cache(self, embeddings: Tensor) -> Tensor:
+        from metamorph.generation import decode_step
+
+        alive = torch.ones(len(embeddings), dtype=torch.bool, device=self.device)
+        return decode_step.decode(self.model, self.cache, self.rotary, embeddings, alive)
 
     def _whole_prefix(self) -> Forward:
         """Runs everything again for each token."""
@@ -188,13 +209,10 @@ class _Trial:
         return error, min(LARGEST_ERROR[self.case.dtype], 2 * plain_error + 1e-5)
 
     def _choose(self, operation: str, states: Tensor) -> Tensor:
-        """Unit vectors, or token ids by way of the host, as in `generate`."""
-        from metamorph.generation.sampling import GREEDY, sample
-
+        """Unit vectors, or token ids."""
         if operation == IMAGE:
             return self.model.predict_visual(states)
-        chosen = sample(self.model.language.head(states), GREEDY).tolist()
-        return torch.tensor(chosen, device=self.device)
+        return self.model.language.head(states).argmax(dim=-1)
 
     def _prompt(self, model: nn.Module) -> Tensor:
         """Inputs [B, P, H]."""

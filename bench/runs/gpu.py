@@ -23,6 +23,7 @@ from bench.runs.entries import entries
 QUICK_SECONDS = 450  # of all steps together, so that a quick run ends within eight minutes
 LEAST_SECONDS = 20  # with less left, a step is not begun
 QUICK_TESTS = "not random or [0]"  # one of the parametrised sets of random shapes
+GLUON_TESTS = "tests/kernels/attention/test_triton_gluon.py"
 LIBRARY = ROOT / "kernels/metamorph_kernels/metamorph_ops.abi3.so"
 
 
@@ -64,7 +65,10 @@ class Step:
 def steps(device_type: str, quick: bool, out: Path) -> list[Step]:
     """All that is run, in order."""
     on_gpu = device_type == "cuda"
-    planned = [_build()] if on_gpu else []  # before all that uses the library
+    # What no GPU has run yet comes first; then the library, before all that uses it.
+    planned = [_gluon_tests(device_type, quick)]
+    if on_gpu:
+        planned.append(_build())
     planned.append(_tests(device_type, quick))
     if on_gpu:
         planned.append(_cuda_tests())
@@ -183,15 +187,23 @@ def _judge_resources(outcome: Outcome) -> Result:
     return failed(*line, outcome.words)
 
 
+def _gluon_tests(device_type: str, quick: bool) -> Step:
+    """Of the kernels in Gluon, beside PyTorch, Triton and float64."""
+    return _kernel_tests("Gluon tests", [GLUON_TESTS], device_type, quick)
+
+
 def _tests(device_type: str, quick: bool) -> Step:
     """Of the Triton kernels."""
-    files = sorted(
-        str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/*/test_triton_*")
-    )
+    paths = ROOT.glob("tests/kernels/*/test_triton_*")
+    files = sorted({str(path.relative_to(ROOT)) for path in paths} - {GLUON_TESTS})
+    return _kernel_tests("tests", files, device_type, quick)
+
+
+def _kernel_tests(name: str, files: list[str], device_type: str, quick: bool) -> Step:
     environment = {"TRITON_INTERPRET": "1"} if device_type == "cpu" else {}
-    if quick:
-        files += ["-k", QUICK_TESTS]
-    return _pytest("tests", "tests/kernels", files, 200 if quick else 900, environment)
+    chosen = ["-k", QUICK_TESTS] if quick else []
+    seconds = 200 if quick else 900
+    return _pytest(name, "tests/kernels", files + chosen, seconds, environment)
 
 
 def _cuda_tests() -> Step:

@@ -32,9 +32,15 @@ CONTENTS = """
 ```{toctree}
 :caption: Use
 :hidden:
+docs/chat
 docs/training
+docs/one_pass
 docs/data
 docs/recipes
+docs/generation
+docs/drawing
+docs/serving
+docs/evaluation
 docs/reliability
 docs/libraries
 docs/library
