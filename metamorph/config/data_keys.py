@@ -69,7 +69,6 @@ class DataConfig(SourceConfig):
         "samples to measure losses on and never to train on: a share of the data, such as 0.01; or "
         "a file like data.path, or a mixture file (.yaml)",
         "",
-        **LANGUAGE_STAGES,
     )
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "")

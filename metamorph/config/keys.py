@@ -12,6 +12,7 @@ from metamorph.config.data_keys import DataConfig
 from metamorph.config.decoder_keys import DecoderConfig
 from metamorph.config.options import (
     ADAPTED_STAGES,
+    DRAWING_STAGES,
     INSTRUCT_STAGE,
     LANGUAGE_STAGES,
     NAME_LIST,
@@ -140,13 +141,18 @@ class TrainingConfig:
         "steps between looks at data.validation; there is one at the end, too",
         500,
         minimum=1,
-        **LANGUAGE_STAGES,
     )
     validation_rows: int = option(
         "packed rows of data.validation to look at, over all processes, 0 for all of it",
         0,
         minimum=0,
         **LANGUAGE_STAGES,
+    )
+    validation_samples: int = option(
+        "samples of data.validation to look at, over all processes, 0 for all of it",
+        0,
+        minimum=0,
+        **DRAWING_STAGES,
     )
     max_bad_steps: int = option(
         "stop after this many steps in a row whose loss or gradient is not finite", 10, minimum=1

@@ -52,15 +52,16 @@ def open_source(
     return open_part(config, config, Path(), seed, words, portion)
 
 
-def open_validation(config: DataConfig, seed: int) -> Source:
+def open_validation(config: DataConfig, seed: int, words: bool = True) -> Source:
     """The samples that `data.validation` stands for: a share of the data, or a file of their own.
-    They are shuffled in any case: who looks at the first of them sees some of all.
+    They are shuffled in any case: who looks at the first of them sees some of all. `words`: see
+    `open_source`.
 
     Raises `UserError` if they cannot be used.
     """
     name, config = config.validation, replace(config, shuffle=True)
     if isinstance(name, float):
-        return open_source(config, seed, portion="validation")
+        return open_source(config, seed, words, portion="validation")
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         config = replace(config, source="mixture", path=name)
@@ -72,7 +73,7 @@ def open_validation(config: DataConfig, seed: int) -> Source:
     else:
         config = replace(config, path=name)
     try:
-        return open_source(replace(config, validation=""), seed)
+        return open_source(replace(config, validation=""), seed, words)
     except UserError as error:
         problem = str(error).removeprefix("data.path: ")  # it is not that path
         raise UserError(f"data.validation: {problem}") from error
@@ -82,7 +83,7 @@ def open_parts(config: DataConfig, seed: int, words: bool = True) -> dict[str, S
     """Each part of the data, and of a file that is `data.validation`, by name."""
     parts = dict(parts_of(open_source(config, seed, words)))
     if isinstance(config.validation, str) and config.validation:
-        own = parts_of(open_validation(config, seed))
+        own = parts_of(open_validation(config, seed, words))
         parts |= {f"data.validation, {name}": part for name, part in own.items()}
     return parts
 

@@ -9,6 +9,15 @@ from metamorph.config import RunConfig
 from metamorph.monitor.metrics_file import MetricsFile
 from metamorph.monitor.trackers import open_trackers
 
+VALIDATED = {  # what is told of a look at `data.validation`, of those losses that the stage has
+    "validation_denoising_loss": "loss",
+    "validation_distillation_loss": "loss",
+    "validation_pixel_error": "pixels",
+    "validation_feature_error": "features",
+    "validation_text_loss": "text",
+    "validation_visual_cosine": "cosine",
+}
+
 
 class Reports:
     """Of the first process, which writes for all. Used as a context manager.
@@ -53,13 +62,11 @@ class Reports:
         self.metrics.write(step=step, **values)
         for tracker in self.trackers:
             tracker.write(step, values)
-        words = f"step {step}, validation: text {values['validation_text_loss']:.3f}"
+        told = [f"{word} {values[name]:.3f}" for name, word in VALIDATED.items() if name in values]
         if "validation_visual_cosine" in values:
-            words += (
-                f", cosine {values['validation_visual_cosine']:.3f}"
-                f" (mean {values['validation_mean_baseline_cosine']:.3f})"
-            )
-        self.bar.write(words + (", the best so far" if is_best else ""))
+            told[-1] += f" (mean {values['validation_mean_baseline_cosine']:.3f})"
+        best = ", the best so far" if is_best else ""
+        self.bar.write(f"step {step}, validation: {', '.join(told)}{best}")
 
     def say(self, sentence: str) -> None:
         """What a person should know, beside the progress bar."""

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import DecoderConfig, RunConfig
-from metamorph.data.opening import open_source
+from metamorph.data.opening import open_source, open_validation
 from metamorph.data.pictures import PictureLanes, Pictures, PictureStream
 from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
@@ -31,9 +31,11 @@ from metamorph.processes import add_up, gather, is_first, merged, rank, world_si
 from metamorph.training.decoders.latents import LatentTrainer
 from metamorph.training.decoders.one_pass import OnePassTrainer
 from metamorph.training.decoders.student import DistillTrainer
+from metamorph.training.decoders.validation import PictureValidation
 from metamorph.training.diffusion_objective import DiffusionObjective, training_schedule
 from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
+from metamorph.training.measuring import measuring
 from metamorph.training.moving_average import MovingAverage
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import place_trainer, placed_anew, reduce_gradients
@@ -76,8 +78,8 @@ class DecoderTrainer(LatentTrainer):
 
     def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of `DiffusionObjective`, a mean over the batch; and the same as
-        `denoising_loss`, what to log of it."""
-        kept = draw(torch.rand, (len(batch),)) >= self.dropout
+        `denoising_loss`, what to log of it. In eval mode no condition is dropped."""
+        kept = draw(torch.rand, (len(batch),)) >= (self.dropout if self.training else 0)
         noised = self.objective.noised(self.latents(batch, draw), draw)
         conditions = self.conditions(batch, kept)
         predicted = self.unet(noised.latents, noised.timesteps, conditions).sample
@@ -135,7 +137,7 @@ class DecoderStage:
         self.begin(1)
         self.average.follow()
         if source is None:
-            source = open_source(config.data, config.seed, words=False)
+            source = open_source(config.data, config.seed, words=False, portion="training")
         pictures = Pictures(
             source,
             self.module.encoder_square,
@@ -146,14 +148,19 @@ class DecoderStage:
         self.lanes = PictureLanes(
             pictures, config.decoder.batch_size, rank(), world_size(), config.data.workers
         )
+        self.validation, shown = None, pictures
+        if config.data.validation:
+            held_out = open_validation(config.data, config.seed, words=False)
+            shown = replace(pictures, source=held_out)
+            self.validation = PictureValidation(config, shown, device)
         self.telemetry = PictureTelemetry(self.module.flops, config.training.precision, device)
         self.sheet = None
         if config.monitor.samples_every and is_first():
-            self.sheet = self._open_sheet(replace(pictures, latents=None))
+            self.sheet = self._open_sheet(replace(shown, latents=None))
 
     @torch.no_grad()
     def _open_sheet(self, pictures: Pictures) -> RedrawnSheet:
-        """Of the first pictures of the data."""
+        """Of the first pictures of the held-out data, or without them of all."""
         stream = PictureStream(pictures.sample, len(pictures))
         shown = [next(stream) for _ in range(self.config.monitor.samples)]
         batch = PictureBatch.of(shown).to(self.device)
@@ -203,29 +210,28 @@ class DecoderStage:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """Nothing: this stage does not use `data.validation`."""
-        return {}
+        """Means over the pictures of `data.validation`, as what is saved draws them; none without.
+        All processes call this."""
+        if self.validation is None:
+            return {}
+        with self.average.in_place(), self.telemetry.meter.paused():
+            return self.validation.measure(self.module)
 
-    @torch.no_grad()
     def draw_samples(self) -> Image.Image | None:
         """A sheet of pictures redrawn from their own features, in the first process, as what is
         saved would draw them. All processes call this."""
-        with self.average.in_place():
+        with self.average.in_place(), measuring(self.module):
             return self._sheet()
 
     def _sheet(self) -> Image.Image | None:
         decoder = self.module.decoder(self.config.decoder)
         if decoder is None or self.sheet is None:
             return None
-        parts = [part for part in decoder.components.values() if isinstance(part, nn.Module)]
-        modes = [part.training for part in parts]
-        for part in parts:
-            part.eval()
+        for part in decoder.components.values():
+            if isinstance(part, nn.Module):
+                part.eval()  # it may be a copy
         with self.telemetry.meter.paused(), autocast(self.config.training.precision, self.device):
-            sheet = self.sheet.draw(decoder)
-        for part, mode in zip(parts, modes, strict=True):
-            part.train(mode)
-        return sheet
+            return self.sheet.draw(decoder)
 
     def last_samples(self) -> list[str]:
         return self.lanes.last_samples()

@@ -54,8 +54,8 @@ from metamorph.training.stage import Stage
 def train(config: RunConfig, source: Source | None = None) -> Path:
     """Runs a stage and returns the folder of what it trained: `output/model`, or `output/decoder`.
 
-    Writes `config.yaml`, `metrics.jsonl` and checkpoints beside it; and `output/best/model`, if an
-    earlier step than the last was the best on `data.validation`. Started by `torchrun`, it is
+    Writes `config.yaml`, `metrics.jsonl` and checkpoints beside it; and the same to `output/best`,
+    if an earlier step than the last was the best on `data.validation`. Started by `torchrun`, it is
     one of several processes that do so together.
 
     Args:
@@ -93,6 +93,7 @@ def save_best(config: RunConfig, device: torch.device, source: Source | None, be
     """Writes the model of a checkpoint to `output/best`, which no signal stops: the run is over.
     All processes call this."""
     with StopSignal(), closing(open_stage(config, device, source)) as stage:
+        stage.begin(read_state(best)["step"])
         load_checkpoint(best, stage.module, stage.optimizer, stage.kept)
         stage.save(Path(config.output) / "best")
         wait_for_all()

@@ -18,7 +18,7 @@ from metamorph.model.vision import VisionEncoder
 from metamorph.monitor.telemetry import MeanBaseline
 from metamorph.processes import add_up, rank, totals, world_size
 from metamorph.training.batch import Batch
-from metamorph.training.parallel import release
+from metamorph.training.measuring import measuring
 from metamorph_kernels import linear_cross_entropy
 
 
@@ -70,7 +70,6 @@ class Validation:
         limit = config.training.validation_rows
         self.rounds = -(-limit // rows) if limit else None
 
-    @torch.no_grad()
     def measure(
         self, step_losses: nn.Module, vision: VisionEncoder, baseline: MeanBaseline
     ) -> dict[str, float]:
@@ -82,14 +81,8 @@ class Validation:
 
         Raises `UserError` if no sample can be used.
         """
-        modules = [module for module in step_losses.modules() if module.training]
-        step_losses.eval()
-        try:
+        with measuring(step_losses):
             sums, text, visual = self._sums(step_losses, vision, baseline)
-        finally:
-            for module in modules:
-                module.training = True
-            release(step_losses)
         skips, used = self.lanes.all_skips(), totals([self.lanes.used()])[0]
         if not text:
             raise UserError(

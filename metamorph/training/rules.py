@@ -136,7 +136,7 @@ def check_warmup(training: TrainingConfig) -> None:
 def check_validation(config: RunConfig, own_source: bool = False) -> None:
     """What is said of validation has samples to be done on."""
     if not config.data.validation:
-        for key in ("validate_every", "validation_rows"):
+        for key in ("validate_every", "validation_rows", "validation_samples"):
             if is_set(config, f"training.{key}"):
                 raise UserError(
                     f"training.{key}: it needs data.validation, the samples to measure on"

@@ -7,7 +7,7 @@ samples/        step-NNNNNN.png, where `monitor.samples_every` asks for drawings
 tensorboard/    event files, profile/ a trace, where `monitor` asks for them
 checkpoints/    step-NNNNNN; best, a link to the one of the lowest loss on `data.validation`
 model/          the result (`decoder/` for the stages decoder and distill)
-best/model/     that of the best checkpoint, if it is not the last
+best/           that of the best checkpoint, if it is not the last
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ FREE_ON_RESUME = (
     "training.keep_checkpoints",
     "training.validate_every",
     "training.validation_rows",
+    "training.validation_samples",
     "training.on_full_disk",
     "training.activation_checkpointing",
     "training.max_bad_steps",

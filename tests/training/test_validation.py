@@ -242,13 +242,6 @@ def test_no_share_can_be_held_out_of_a_source_that_is_a_program(folder):
         train(config, source=open_source(config.data, 0))
 
 
-def test_the_decoder_stage_does_not_use_it(tmp_path):
-    config = tiny_config(tmp_path, "decoder")
-    config.data.validation = 0.1
-    with pytest.raises(UserError, match="data.validation: stage decoder does not use it"):
-        train(config)
-
-
 def test_samples_of_which_none_can_be_used_are_named(folder):
     config = config_of(folder)
     config.data.validation = str(folder / "held.yaml")

@@ -62,22 +62,23 @@ class OnePassTrainer(nn.Module):
 
     def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step, and what to log of it: `pixel_error`, mean difference in 0..1,
-        `feature_error`, 1 - cosine of the features of the drawing, and the critic's two."""
+        `feature_error`, 1 - cosine of the features of the drawing, and the critic's two. In eval
+        mode there is no noise and no critic, and features are looked at in any case."""
         settings = self.settings
         with torch.no_grad():
             everyone = torch.arange(len(batch), device=batch.device)
             features = batch.visual_features(self.vision, everyone).float()  # [B, tokens, C]
         seen = features
-        if settings.feature_noise:
+        if settings.feature_noise and self.training:
             seen = add_noise(features, settings.feature_noise, draw)
         drawn = self.vit(seen).float() / 2 + 0.5  # [B, 3, side, side], 0 to 1
         loss = F.l1_loss(drawn, wanted(batch))
         errors = {"pixel_error": loss}
-        if self.looks_again:
+        if self.looks_again or not self.training:
             redrawn = self.vision(self.drawn_pixels(drawn))
             errors["feature_error"] = feature_error(redrawn, features)
             loss = loss + settings.perceptual_weight * errors["feature_error"]
-            if self.critic is not None:
+            if self.critic is not None and self.training:
                 errors["critic_error"], errors["reproach"] = self.critic(features, redrawn)
                 weight = settings.adversarial_weight * (draw.step >= settings.adversarial_start)
                 loss = loss + errors["critic_error"] + weight * errors["reproach"]
