@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,13 +24,14 @@ def decode(
     states [N, H]. Those that are not `alive`, bool [N], stay as they are."""
     places = cache.lengths
     visible = (places + 1) * alive
-    attend: Callable[..., Tensor] = decode_attention
+    on_host = None
     if visible.is_cpu and not torch.compiler.is_compiling():
         scale = 1 / math.sqrt(model.config.language.head_dim)
-        attend = partial(decode_attention_on_host, counts=visible.tolist(), scale=scale)
+        on_host = decode_attention_on_host(visible, visible.tolist(), scale)
 
     def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, *cache.write(layer_index, cache.owners, places, k, v), visible)
+        keys, values = cache.write(layer_index, cache.owners, places, k, v)
+        return on_host(q, keys, values) if on_host else decode_attention(q, keys, values, visible)
 
     states = model.language.run(embeddings, *rotary.at(places), attention)
     torch.maximum(places, visible, out=places)

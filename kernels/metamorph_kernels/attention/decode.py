@@ -1,6 +1,7 @@
 """Attention of one new token per sequence over a static key/value cache."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def decode_attention(
     scale = softmax_scale(scale, head_dim)
     backend = resolve("decode_attention", impl, q, inference_limit(q, k_cache, v_cache))
     if backend == "torch" and counts and not may_be_transformed((q, k_cache, v_cache)):
-        return decode_attention_on_host(q, k_cache, v_cache, lengths, counts, scale)
+        return decode_attention_on_host(lengths, counts, scale)(q, k_cache, v_cache)
 
     def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor]:
         if backend == "torch":
@@ -81,31 +82,35 @@ def decode_attention(
 
 
 def decode_attention_on_host(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lengths: Tensor,
-    counts: list[int],  # the lengths
-    scale: float,
-) -> Tensor:
-    """`decode_attention` on a CPU without its checks, for whoever has made them: a loop over layers
-    reads the lengths once, and nothing is differentiated.
+    lengths: Tensor, counts: list[int], scale: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`decode_attention` on a CPU without its checks, as a function of q, keys and values, for
+    whoever has made them: the layers of a model share lengths [B], and read them once (`counts`,
+    not empty). Nothing is differentiated.
 
     It reads no key past the longest sequence, takes no mask where all are of one length, and copies
     no cache, unless what a mask hides turns out not to be finite.
     """
-    longest = max(counts)
-    if longest == 0:
-        return torch.zeros_like(q)
-    keys, values = k_cache.narrow(1, 0, longest), v_cache.narrow(1, 0, longest)
-    if min(counts) == longest:
-        return _attend(q, keys, values, None, scale)
-    visible = torch.arange(longest) < lengths[:, None]  # [B, S]
-    out = _zeros_for_empty(_attend(q, keys, values, visible, scale), lengths)
-    # A sum is finite only if all its terms are. What overflows is computed again for nothing.
-    if math.isfinite(out.sum()):
-        return out
-    return _decode_attention_torch(q, keys, values, lengths, scale)
+    shortest, longest = min(counts), max(counts)
+    visible = None
+    if shortest < longest:
+        visible = torch.arange(longest) < lengths[:, None]  # [B, S]
+
+    def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        if longest == 0:
+            return torch.zeros_like(q)
+        keys, values = k_cache.narrow(1, 0, longest), v_cache.narrow(1, 0, longest)
+        out = _attend(q, keys, values, visible, scale)
+        if visible is None:
+            return out
+        if shortest == 0:
+            out = _zeros_for_empty(out, lengths)
+        # A sum is finite only if all its terms are. What overflows is computed again for nothing.
+        if math.isfinite(out.sum()):
+            return out
+        return _decode_attention_torch(q, keys, values, lengths, scale)
+
+    return attention
 
 
 def _decode_attention_torch(
