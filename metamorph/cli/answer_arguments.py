@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, get_args
 
 from metamorph.cli.arguments import number, whole
 from metamorph.config.keys import MAX_SEED, Fp8Backend, Precision, PrefillAttention
+from metamorph.decoder.samplers import SAMPLERS
 
 if TYPE_CHECKING:  # `--help` answers at once
     from metamorph.generation.assistant import Assistant
-    from metamorph.generation.settings import AnswerSettings
+    from metamorph.generation.settings import AnswerSettings, DrawingSettings
 
 MOST_DRAWING_STEPS = 1000
 
@@ -91,14 +92,26 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     add_drawing_arguments(parser, "the decoder's")
 
 
-def add_drawing_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+def add_drawing_arguments(parser: argparse._ActionsContainer, default: str) -> None:
     """How a decoder draws; `default` says in words whose settings hold without them."""
+    parser.add_argument(
+        "--drawing-steps", type=whole(1, MOST_DRAWING_STEPS), metavar="INT",
+        help=f"denoising steps (default: {default})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sampler", choices=tuple(SAMPLERS), help=f"diffusers' scheduler (default: {default})"
+    )
     parser.add_argument(
         "--guidance", type=number(), metavar="FLOAT", help=f"guidance scale (default: {default})"
     )
     parser.add_argument(
-        "--drawing-steps", type=whole(1, MOST_DRAWING_STEPS), metavar="INT",
-        help=f"denoising steps (default: {default})",
+        "--guidance-rescale", type=number(most=1), default=0.0, metavar="FLOAT",
+        help="how much of the contrast that guidance adds is taken back (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance-interval", type=number(most=1), nargs=2, default=(0.0, 1.0),
+        metavar=("START", "END"),
+        help="guide in this part of the way, from noise (0) to picture (1), alone (default: all)",
     )  # fmt: skip
 
 
@@ -128,7 +141,7 @@ def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> AnswerSettings:
     """What `add_answer_arguments` read."""
-    from metamorph.generation.settings import AnswerSettings, DrawingSettings, Sampling
+    from metamorph.generation.settings import AnswerSettings, Sampling
 
     return AnswerSettings(
         max_new_tokens=arguments.max_new_tokens,
@@ -142,9 +155,21 @@ def settings_of(arguments: argparse.Namespace) -> AnswerSettings:
             repetition_penalty=arguments.repetition_penalty,
             seed=arguments.seed,
         ),
-        drawing=DrawingSettings(
-            num_inference_steps=arguments.drawing_steps, guidance_scale=arguments.guidance
-        ),
+        drawing=drawing_settings_of(arguments),
+    )
+
+
+def drawing_settings_of(arguments: argparse.Namespace) -> DrawingSettings:
+    """What `add_drawing_arguments` read. Raises `UserError` for an interval that ends before it
+    begins."""
+    from metamorph.generation.settings import DrawingSettings
+
+    return DrawingSettings(
+        num_inference_steps=arguments.drawing_steps,
+        guidance_scale=arguments.guidance,
+        guidance_rescale=arguments.guidance_rescale,
+        guidance_interval=tuple(arguments.guidance_interval),
+        scheduler=arguments.sampler,
     )
 
 

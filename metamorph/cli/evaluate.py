@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from metamorph.cli.answer_arguments import add_drawing_arguments
+from metamorph.cli.answer_arguments import add_drawing_arguments, drawing_settings_of
 from metamorph.cli.arguments import check_new, whole
 from metamorph.config.keys import MAX_SEED
 
@@ -110,9 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         ),
         device,
     )
-    options = DrawingOptions(
-        arguments.seed, arguments.batch, arguments.drawing_steps, arguments.guidance
-    )
+    options = DrawingOptions(arguments.seed, arguments.batch, drawing_settings_of(arguments))
     report, sheet = comparison.run(pictures, options, arguments.shown)
     report = heading(arguments.command, arguments.seed, str(device)) | report
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ Asks a trained model. Pictures in the answer are drawn and saved as PNG files.
 With --prompts it answers every line of a file, many at once, and writes answers.jsonl and the
 pictures to a folder. The same command goes on where a run was stopped. A line is a JSON object with
 `prompt` and, if need be, `image` or `images`, or with `messages` as OpenAI's API has them; it may
-have an `id`, and a value of its own for each option from --max-new-tokens to --drawing-steps.
+have an `id`, and a value of its own for each option from --max-new-tokens to --guidance-interval.
 
   metamorph generate --prompts prompts.jsonl --output answers"""
 

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from metamorph.cli.answer_arguments import add_context_argument, add_model_arguments, open_assistant
+from metamorph.cli.answer_arguments import (
+    add_context_argument,
+    add_drawing_arguments,
+    add_model_arguments,
+    drawing_settings_of,
+    open_assistant,
+)
 from metamorph.cli.arguments import number, whole
 from metamorph.errors import UserError
 from metamorph.serving.limits import DEFAULT_LIMITS, Limits
@@ -79,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers that are made at once (default: %(default)s)",
     )  # fmt: skip
     add_context_argument(parser)
+    drawing = parser.add_argument_group("drawing", "where a request says nothing")
+    add_drawing_arguments(drawing, "the decoder's")
     limits = parser.add_argument_group("limits")
     for field, option, kind, meaning in LIMITS:
         limits.add_argument(
@@ -104,10 +112,11 @@ def run(arguments: argparse.Namespace) -> int:
         names=arguments.server_name,
     )
     check_image_prompt(arguments.image_prompt)
+    drawing = drawing_settings_of(arguments)
     fetcher = Fetcher(arguments.allow_host)
     listener = bound(arguments.host, arguments.port)  # before minutes of loading
     assistant = open_assistant(arguments, arguments.slots)
-    served = served_by(assistant, arguments.name, arguments.image_prompt)
+    served = served_by(assistant, arguments.name, arguments.image_prompt, drawing)
     app = create_app(
         assistant, served, decoder=assistant.decoder, limits=limits, door=door, fetcher=fetcher
     )

@@ -115,7 +115,8 @@ class Comparison:
             )
         if options != options.without_diffusion():
             notes += [
-                f"{folder} draws in one pass: --drawing-steps and --guidance are not for it"
+                f"{folder} draws in one pass: --drawing-steps, --sampler and guidance are not for "
+                f"it"
                 for folder, kind in self.kinds.items()
                 if kind != "diffusion"
             ]
@@ -127,11 +128,7 @@ class Comparison:
             "data": {"name": pictures.name, "pictures": counted} | pictures.skips.state_dict(),
             "encoder": str(self.encoder),
             "model": None if self.weights.model is None else str(self.weights.model),
-            "drawing": {
-                "batch": options.batch,
-                "num_inference_steps": options.num_inference_steps,
-                "guidance_scale": options.guidance_scale,
-            },
+            "drawing": {"batch": options.batch, **options.settings.arguments()},
             "decoders": [
                 {
                     "decoder": str(folder),

@@ -21,6 +21,7 @@ from metamorph.evaluation.held_out_pictures import HeldOutPicture, HeldOutPictur
 from metamorph.evaluation.learned_scores import ClipScore
 from metamorph.evaluation.measures import Measures
 from metamorph.evaluation.similarity import token_cosines
+from metamorph.generation.settings import DEFAULT_DRAWING, DrawingSettings
 from metamorph.model.encoder_identity import identity
 from metamorph.model.vision import VisionEncoder
 from metamorph.pixels import Square
@@ -28,17 +29,15 @@ from metamorph.pixels import Square
 
 @dataclass(frozen=True)
 class DrawingOptions:
-    """How pictures are drawn. The noise of a picture comes from `seed` and its number alone; None
-    is what the decoder was saved with."""
+    """How pictures are drawn. The noise of a picture comes from `seed` and its number alone."""
 
     seed: int = 0
     batch: int = 16  # pictures at once
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+    settings: DrawingSettings = DEFAULT_DRAWING
 
     def without_diffusion(self) -> "DrawingOptions":
         """The same for a decoder that draws in one pass."""
-        return replace(self, num_inference_steps=None, guidance_scale=None)
+        return replace(self, settings=DEFAULT_DRAWING)
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,9 @@ def _redraw(
     began = time.perf_counter()
     drawn = decoder.draw(
         given,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
         generator=generators,
         batch_size=len(given),
+        **options.settings.arguments(),
     )
     # They are on the CPU: nothing is under way on a device any more.
     measures.seconds.append((time.perf_counter() - began) / len(drawn))

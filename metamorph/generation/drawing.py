@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metamorph.decoder.denoising import Denoising, DrawingStep, noise_generator
 from metamorph.decoder.unopened import Decoder, kind_of, opened
-from metamorph.errors import UserError, in_words
+from metamorph.errors import UserError, in_words, shown
 from metamorph.generation.events import DrawingProgress, ImageDrawn
 from metamorph.generation.settings import DrawingSettings
 
@@ -34,29 +34,32 @@ class _Picture:
     number: int
     features: Tensor  # [tokens, C]
     seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    preview_every: int
+    settings: DrawingSettings
     alone: bool = False  # because a batch with it has failed
     reported: int = 0  # steps
 
     @property
     def group(self) -> tuple:
         """Pictures of equal ones are drawn as one batch."""
-        shape = self.features.shape
-        return self.num_inference_steps, self.guidance_scale, self.preview_every, shape
+        return self.settings, self.features.shape
 
 
 def check_drawing(decoder: Decoder, settings: DrawingSettings) -> None:
-    """Raises `UserError` for steps or guidance of a decoder that draws in one pass."""
+    """Raises `UserError` for settings of diffusion where the decoder draws in one pass."""
     if kind_of(decoder) != "rae":
         return
-    asked = (("steps", settings.num_inference_steps), ("guidance", settings.guidance_scale))
-    for what, value in asked:
-        if value not in (None, 1):
+    asked = settings.arguments()
+    for what, field, *without_meaning in (
+        ("steps", "num_inference_steps", None, 1),
+        ("sampler", "scheduler", None),
+        ("guidance", "guidance_scale", None, 1),
+        ("guidance rescale", "guidance_rescale", 0),
+        ("guidance interval", "guidance_interval", (0, 1)),
+    ):
+        if asked[field] not in without_meaning:
             raise UserError(
-                f"drawing: the decoder draws in one pass and takes no {what}, got {value:g}; "
-                f"leave it out"
+                f"drawing: the decoder draws in one pass and takes no {what}, got "
+                f"{shown(asked[field])}; leave it out"
             )
 
 
@@ -98,11 +101,11 @@ class DrawingQueue:
         if features.ndim != 2 or features.shape[-1] != width:
             raise ValueError(f"features must be [tokens, {width}], got {tuple(features.shape)}")
         own = self.decoder.config
-        steps = settings.num_inference_steps
-        steps = own.sampling_steps if steps is None else steps
-        scale = own.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
-        picture = _Picture(key, number, features, seed, steps, scale, settings.preview_every)
-        self._waiting.append(picture)
+        if settings.num_inference_steps is None:
+            settings = replace(settings, num_inference_steps=own.sampling_steps)
+        if settings.guidance_scale is None:
+            settings = replace(settings, guidance_scale=own.guidance_scale)
+        self._waiting.append(_Picture(key, number, features, seed, settings))
 
     def cancel(self, key: Hashable) -> None:
         """Forgets all pictures of an answer, also those that are under way."""
@@ -146,10 +149,9 @@ class DrawingQueue:
         self._waiting = deque(p for p in self._waiting if p not in self._batch)
         return opened(self.decoder).steps(
             torch.stack([picture.features for picture in self._batch]),
-            num_inference_steps=first.num_inference_steps,
-            guidance_scale=first.guidance_scale,
             generator=[noise_generator(picture.seed, picture.number) for picture in self._batch],
-            preview_every=first.preview_every,
+            preview_every=first.settings.preview_every,
+            **first.settings.arguments(),
         )
 
     def _progress(self, step: DrawingStep) -> list:

@@ -7,6 +7,14 @@ from typing import Any
 from metamorph.errors import UserError, shown
 from metamorph.generation.settings import AnswerSettings, DrawingSettings
 
+DRAWING = {  # the name here: that of the field of `DrawingSettings`
+    "drawing_steps": "num_inference_steps",
+    "sampler": "scheduler",
+    "guidance": "guidance_scale",
+    "guidance_rescale": "guidance_rescale",
+    "guidance_interval": "guidance_interval",
+}
+
 
 def flat(settings: AnswerSettings) -> dict[str, Any]:
     """All settings but how often a picture is shown on the way; JSON-able."""
@@ -16,8 +24,8 @@ def flat(settings: AnswerSettings) -> dict[str, Any]:
         "max_images": settings.max_images,
         "stop": list(settings.stop),
         **asdict(settings.sampling),
-        "drawing_steps": drawing.num_inference_steps,
-        "guidance": drawing.guidance_scale,
+        **{name: getattr(drawing, field) for name, field in DRAWING.items()},
+        "guidance_interval": list(drawing.guidance_interval),
     }
 
 
@@ -29,13 +37,14 @@ def replaced(settings: AnswerSettings, changes: Mapping[str, Any]) -> AnswerSett
     if not isinstance(stop, str | list | tuple):
         raise UserError(f"stop: expected text or a list of texts, got {shown(stop)}")
     drawing = settings.drawing or DrawingSettings()
-    steps = changes.pop("drawing_steps", drawing.num_inference_steps)
-    scale = changes.pop("guidance", drawing.guidance_scale)
+    asked = {field: changes.pop(name) for name, field in DRAWING.items() if name in changes}
+    if isinstance(asked.get("guidance_interval"), list):  # as JSON has it
+        asked["guidance_interval"] = tuple(asked["guidance_interval"])
     sampling = {name: changes.pop(name) for name in asdict(settings.sampling) if name in changes}
     return replace(
         settings,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         sampling=replace(settings.sampling, **sampling),
-        drawing=replace(drawing, num_inference_steps=steps, guidance_scale=scale),
+        drawing=replace(drawing, **asked),
         **changes,
     )

@@ -1,9 +1,11 @@
 """What a request asks for: how text is chosen, how much of an answer, how pictures are drawn."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from metamorph.config.keys import MAX_SEED
+from metamorph.decoder.samplers import SAMPLERS
 from metamorph.errors import UserError, shown
 
 LARGEST_FLOAT = 3e38  # about what 32 bits hold
@@ -68,11 +70,14 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class DrawingSettings:
-    """How the decoder draws; None is the decoder's own. Every `preview_every` denoising steps a
-    picture is shown as it would look by then; 0 shows none."""
+    """How the decoder draws, as `VisualDecoder.steps` takes it; None is the decoder's own. Every
+    `preview_every` denoising steps a picture is shown as it would look by then; 0 shows none."""
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    scheduler: str | None = None
     preview_every: int = 0
 
     def __post_init__(self):
@@ -80,7 +85,27 @@ class DrawingSettings:
         check_whole("drawing.num_inference_steps", steps, least=1, most=1000, optional=True)
         if self.guidance_scale is not None:
             check_number("drawing.guidance_scale", self.guidance_scale, least=0)
+        check_number("drawing.guidance_rescale", self.guidance_rescale, least=0, most=1)
+        name, interval = "drawing.guidance_interval", self.guidance_interval
+        if not isinstance(interval, tuple) or len(interval) != 2:
+            raise UserError(f"{name}: expected two numbers, from 0 to 1, got {shown(interval)}")
+        for share in interval:
+            check_number(name, share, least=0, most=1)
+        if interval[0] > interval[1]:
+            raise UserError(f"{name}: expected the smaller number first, got {shown(interval)}")
+        if self.scheduler not in (None, *SAMPLERS):
+            raise UserError(
+                f"drawing.scheduler: expected one of {', '.join(SAMPLERS)}, "
+                f"got {shown(self.scheduler)}"
+            )
         check_whole("drawing.preview_every", self.preview_every, least=0)
+
+    def arguments(self) -> dict[str, Any]:
+        """All but the previews, as arguments of `VisualDecoder.draw` and `steps`."""
+        return {name: value for name, value in asdict(self).items() if name != "preview_every"}
+
+
+DEFAULT_DRAWING = DrawingSettings()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from metamorph.config.keys import MAX_SEED
 from metamorph.generation.events import Finished, Usage
-from metamorph.generation.settings import AnswerSettings, DrawingSettings, Sampling
+from metamorph.generation.settings import AnswerSettings, Sampling
 from metamorph.serving.answers import Collected, Deltas, usage_of
 from metamorph.serving.chat_request import ChatRequest
 from metamorph.serving.conversation import conversation
@@ -96,9 +96,12 @@ def settings_of(asked: ChatRequest, service: Service) -> AnswerSettings:
             repetition_penalty=asked.repetition_penalty or 1.0,
         ),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        drawing=DrawingSettings(
-            num_inference_steps=asked.image_steps,
-            guidance_scale=asked.image_guidance,
+        drawing=served.drawing_of(
+            steps=asked.image_steps,
+            sampler=asked.image_sampler,
+            guidance=asked.image_guidance,
+            guidance_rescale=asked.image_guidance_rescale,
+            guidance_interval=asked.image_guidance_interval,
             preview_every=asked.image_previews or 0,
         ),
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from metamorph.config.keys import MAX_SEED
-from metamorph.serving.fields import Fields, Text, only
+from metamorph.serving.fields import Fields, Interval, Sampler, Share, Text, only
 
 MOST_STOPS, LONGEST_STOP = 16, 1000
 MOST_STEPS = 1000  # of denoising
@@ -102,7 +102,10 @@ class ChatRequest(Fields):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     max_images: Annotated[int, Field(ge=0)] | None = None
     image_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    image_sampler: Sampler | None = None
     image_guidance: Annotated[float, Field(ge=0)] | None = None
+    image_guidance_rescale: Share | None = None
+    image_guidance_interval: Interval | None = None
     image_previews: Annotated[int, Field(ge=0)] | None = None
     reencode: bool | None = None
 

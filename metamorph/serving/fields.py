@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from metamorph.errors import printable, shown
@@ -44,6 +44,17 @@ def _whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
+
+
+def _smaller_first(interval: list[float]) -> list[float]:
+    if interval[0] > interval[1]:
+        raise PydanticCustomError("out_of_order", "expected the smaller number first")
+    return interval
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_smaller_first)]
+Sampler = Literal["dpm++", "unipc", "ddim", "euler"]
 
 
 def only(*values: Any) -> AfterValidator:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from metamorph.config.keys import MAX_SEED
 from metamorph.serving.chat_request import MOST_STEPS
-from metamorph.serving.fields import Fields, Text, only
+from metamorph.serving.fields import Fields, Interval, Sampler, Share, Text, only
 
 LEAST_SIDE, MOST_SIDE = 16, 4096  # pixels of a picture that is asked for
 MOST_PARTIAL = 8
@@ -20,7 +20,10 @@ class ImagesRequest(Fields):
     size: Annotated[Text, Field(pattern=SIZE)] | None = None  # None, auto: as the decoder draws
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    sampler: Sampler | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance_rescale: Share | None = None
+    guidance_interval: Interval | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL)] | None = None
     response_format: Literal["b64_json"] | None = None
@@ -50,4 +53,7 @@ class RedrawRequest(Fields):
     image_url: Text
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    sampler: Sampler | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance_rescale: Share | None = None
+    guidance_interval: Interval | None = None

@@ -96,9 +96,7 @@ def _questions(service: Service, asked: ImagesRequest, seeds: list[int]) -> list
     steps = asked.steps or served.drawing_steps
     if asked.stream and asked.partial_images and steps:
         every = math.ceil(steps / (asked.partial_images + 1))
-    drawing = DrawingSettings(
-        num_inference_steps=asked.steps, guidance_scale=asked.guidance, preview_every=every
-    )
+    drawing = _drawing_of(service, asked, every)
     messages = [Message(USER, served.drawing_prompt(asked.prompt))]
     return [
         Question(
@@ -112,6 +110,19 @@ def _questions(service: Service, asked: ImagesRequest, seeds: list[int]) -> list
         )
         for seed in seeds
     ]
+
+
+def _drawing_of(
+    service: Service, asked: ImagesRequest | RedrawRequest, preview_every: int = 0
+) -> DrawingSettings:
+    return service.served.drawing_of(
+        steps=asked.steps,
+        sampler=asked.sampler,
+        guidance=asked.guidance,
+        guidance_rescale=asked.guidance_rescale,
+        guidance_interval=asked.guidance_interval,
+        preview_every=preview_every,
+    )
 
 
 @dataclass
@@ -230,8 +241,8 @@ async def seen(service: Service, asked: SeenRequest, request: Request) -> Respon
     """What the model sees of a picture: its features, drawn. Raises `Refused`."""
     service.served.check_draws(None)
     picture = await while_connected(request, service.pictures.picture(asked.image_url, "image_url"))
-    settings = DrawingSettings()
-    return await _drawn(service, request, lambda: service.served.see(picture), 0, settings)
+    served = service.served
+    return await _drawn(service, request, lambda: served.see(picture), 0, served.drawing)
 
 
 async def redraw(service: Service, asked: RedrawRequest, request: Request) -> Response:
@@ -241,7 +252,7 @@ async def redraw(service: Service, asked: RedrawRequest, request: Request) -> Re
         request, service.pictures.own_drawing(asked.image_url, "image_url")
     )
     seed = random.randrange(MAX_SEED) if asked.seed is None else asked.seed
-    settings = DrawingSettings(num_inference_steps=asked.steps, guidance_scale=asked.guidance)
+    settings = _drawing_of(service, asked)
     return await _drawn(service, request, lambda: drawing.features, seed, settings)
 
 

@@ -1,8 +1,9 @@
 """What the server has to know of its model, beside asking it."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from metamorph.errors import UserError, shown
 from metamorph.generation.assistant import Assistant
+from metamorph.generation.drawing import check_drawing
+from metamorph.generation.settings import DEFAULT_DRAWING, DrawingSettings
 from metamorph.serving.refusals import Refused, invalid
 
 PLACE = "{prompt}"
@@ -28,6 +31,7 @@ class Served:
     context: int  # tokens of a conversation and its answer
     drawing_steps: int | None  # of the decoder where a request says nothing; None without one
     image_prompt: str = f"Generate an image of {PLACE}."
+    drawing: DrawingSettings = DEFAULT_DRAWING  # where a request says nothing
 
     @property
     def draws(self) -> bool:
@@ -44,6 +48,28 @@ class Served:
         if not self.draws:
             raise invalid(param, "the model of this server has no decoder, it cannot draw")
 
+    def drawing_of(
+        self,
+        *,
+        steps: int | None,
+        sampler: str | None,
+        guidance: float | None,
+        guidance_rescale: float | None,
+        guidance_interval: Sequence[float] | None,
+        preview_every: int = 0,
+    ) -> DrawingSettings:
+        """What a request asks for, and the server's own where that is None."""
+        asked: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "scheduler": sampler,
+            "guidance_scale": guidance,
+            "guidance_rescale": guidance_rescale,
+            "guidance_interval": guidance_interval and tuple(guidance_interval),
+            "preview_every": preview_every,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(self.drawing, **given)
+
     def drawing_prompt(self, caption: str) -> str:
         """The request for a picture in the words of training, unless it is put so already."""
         before, after = self.image_prompt.split(PLACE)
@@ -58,10 +84,20 @@ def check_image_prompt(text: str) -> None:
         raise UserError(f"image prompt: expected {PLACE} once, got {shown(text)}")
 
 
-def served_by(assistant: Assistant, name: str, image_prompt: str) -> Served:
-    """What there is to know of a model. Raises `UserError` as `check_image_prompt`."""
+def served_by(
+    assistant: Assistant,
+    name: str,
+    image_prompt: str,
+    drawing: DrawingSettings = DEFAULT_DRAWING,
+) -> Served:
+    """What there is to know of a model. Raises `UserError` as `check_image_prompt`, and for
+    settings that the decoder has not."""
     check_image_prompt(image_prompt)
     model, decoder = assistant.model, assistant.decoder
+    steps = drawing.num_inference_steps
+    if decoder is not None:
+        check_drawing(decoder, drawing)
+        steps = decoder.config.sampling_steps if steps is None else steps
     encoder = model.encoder
 
     @torch.no_grad()
@@ -76,6 +112,7 @@ def served_by(assistant: Assistant, name: str, image_prompt: str) -> Served:
         shrink=encoder.square,
         see=see,
         context=assistant.engine.context,
-        drawing_steps=None if decoder is None else decoder.config.sampling_steps,
+        drawing_steps=None if decoder is None else steps,
         image_prompt=image_prompt,
+        drawing=drawing,
     )

@@ -1,5 +1,6 @@
 """Settings that can be changed while one talks: `/set KEY VALUE`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from metamorph.errors import UserError, shown
@@ -7,7 +8,13 @@ from metamorph.generation.flat_settings import flat, replaced
 from metamorph.generation.settings import AnswerSettings
 from metamorph.terminal.commands import nearest
 
-KEYS = {  # of `flat` settings, with the kind of their values
+
+def numbers(text: str) -> list[float]:
+    """Of a text like 0.1,0.6."""
+    return [float(part) for part in text.split(",")]
+
+
+KEYS: dict[str, Callable[[str], Any]] = {  # of `flat` settings, with the kind of their values
     "temperature": float,
     "top_k": int,
     "top_p": float,
@@ -16,8 +23,11 @@ KEYS = {  # of `flat` settings, with the kind of their values
     "seed": int,
     "max_new_tokens": int,
     "max_images": int,
-    "guidance": float,
     "drawing_steps": int,
+    "sampler": str,
+    "guidance": float,
+    "guidance_rescale": float,
+    "guidance_interval": numbers,
 }
 UNSET = "default"  # how a setting without a value is shown, and set
 
@@ -49,4 +59,11 @@ def with_value(settings: AnswerSettings, key: str, text: str = UNSET) -> AnswerS
 
 def setting_lines(settings: AnswerSettings) -> list[str]:
     values = flat(settings)
-    return [f"{key} = {UNSET if values[key] is None else values[key]}" for key in KEYS]
+    return [f"{key} = {_written(values[key])}" for key in KEYS]
+
+
+def _written(value: Any) -> str:
+    """As one would type it."""
+    if value is None:
+        return UNSET
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

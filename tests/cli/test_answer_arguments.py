@@ -33,13 +33,14 @@ def test_every_option_reaches_the_settings(parser):
     text = ["--temperature", "0.5", "--top-k", "7", "--top-p", "1", "--min-p", "0.1"]
     text += ["--repetition-penalty", "1.2", "--seed", str(MAX_SEED)]
     rest = ["--max-new-tokens", "9", "--max-images", "0"]
-    rest += ["--drawing-steps", "3", "--guidance", "0", "--stop", "a", "--stop", "b"]
+    rest += ["--stop", "a", "--stop", "b", "--drawing-steps", "3", "--sampler", "dpm++"]
+    rest += ["--guidance", "0", "--guidance-rescale", "0.7", "--guidance-interval", "0", "0.5"]
     assert settings_of(parser.parse_args([*text, *rest])) == AnswerSettings(
         max_new_tokens=9,
         max_images=0,
         stop=("a", "b"),
         sampling=Sampling(0.5, 7, 1.0, 0.1, 1.2, MAX_SEED),
-        drawing=DrawingSettings(3, 0.0),
+        drawing=DrawingSettings(3, 0.0, 0.7, (0.0, 0.5), "dpm++"),
     )
 
 
@@ -56,6 +57,9 @@ def test_every_option_reaches_the_settings(parser):
         ("--top-k", "0", "expected a whole number, at least 1"),
         ("--max-images", "-1", "expected a whole number, at least 0"),
         ("--drawing-steps", "1001", "expected a whole number, from 1 to 1000"),
+        ("--sampler", "flow_match_euler", "invalid choice: 'flow_match_euler'"),
+        ("--guidance-rescale", "1.5", "at least 0, at most 1, got '1.5'"),
+        ("--guidance-interval", "0.5", "expected 2 arguments"),
         ("--precision", "fp4", "invalid choice: 'fp4'"),
     ],
 )

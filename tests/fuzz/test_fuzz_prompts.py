@@ -23,6 +23,7 @@ LINES = (
         "prompt": "x", "image": "own.png", "seed": 3, "temperature": 0.5, "top_k": 5, "top_p": 0.5,
         "min_p": 0.1, "repetition_penalty": 1.1, "max_new_tokens": 7, "max_images": 1,
         "stop": ["a", "b"], "drawing_steps": 4, "guidance": 2.0,
+        "guidance_rescale": 0.5, "guidance_interval": [0.1, 0.6], "sampler": "unipc",
     },
     {"id": 7, "messages": [
         {"role": "system", "content": "Be brief."},

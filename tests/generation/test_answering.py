@@ -118,7 +118,8 @@ def test_a_line_and_pictures_for_every_prompt(tmp_path, file):
         "settings": {
             "max_new_tokens": 256, "max_images": None, "stop": [], "temperature": 0.0,
             "top_k": None, "top_p": None, "min_p": None, "repetition_penalty": 1.0,
-            "drawing_steps": None, "guidance": None,
+            "drawing_steps": None, "sampler": None, "guidance": None, "guidance_rescale": 0.0,
+            "guidance_interval": [0.0, 1.0],
         },
     }  # fmt: skip
     assert (found["3"]["finish_reason"], found["3"]["settings"]["stop"]) == ("length", ["."])

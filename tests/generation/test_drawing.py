@@ -26,6 +26,7 @@ WAYS = (
     OWN,
     DrawingSettings(num_inference_steps=3, preview_every=1),
     DrawingSettings(guidance_scale=1.0),
+    DrawingSettings(scheduler="euler", guidance_rescale=0.7, guidance_interval=(0.0, 0.5)),
 )
 
 
@@ -38,8 +39,7 @@ def alone(which: int, seed: int, number: int, way: DrawingSettings) -> np.ndarra
     """The pixels of a picture that is drawn on its own."""
     [picture] = DECODER.draw(
         FEATURES[which : which + 1],
-        num_inference_steps=way.num_inference_steps,
-        guidance_scale=way.guidance_scale,
+        **way.arguments(),
         generator=[noise_generator(seed, number)],
     )
     return np.asarray(picture, int)
@@ -201,7 +201,10 @@ def test_a_decoder_that_draws_in_one_pass():
         np.testing.assert_allclose(np.asarray(event.picture, int), np.asarray(picture, int), atol=1)
     for way, what in (
         (DrawingSettings(num_inference_steps=20), "no steps, got 20"),
-        (DrawingSettings(guidance_scale=3.0), "no guidance, got 3"),
+        (DrawingSettings(guidance_scale=3.0), "no guidance, got 3.0"),
+        (DrawingSettings(scheduler="ddim"), "no sampler, got 'ddim'"),
+        (DrawingSettings(guidance_rescale=0.5), "no guidance rescale, got 0.5"),
+        (DrawingSettings(guidance_interval=(0, 0.5)), r"no guidance interval, got \(0, 0.5\)"),
     ):
         with pytest.raises(UserError, match=f"the decoder draws in one pass and takes {what}"):
             add(queue, "other", way=way)

@@ -134,13 +134,18 @@ def test_a_line_may_change_every_setting(folder):
     line = {
         "prompt": "x", "seed": 3, "temperature": 1, "top_k": 5, "top_p": 0.5, "min_p": 0.1,
         "repetition_penalty": 1.1, "max_new_tokens": 7, "max_images": 0, "stop": ["a", "b"],
-        "drawing_steps": 4, "guidance": 2,
+        "drawing_steps": 4, "guidance": 2, "guidance_rescale": 1, "guidance_interval": [0, 0.5],
+        "sampler": "ddim",
     }  # fmt: skip
     changed, usual, one, nothing = read(
         folder, line, {"prompt": "x"}, {"prompt": "x", "stop": "."}, {"prompt": "x", "seed": None}
     )
     assert changed.settings == AnswerSettings(
-        7, Sampling(1, 5, 0.5, 0.1, 1.1, 3), 0, ("a", "b"), DrawingSettings(4, 2)
+        7,
+        Sampling(1, 5, 0.5, 0.1, 1.1, 3),
+        0,
+        ("a", "b"),
+        DrawingSettings(4, 2, 1, (0, 0.5), "ddim"),
     )
     assert usual.settings == nothing.settings == DEFAULTS and one.settings.stop == (".",)
 
@@ -219,6 +224,13 @@ def content(*parts) -> dict:
         ({"prompt": "x", "stop": ["a", 3]}, "stop: expected strings"),
         ({"prompt": "x", "drawing_steps": 0}, "steps: expected a whole number, from 1 to 1000"),
         ({"prompt": "x", "guidance": -1}, "guidance_scale: expected a number, at least 0"),
+        ({"prompt": "x", "guidance_rescale": 2}, "guidance_rescale: expected a number, from 0 to"),
+        ({"prompt": "x", "guidance_interval": 1}, "guidance_interval: expected two numbers, from"),
+        ({"prompt": "x", "guidance_interval": [0]}, r"expected two numbers, from 0 to 1, got \(0,"),
+        ({"prompt": "x", "guidance_interval": [0, "1"]}, "interval: expected a number, from 0 to"),
+        ({"prompt": "x", "guidance_interval": [1, 0]}, "interval: expected the smaller number fir"),
+        ({"prompt": "x", "sampler": "dpm"}, r"scheduler: expected one of dpm\+\+, .*, got 'dpm'"),
+        ({"prompt": "x", "sampler": ["ddim"]}, r"scheduler: expected one of .*, got \['ddim'\]"),
         ("[1]", "the line: expected a JSON object, got"),
         ('{"prompt": "x"', "the line is not valid JSON"),
         ('{"prompt": "x", "prompt": "y"}', "key 'prompt' stands twice"),

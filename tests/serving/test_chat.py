@@ -19,6 +19,7 @@ from tests.serving.scripted import (
     features_of,
     scripted_served,
 )
+from tests.serving.scripted_server import chat, client_of, scripted_app
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,8 @@ def test_a_conversation_goes_on_with_what_the_model_drew(client, assistant):
 def test_settings_reach_the_model(client, assistant):
     body = {
         "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "max_images": 2, "image_steps": 9,
-        "image_guidance": 2, "image_previews": 3, "reencode": True,
+        "image_guidance": 2, "image_guidance_rescale": 0.5, "image_guidance_interval": [0.1, 1],
+        "image_sampler": "unipc", "image_previews": 3, "reencode": True,
     }  # fmt: skip
     settings = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 40, "stop": ["a", "b"], "seed": 3}
     client.chat.completions.create(**asked("hello", **settings), extra_body=body)
@@ -145,8 +147,18 @@ def test_settings_reach_the_model(client, assistant):
         sampling=Sampling(
             temperature=0.5, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.5, seed=3
         ),
-        drawing=DrawingSettings(num_inference_steps=9, guidance_scale=2, preview_every=3),
+        drawing=DrawingSettings(9, 2, 0.5, (0.1, 1), "unipc", preview_every=3),
     )
+
+
+def test_what_a_request_does_not_say_of_its_pictures_is_the_servers():
+    own = DrawingSettings(4, guidance_interval=(0.1, 0.6), scheduler="ddim")
+    assistant = ScriptedAssistant()
+    with client_of(scripted_app(assistant, scripted_served(drawing=own))) as client:
+        for fields in ({}, {"image_steps": 2, "image_guidance_interval": [0, 1]}):
+            assert chat(client, "an image", **fields).status_code == 200
+    drawn = [settings.drawing for settings, _ in assistant.settings]
+    assert drawn == [own, DrawingSettings(2, guidance_interval=(0, 1), scheduler="ddim")]
 
 
 def test_a_model_without_a_decoder_answers_with_text_alone():

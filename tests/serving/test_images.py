@@ -2,12 +2,16 @@
 
 import base64
 import io
+from types import SimpleNamespace
 
 import pytest
 from openai import BadRequestError, OpenAI, UnprocessableEntityError
 from PIL import Image
 
+from metamorph.errors import UserError
 from metamorph.generation.picture_files import drawing_of, png_bytes
+from metamorph.generation.settings import DrawingSettings
+from metamorph.serving.served import served_by
 from tests.serving.running import running
 from tests.serving.scripted import (
     PLAIN,
@@ -22,6 +26,7 @@ from tests.serving.scripted import (
     seen_by,
 )
 from tests.serving.scripted_server import error_of, scripted_app
+from tests.tiny_run import tiny_one_pass
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,22 @@ def test_a_size_is_what_the_picture_is_resized_to(client):
     [image] = answer.data
     assert png_of(image.b64_json).size == (64, 48)
     assert (answer.size, answer.metamorph["drawn_size"]) == ("64x48", f"{SIDE}x{SIDE}")
+
+
+def test_how_a_picture_is_drawn_can_be_asked_for(client, assistant):
+    fields = {"steps": 3, "sampler": "ddim", "guidance": 2.0, "guidance_interval": [0, 0.5]}
+    client.images.generate(prompt="a circle", extra_body=fields)
+    [settings, _] = assistant.settings[-1]
+    assert settings.drawing == DrawingSettings(3, 2.0, 0.0, (0, 0.5), "ddim")
+    with pytest.raises(BadRequestError) as error:
+        client.images.generate(prompt="a circle", extra_body={"guidance_interval": [0.5, 0]})
+    assert error.value.param == "guidance_interval"
+
+
+def test_a_server_of_a_one_pass_decoder_takes_no_settings_of_diffusion():
+    assistant = SimpleNamespace(model=None, decoder=tiny_one_pass())
+    with pytest.raises(UserError, match="draws in one pass and takes no sampler, got 'unipc'"):
+        served_by(assistant, "tiny", "{prompt}", DrawingSettings(scheduler="unipc"))
 
 
 @pytest.mark.parametrize("size", ["8x64", "64x5000", "64", "large", "064x64", "64x64x64", ""])

@@ -7,6 +7,11 @@ from metamorph.generation.flat_settings import flat
 from metamorph.generation.settings import AnswerSettings, DrawingSettings, Sampling
 from metamorph.terminal.keys import KEYS, setting_lines, with_value
 
+OTHER = {  # keys that 1 is no value of
+    "sampler": ("unipc", "unipc"),
+    "guidance_interval": ("0.25,0.5", [0.25, 0.5]),
+}
+
 
 def changed(*pairs: tuple[str, str]) -> AnswerSettings:
     settings = AnswerSettings()
@@ -20,15 +25,20 @@ def test_values_reach_their_places():
         temperature=0.5, top_p=0.9, top_k=3
     )
     assert changed(("guidance", "2"), ("drawing_steps", "9")).drawing == DrawingSettings(9, 2.0)
+    more = ("guidance_rescale", "0.7"), ("guidance-interval", "0.1,0.6"), ("sampler", "euler")
+    assert changed(*more).drawing == DrawingSettings(
+        guidance_rescale=0.7, guidance_interval=(0.1, 0.6), scheduler="euler"
+    )
     assert changed(("max_images", "0"), ("max_new_tokens", "5")) == AnswerSettings(5, max_images=0)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_can_be_set_and_set_back(key):
-    settings = changed((key, "1"))
-    assert flat(settings)[key] == 1
+    text, value = OTHER.get(key, ("1", 1))
+    settings = changed((key, text))
+    assert flat(settings)[key] == value
     assert with_value(settings, key, "default") == AnswerSettings()
-    assert f"{key} = 1" in "\n".join(setting_lines(settings))
+    assert f"{key} = {text}" in "\n".join(setting_lines(settings))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,10 @@ def test_every_key_can_be_set_and_set_back(key):
         ("seed", "-1", "/set seed: expected a whole number, from 0"),
         ("guidance", "-1", "/set guidance: expected a number, at least 0, got -1"),
         ("drawing_steps", "0", "/set drawing_steps: expected a whole number, from 1 to 1000"),
+        ("sampler", "dpm", "/set sampler: expected one of dpm.*, got 'dpm'"),
+        ("guidance_interval", "half", "/set guidance_interval: expected two numbers, from 0 to 1"),
+        ("guidance_interval", "0.1", "/set guidance_interval: expected two numbers, from 0 to 1"),
+        ("guidance_interval", "0.6,0.1", "/set guidance_interval: expected the smaller number"),
     ],
 )
 def test_what_cannot_be_set_is_said(key, value, expected):
