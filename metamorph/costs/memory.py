@@ -12,7 +12,7 @@ from typing import get_args
 
 from transformers import SiglipVisionConfig
 
-from metamorph.config import TrainingConfig
+from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.keys import Recomputation
 from metamorph.costs.flops import (
     PROJECTIONS,
@@ -86,6 +86,14 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
         "gathered weights": (root.whole + 2 * largest) * widths.gathered,
         "whole gradients": whole_gradients * WIDE,
     }
+
+
+def decoder_bytes(units: list[Unit], config: RunConfig) -> dict[str, float]:
+    """What one GPU holds in a step of a decoder's training, but for activations."""
+    states = state_bytes(units, config.training)
+    if config.decoder.ema_decay:  # of its shards, where it holds shards
+        states["moving average"] = WIDE * sum(unit.local_trained for unit in units)
+    return states | working_bytes(units, config.training, config.decoder.accumulate)
 
 
 def block_bytes(language: LanguageConfig, mode: str, widths: Widths, is_trained: bool) -> float:

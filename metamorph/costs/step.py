@@ -94,6 +94,12 @@ def describe_flops(costs: Costs, rows: int) -> str:
     return "\n".join([*lines, "formulas:", FORMULA])
 
 
+def describe_decoder_memory(parts: dict[str, float]) -> str:
+    """A table in GiB for one GPU of what `decoder_bytes` says."""
+    lines = [f"  {name:<36}{size / GIBI:>10.3f}" for name, size in parts.items()]
+    return "\n".join(["memory of a GPU, estimated (GiB), without activations", *lines])
+
+
 def describe_memory(costs: Costs) -> str:
     """A table in GiB for one GPU; activations with and without checkpointing."""
 

@@ -12,10 +12,10 @@ from torch import nn
 from metamorph.config import DecoderConfig, RunConfig
 from metamorph.costs.decoder_flops import UNET, diffusion_flops
 from metamorph.costs.hardware import ASSUMED, Gpu
-from metamorph.costs.memory import state_bytes, working_bytes
+from metamorph.costs.memory import decoder_bytes
 from metamorph.costs.roofline import TERA
-from metamorph.costs.sharding import fake_processes, mesh_shape, units
-from metamorph.costs.step import GIBI
+from metamorph.costs.sharding import Unit, fake_processes, mesh_shape, units
+from metamorph.costs.step import describe_decoder_memory
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.files import check_decoder, check_parts
 from metamorph.decoder.parts import unet_blocks
@@ -29,7 +29,8 @@ from metamorph.training.parallel import make_mesh, shard_parts, trained_children
 
 
 class DecoderOutline(nn.Module):
-    """The parts that the stage's trainer has, of the same sizes, on the meta device."""
+    """The parts that the stage's trainer has, of the same sizes, on the meta device; those too
+    whose results are cached."""
 
     def __init__(self, config: RunConfig):
         super().__init__()
@@ -49,6 +50,18 @@ class DecoderOutline(nn.Module):
                     self.vision.width, config.decoder.adapter_hidden,
                     self.unet.config.cross_attention_dim, config.decoder.condition_length,
                 )  # fmt: skip
+        if config.training.lora_rank:
+            add_adapters(self.unet, config, UNET_LAYERS)
+
+    def shared(self, config: RunConfig, world_size: int) -> list[Unit]:
+        """What the processes of a run gather together; they share the weights from now on."""
+        with fake_processes(world_size):
+            if mesh_shape(world_size, config.parallel.shard)[1] > 1:
+                trained = trained_children(self)
+                frozen = [part for part in self.children() if part not in trained]
+                mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
+                shard_parts(self, unet_blocks(self.unet), frozen, mesh=mesh)
+            return units(self)
 
 
 def _base_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str]:
@@ -79,8 +92,6 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         )
     training, pictures = config.training, config.decoder.batch_size // world_size
     model = DecoderOutline(config)
-    if training.lora_rank:
-        add_adapters(model.unet, config, UNET_LAYERS)
     parts = diffusion_flops(config, model.unet, model.adapter, model.vae, model.vision)
     if config.data.features:
         del model.vision
@@ -88,20 +99,12 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         del model.vae
     replicas, sharing = mesh_shape(world_size, config.parallel.shard)
     parameters = describe_parameters(model, config.stage)
-    with fake_processes(world_size):
-        if sharing > 1:
-            trained = trained_children(model)
-            frozen = [part for part in model.children() if part not in trained]
-            mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
-            shard_parts(model, unet_blocks(model.unet), frozen, mesh=mesh)
-        found = units(model)
+    memory = decoder_bytes(model.shared(config, world_size), config)
     head = (
         f"plan of stage {config.stage} on {world_size} x {gpu.name}: {replicas} copies of the "
         f"weights, each shared by {sharing}"
     )
     at_once = pictures // config.decoder.accumulate
-    states = state_bytes(found, training)
-    states |= working_bytes(found, training, config.decoder.accumulate)
     total = sum(part.total for part in parts.values())
     if training.activation_checkpointing == "full":  # its forward is computed again
         total += parts[UNET].forward
@@ -111,8 +114,6 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         f"  {name:<22}{part.forward / TERA:>12.4g}{part.backward / TERA:>12.4g}"
         for name, part in parts.items()
     ]
-    memory = ["memory of a GPU, estimated (GiB), without activations"]
-    memory += [f"  {name:<36}{size / GIBI:>10.3f}" for name, size in states.items()]
     return "\n\n".join([
         "\n".join([
             head,
@@ -122,7 +123,7 @@ def plan_decoder(config: RunConfig, world_size: int, gpu: Gpu) -> str:
         ]),
         parameters,
         "\n".join(flops),
-        "\n".join(memory),
+        describe_decoder_memory(memory),
         f"predicted at most {rate:.1f} pictures/s/GPU, {pictures / rate:.2f} s a step: "
         f"{ASSUMED.encoder:.0%} of {gpu.teraflops[config.training.precision]:g} TFLOP/s "
         f"(a guess; {gpu.source}), communication hidden",

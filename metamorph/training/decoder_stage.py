@@ -13,6 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import DecoderConfig, RunConfig
+from metamorph.costs.memory import decoder_bytes
+from metamorph.costs.sharding import units
+from metamorph.costs.step import describe_decoder_memory
 from metamorph.data.opening import open_source, open_validation
 from metamorph.data.pictures import PictureLanes, Pictures, PictureStream
 from metamorph.data.sources import Source
@@ -243,10 +246,11 @@ class DecoderStage:
         self.lanes.load_state_dict(state["lanes"])
 
     def describe_plan(self) -> list[str]:
-        """Parameters and arithmetic."""
+        """Parameters, arithmetic, and memory of a step but for activations."""
         return [
             describe_parameters(self.module, self.config.stage),
             describe_precision(self.config.training.precision),
+            describe_decoder_memory(decoder_bytes(units(self.module), self.config)),
         ]
 
     def save(self, folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """A dry run: all of a run up to its first step, in text, and nothing on disk."""
 
+import re
+
 import pytest
 
 from metamorph.cli.command import main
@@ -84,11 +86,16 @@ def test_the_decoder_stage(folder, capsys):
         part.save_pretrained(folder / "base" / name)
     config = tiny_config(folder, "decoder", precision="bf16")
     config.decoder.base = str(folder / "base")
+    config.decoder.ema_decay = 0.99
     text = dry_run(folder, config, capsys)
     counts = table(text)
     assert list(counts) == ["encoder", "vae", "unet", "adapter"]
     assert [trained > 0 for trained, _ in counts.values()] == [False, False, True, True]
-    assert text.endswith("precision bf16\n")
+    assert "\nprecision bf16\n" in text
+    memory = text.partition("memory of a GPU, estimated (GiB), without activations\n")[2]
+    averages = re.search(r"  moving average +([\d.]+)\n", memory)
+    trained = sum(trained for trained, _ in counts.values())
+    assert float(averages[1]) == pytest.approx(4 * trained / 2**30, abs=5e-4)
 
 
 def test_what_would_stop_the_run_stops_the_dry_run(folder, capsys):
