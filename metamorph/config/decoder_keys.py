@@ -90,15 +90,18 @@ class DecoderConfig:
     condition_length: int = option(
         "zero-pad conditions to this many tokens", 0, minimum=0, **DIFFUSION
     )
+    feature_noise: float = option(
+        "longest noise that training adds to a unit feature, 0 for none: diffusion 0; rae 0.5",
+        None,
+        minimum=0,
+        **DECODER_STAGE,
+    )
     width: int = option("channels of the ViT", 768, minimum=1, **ONE_PASS)
     layers: int = option("blocks of the ViT", 12, minimum=1, **ONE_PASS)
     heads: int = option("attention heads of a block of the ViT", 12, minimum=1, **ONE_PASS)
     picture_size: int = option("pixels a side of a drawing", 256, minimum=1, **ONE_PASS)
     patch_size: int = option(
         "pixels a side of what the ViT draws at once", 16, minimum=1, **ONE_PASS
-    )
-    feature_noise: float = option(
-        "longest noise that is added to a unit feature, 0 for none", 0.5, minimum=0, **ONE_PASS
     )
     perceptual_weight: float = option(
         "weight of the features of a drawing beside its pixels", 1.0, minimum=0, **ONE_PASS

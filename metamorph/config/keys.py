@@ -219,6 +219,9 @@ class RunConfig:
             chosen = 1.0 if self.stage == "instruct" else 0.0
             self.training = replace(self.training, visual_coefficient=chosen)
         decoder, is_student = self.decoder, self.stage == "distill"
+        if self.stage == "decoder" and decoder.feature_noise is None:
+            chosen = 0.5 if decoder.kind == "rae" else 0.0
+            self.decoder = decoder = replace(decoder, feature_noise=chosen)
         if self.trains_decoder and decoder.kind == "diffusion":
             if decoder.sampling_steps is None:
                 decoder = replace(decoder, sampling_steps=4 if is_student else 20)

@@ -31,6 +31,7 @@ from metamorph.model.precision import autocast
 from metamorph.monitor.redrawn_sheet import RedrawnSheet
 from metamorph.monitor.telemetry import PictureTelemetry
 from metamorph.processes import add_up, gather, is_first, merged, rank, world_size
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
 from metamorph.training.decoders.latents import LatentTrainer
 from metamorph.training.decoders.one_pass import OnePassTrainer
 from metamorph.training.decoders.student import DistillTrainer
@@ -69,22 +70,31 @@ class DecoderTrainer(LatentTrainer):
             self.unet.config.cross_attention_dim,
             decoder.condition_length,
         )
-        self.dropout = decoder.condition_dropout
+        self.dropout, self.feature_noise = decoder.condition_dropout, decoder.feature_noise
         self.make_ready(config, vision, vae)
 
-    def conditions(self, batch: PictureBatch, kept: Tensor) -> Tensor:
-        """[B, length, E], zero where dropped; only kept pictures are encoded."""
-        indices = send(kept.nonzero().flatten(), batch.device)  # `kept` is the host's
-        adapted = self.adapter(batch.visual_features(self.vision, indices))
+    def conditions(self, batch: PictureBatch, kept: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, length, E], zero where dropped; only kept pictures are encoded. `noise`, for the
+        features [B, tokens, C] of all, and `kept` are the host's."""
+        indices = send(kept.nonzero().flatten(), batch.device)
+        features = batch.visual_features(self.vision, indices)
+        if noise is not None:
+            features = add_noise(features, send(noise[kept], batch.device))
+        adapted = self.adapter(features)
         empty = adapted.new_zeros(len(batch), *adapted.shape[1:])
         return empty.index_copy(0, indices, adapted)
 
     def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of `DiffusionObjective`, a mean over the batch; and the same as
-        `denoising_loss`, what to log of it. In eval mode no condition is dropped."""
+        `denoising_loss`, what to log of it. In eval mode no condition is dropped,
+        and none has noise."""
         kept = draw(torch.rand, (len(batch),)) >= (self.dropout if self.training else 0)
         noised = self.objective.noised(self.latents(batch, draw), draw)
-        conditions = self.conditions(batch, kept)
+        noise = None
+        if self.feature_noise and self.training:
+            shape = (len(batch), self.tokens_per_image, self.feature_width)
+            noise = draw_noise(shape, self.feature_noise, draw)
+        conditions = self.conditions(batch, kept, noise)
         predicted = self.unet(noised.latents, noised.timesteps, conditions).sample
         loss = self.objective.loss(predicted, noised)
         return loss, {"denoising_loss": loss.detach()}

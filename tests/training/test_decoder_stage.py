@@ -88,6 +88,26 @@ def test_dropped_conditions_are_zero_and_their_pictures_are_not_encoded(config, 
     assert trainer.conditions(four, torch.zeros(4, dtype=torch.bool)).abs().max() == 0
 
 
+def test_features_have_noise_where_training_asks_for_it(config, monkeypatch):
+    """Drawn last, so that all else of a step is as without; validation and drawings have none."""
+    assert DecoderTrainer(config).feature_noise == 0.0
+    noisy = DecoderTrainer(replace(config, decoder=replace(config.decoder, feature_noise=0.7)))
+    seen, adapt = [], noisy.adapter.forward
+    monkeypatch.setattr(noisy.adapter, "forward", lambda x: seen.append(x) or adapt(x))
+    four = pictures(4, noisy)
+    noisy(four, Draws(0, 0, range(4)))
+    draw = Draws(0, 0, range(4))
+    kept = draw(torch.rand, (4,)) >= 0.5
+    noisy.objective.noised(noisy.latents(four, draw), draw)
+    noise = draw(torch.randn, (4, 4, 24)) / 24**0.5 * 0.7 * draw(torch.rand, (4, 1, 1))
+    features = four.visual_features(noisy.vision)
+    expected = torch.nn.functional.normalize(features + noise, dim=-1)
+    assert 0 < kept.sum() < 4
+    torch.testing.assert_close(seen.pop(), expected[kept])
+    noisy.eval()(four, Draws(0, 0, range(4)))
+    torch.testing.assert_close(seen.pop(), features)
+
+
 def test_the_loss_is_the_error_of_the_predicted_noise(config, monkeypatch):
     trainer = DecoderTrainer(config)
 

@@ -15,8 +15,9 @@ from metamorph.decoder.kinds import open_decoder
 from metamorph.errors import Stopped, UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.decoder_stage import DecoderStage
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
 from metamorph.training.decoders.one_pass import OnePassTrainer
-from metamorph.training.decoders.one_pass_objective import Critic, add_noise
+from metamorph.training.decoders.one_pass_objective import Critic
 from metamorph.training.draws import Draws
 from metamorph.training.loop import train
 from metamorph.training.picture_batch import PictureBatch
@@ -127,7 +128,8 @@ def test_every_part_teaches_whom_it_should(config):
 
 def test_noise_keeps_unit_length_and_is_drawn_for_each_picture():
     features = torch.nn.functional.normalize(torch.randn(200, 9, 64), dim=-1)
-    noisy = add_noise(features, 0.5, Draws(0, 0, range(200)))
+    noise = draw_noise(features.shape, 0.5, Draws(0, 0, range(200)))
+    noisy = add_noise(features, noise)
     torch.testing.assert_close(noisy.norm(dim=-1), torch.ones(200, 9))
     cosines = (noisy * features).sum(-1)
     assert cosines.std(dim=1).mean() < 0.02  # one length for all tokens of a picture
@@ -138,9 +140,9 @@ def test_noise_keeps_unit_length_and_is_drawn_for_each_picture():
     assert cosines.mean(1).max() > 0.999
     # Whoever computes a picture draws the same for it.
     torch.testing.assert_close(
-        add_noise(features[50:60], 0.5, Draws(0, 0, range(50, 60))), noisy[50:60]
+        draw_noise((10, 9, 64), 0.5, Draws(0, 0, range(50, 60))), noise[50:60]
     )
-    assert not torch.equal(add_noise(features, 0.5, Draws(0, 1, range(200))), noisy)
+    assert not torch.equal(draw_noise(features.shape, 0.5, Draws(0, 1, range(200))), noise)
 
 
 def test_a_critic_tells_pictures_from_drawings():

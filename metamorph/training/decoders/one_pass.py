@@ -16,7 +16,8 @@ from metamorph.model.drawn_pixels import DrawnPixels
 from metamorph.model.encoder_identity import identity
 from metamorph.model.opening import open_encoder
 from metamorph.pixels import Square
-from metamorph.training.decoders.one_pass_objective import Critic, add_noise, feature_error
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
+from metamorph.training.decoders.one_pass_objective import Critic, feature_error
 from metamorph.training.decoders.one_pass_rules import check_patches
 from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
@@ -70,7 +71,7 @@ class OnePassTrainer(nn.Module):
             features = batch.visual_features(self.vision, everyone).float()  # [B, tokens, C]
         seen = features
         if settings.feature_noise and self.training:
-            seen = add_noise(features, settings.feature_noise, draw)
+            seen = add_noise(features, draw_noise(features.shape, settings.feature_noise, draw))
         drawn = self.vit(seen).float() / 2 + 0.5  # [B, 3, side, side], 0 to 1
         loss = F.l1_loss(drawn, wanted(batch))
         errors = {"pixel_error": loss}

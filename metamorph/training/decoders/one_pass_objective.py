@@ -1,24 +1,8 @@
 """What a one-pass decoder learns from: pixels, the features of what it draws, and a critic."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def add_noise(features: Tensor, most: float, draw: Callable[..., Tensor]) -> Tensor:
-    """Unit features [B, tokens, C] with noise, of unit length again.
-
-    The noise of a picture has a length of 0 to `most` beside the 1 of a feature, drawn for each
-    picture: so much as predicted features are off, the decoder learns to draw from. At a length of
-    s the cosine to the feature without noise is about 1 / sqrt(1 + s^2), 0.89 at 0.5.
-
-    `draw(distribution, shape)` gives random numbers on the CPU.
-    """
-    noise = draw(torch.randn, features.shape) / features.shape[-1] ** 0.5
-    noise = noise * (most * draw(torch.rand, (len(features), 1, 1)))
-    return F.normalize(features + noise.to(features), dim=-1)
 
 
 def feature_error(found: Tensor, wanted: Tensor) -> Tensor:
