@@ -174,12 +174,16 @@ def drawing_settings_of(arguments: argparse.Namespace) -> DrawingSettings:
 
 
 def open_assistant(
-    arguments: argparse.Namespace, slots: int, *, open_when_needed: bool = False
+    arguments: argparse.Namespace,
+    slots: int,
+    *,
+    preview_decoder: Path | None = None,
+    open_when_needed: bool = False,
 ) -> Assistant:
     """The model of `add_model_arguments`, on its device, for so many answers at once, each of
     `--context` tokens. Raises `UserError`.
 
-    `open_when_needed` is for one answer: see `Assistant.from_pretrained`.
+    `preview_decoder` and, for one answer, `open_when_needed`: see `Assistant.from_pretrained`.
     """
     from metamorph.devices import resolve_device
     from metamorph.generation.assistant import Assistant
@@ -189,6 +193,7 @@ def open_assistant(
         arguments.model,
         resolve_device(arguments.device),
         decoder=arguments.decoder,
+        preview_decoder=preview_decoder,
         precision=arguments.precision,
         fp8_backend=arguments.fp8_backend,
         weights=arguments.weights,

@@ -47,6 +47,11 @@ LIMITS = (  # field of `Limits`, option, type, what it bounds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
+        "--preview-decoder", type=Path, metavar="FOLDER",
+        help="folder of a decoder that draws in one pass: it shows at once what the diffusion "
+        "decoder is going to draw",
+    )  # fmt: skip
+    parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     parser.add_argument(
@@ -115,7 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
     drawing = drawing_settings_of(arguments)
     fetcher = Fetcher(arguments.allow_host)
     listener = bound(arguments.host, arguments.port)  # before minutes of loading
-    assistant = open_assistant(arguments, arguments.slots)
+    assistant = open_assistant(
+        arguments, arguments.slots, preview_decoder=arguments.preview_decoder
+    )
     served = served_by(assistant, arguments.name, arguments.image_prompt, drawing)
     app = create_app(
         assistant, served, decoder=assistant.decoder, limits=limits, door=door, fetcher=fetcher

@@ -1,8 +1,7 @@
 """Pictures on their way from noise: one denoising step at a time, so that whoever draws can show
 them, take some of them out, and do something else between two steps.
 
-This file needs PyTorch and diffusers alone, for `metamorph.decoder.standalone` takes it into a
-decoder's folder.
+This file needs PyTorch and diffusers alone, for it goes with a decoder's folder.
 """
 
 import copy

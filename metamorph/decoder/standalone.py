@@ -1,10 +1,9 @@
 """The diffusion decoder as its folder brings it along: whoever has PyTorch and diffusers opens it.
 
 `save_pretrained` writes this file beside the weights, for diffusers' `custom_pipeline=folder` and
-`trust_remote_code=True`. So it imports nothing of `metamorph` but the two files that go with it.
+`trust_remote_code=True`. So it imports nothing of `metamorph` but the files that go with it.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from metamorph.decoder.denoising import Denoising, Guidance, Pictures
+from metamorph.decoder.folder_code import write_files
 from metamorph.decoder.samplers import sampler
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -244,14 +244,6 @@ class VisualDecoder(DiffusionPipeline):
 
 
 def write_code(folder: Path, adapter: type) -> None:
-    """Writes the code of a decoder into its folder, where diffusers looks for it: that of the
-    pipeline, and that of the adapter under the name by which model_index.json calls it."""
-    for code, name in (
-        (VisualDecoder, "pipeline.py"),
-        (Denoising, "denoising.py"),
-        (sampler, "samplers.py"),
-        (adapter, f"adapter/{ADAPTER[0]}.py"),
-    ):
-        source, path = Path(inspect.getfile(code)).read_text(), folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source.replace("from metamorph.decoder.", "from ."))
+    """Writes the code of a diffusion decoder into its folder; `adapter` is the class of that."""
+    code = {"pipeline.py": VisualDecoder, "denoising.py": Denoising, "samplers.py": sampler}
+    write_files(folder, code | {f"adapter/{ADAPTER[0]}.py": adapter})

@@ -1,10 +1,11 @@
 """The one-pass decoder as its folder brings it along: visual features in, pictures out, without
 noise and without steps.
 
-Like `metamorph.decoder.denoising` it needs PyTorch and diffusers alone.
+Like `metamorph.decoder.standalone` it imports nothing of `metamorph` but the files that go with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from metamorph.decoder.denoising import DrawingStep, Pictures
+from metamorph.decoder.folder_code import write_files
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+VIT = ("metamorph.decoder.vit_decoder", "ViTDecoder")  # as model_index.json names it
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -166,6 +169,18 @@ class OnePassDecoder(DiffusionPipeline):
                 "is too low for them, or the features are no numbers"
             )
         return self.image_processor.postprocess(pixels, output_type=output_type)
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """What diffusers saves, and the code that opens it without `metamorph`."""
+        self.register_to_config(vit=VIT)
+        write_code(Path(save_directory), type(self.vit))
+        super().save_pretrained(save_directory, *arguments, **options)
+
+
+def write_code(folder: Path, vit: type) -> None:
+    """Writes the code of a one-pass decoder into its folder; `vit` is the class of its ViT."""
+    code = {"pipeline.py": OnePassDecoder, "denoising.py": DrawingStep}
+    write_files(folder, code | {f"vit/{VIT[0]}.py": vit})
 
 
 # Defaults of a diffusion decoder that ask for nothing.

@@ -8,6 +8,7 @@ import torch
 from metamorph.decoder.kinds import MODULES, OpenedDecoder, open_decoder_for, read_settings
 from metamorph.decoder.lean_import import import_for_drawing
 from metamorph.decoder.one_pass_files import PIPELINE
+from metamorph.errors import UserError
 from metamorph.model.encoder_identity import stored_identity
 from metamorph.model.unified import MetaMorph
 
@@ -92,3 +93,25 @@ def decoder_of(
         return None
     decoder = UnopenedDecoder(given or own, model, device, alone=open_when_needed)
     return decoder if open_when_needed else decoder.open()
+
+
+def preview_of(
+    folder: Path, decoder: Decoder | None, model: MetaMorph, device: torch.device | str
+) -> OpenedDecoder:
+    """The decoder in `folder`, which shows in one pass what `decoder` is going to draw.
+
+    Raises `UserError` for one that is damaged, draws other features or by diffusion itself, and
+    where there is nothing that takes longer.
+    """
+    if decoder is None or kind_of(decoder) != "diffusion":
+        has = "no decoder" if decoder is None else "a decoder that draws in one pass itself"
+        raise UserError(
+            f"{folder}: a preview is of what a diffusion decoder draws, but the model has {has}"
+        )
+    preview = UnopenedDecoder(folder, model, device)
+    if kind_of(preview) != "rae":
+        raise UserError(
+            f"{folder}: a preview needs a decoder that draws in one pass (decoder.kind: rae), this "
+            f"one draws by diffusion"
+        )
+    return preview.open()

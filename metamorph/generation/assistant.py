@@ -14,7 +14,7 @@ from torch import Tensor
 from metamorph.config import ModelConfig
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.decoder.denoising import noise_generator
-from metamorph.decoder.unopened import Decoder, decoder_of, opened
+from metamorph.decoder.unopened import Decoder, decoder_of, opened, preview_of
 from metamorph.errors import ContextFull, UserError
 from metamorph.generation.answer import Answer, Reply
 from metamorph.generation.drawing import DrawingQueue, check_drawing
@@ -56,6 +56,7 @@ class Assistant:
         tokenizer,
         decoder: Decoder | None = None,
         *,
+        preview: Decoder | None = None,
         precision: str = "fp32",
         options: EngineOptions = DEFAULT_OPTIONS,
     ):
@@ -70,7 +71,7 @@ class Assistant:
         self.device = model.projector.linear_1.weight.device
         with self._autocast():
             self.engine = Engine(model, options)
-        self.queue = None if decoder is None else DrawingQueue(decoder)
+        self.queue = None if decoder is None else DrawingQueue(decoder, preview=preview)
         self.answers: list[Answer] = []  # those that have not finished
         self._lead = 0.0  # seconds that tokens have taken more than pictures
 
@@ -81,6 +82,7 @@ class Assistant:
         device: torch.device | str = "cpu",
         *,
         decoder: str | Path | None = None,
+        preview_decoder: str | Path | None = None,
         precision: str = "fp32",
         fp8_backend: str = "torchao",
         weights: str = "",
@@ -89,7 +91,8 @@ class Assistant:
     ) -> "Assistant":
         """Loads what the quickstart or `metamorph train` saved.
 
-        `decoder` is the folder of the diffusion decoder, if not that in the model folder.
+        `decoder` is the folder of the diffusion decoder, if not that in the model folder, and
+        `preview_decoder` that of a one-pass decoder, which shows at once what is to be drawn.
         `precision` and `fp8_backend` are of the language model and mean what they mean in
         training; weights keep the file's dtype, or are rounded once to what products are computed
         in: bfloat16, or `weights`, int8 or float8, which take half of that. Raises `UserError`.
@@ -112,7 +115,10 @@ class Assistant:
         store_by_columns(model)
         tokenizer, _ = open_tokenizer(ModelConfig(folder=str(folder)), read_saved_tokenizer)
         drawing = decoder_of(folder, model, device, decoder, open_when_needed=open_when_needed)
-        return cls(model, tokenizer, drawing, precision=precision, options=options)
+        preview = None
+        if preview_decoder is not None:
+            preview = preview_of(Path(preview_decoder), drawing, model, device)
+        return cls(model, tokenizer, drawing, preview=preview, precision=precision, options=options)
 
     @property
     def decoder(self):

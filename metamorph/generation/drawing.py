@@ -68,13 +68,17 @@ class DrawingQueue:
 
     A picture is the same whatever is drawn beside it, up to rounding of another batch shape. Not
     thread-safe.
+
+    `preview` draws in one pass, and the same features: whatever `preview_every` asks for, what it
+    makes of them is shown at once, before any step, and in the place of all other previews.
     """
 
-    def __init__(self, decoder: Decoder, most: int = 8):
+    def __init__(self, decoder: Decoder, most: int = 8, preview: Decoder | None = None):
         if most < 1:
             raise ValueError(f"most: expected at least 1, got {most}")
-        self.decoder, self.most = decoder, most
+        self.decoder, self.most, self.preview = decoder, most, preview
         self._waiting: deque[_Picture] = deque()
+        self._unseen: list[_Picture] = []  # those that `preview` is still to show
         self._batch: list[_Picture] = []  # the pictures of `_drawing`, as its rows
         self._drawing: Denoising | OnePass | None = None
 
@@ -105,11 +109,18 @@ class DrawingQueue:
             settings = replace(settings, num_inference_steps=own.sampling_steps)
         if settings.guidance_scale is None:
             settings = replace(settings, guidance_scale=own.guidance_scale)
-        self._waiting.append(_Picture(key, number, features, seed, settings))
+        unseen = self.preview is not None and settings.preview_every > 0
+        if unseen:
+            settings = replace(settings, preview_every=0)
+        picture = _Picture(key, number, features, seed, settings)
+        self._waiting.append(picture)
+        if unseen:
+            self._unseen.append(picture)
 
     def cancel(self, key: Hashable) -> None:
         """Forgets all pictures of an answer, also those that are under way."""
         self._waiting = deque(picture for picture in self._waiting if picture.key != key)
+        self._unseen = [picture for picture in self._unseen if picture.key != key]
         rows = [row for row, picture in enumerate(self._batch) if picture.key != key]
         if self._drawing is None or len(rows) == len(self._batch):
             return
@@ -120,14 +131,17 @@ class DrawingQueue:
             self._drawing = None
 
     def advance(self) -> list[tuple[Hashable, DrawingProgress | ImageDrawn | DrawingFailed]]:
-        """One denoising step of the batch under way, or the first of a new one. Returns what came
-        of it, by answer; nothing where nothing is left to draw.
+        """Previews in one pass where some are due, else one denoising step of the batch under way,
+        or the first of a new one. Returns what came of it, by answer; nothing where nothing is left
+        to draw.
 
         Where a batch fails, its pictures are drawn again one by one: only that fails which fails
         on its own.
         """
         if not self:
             return []
+        if self._unseen:
+            return self._previews()
         try:
             if self._drawing is None:
                 self._drawing = self._begin()
@@ -139,6 +153,22 @@ class DrawingQueue:
             for picture, drawn in zip(self._batch, step.pictures, strict=True):
                 events.append((picture.key, ImageDrawn(picture.number, drawn)))
             self._batch, self._drawing = [], None
+        return events
+
+    def _previews(self) -> list[tuple[Hashable, DrawingProgress | ImageDrawn | DrawingFailed]]:
+        """Of the first pictures that have none."""
+        assert self.preview is not None
+        shown, self._unseen = self._unseen[: self.most], self._unseen[self.most :]
+        features = torch.stack([picture.features for picture in shown])
+        try:
+            drawn = opened(self.preview).draw(features)
+        except (UserError, RuntimeError):  # they go without; what is wrong their drawing will say
+            return []
+        events = []
+        for picture, preview in zip(shown, drawn, strict=True):
+            steps = picture.settings.num_inference_steps
+            assert steps is not None  # `add` has put in the decoder's own
+            events.append((picture.key, DrawingProgress(picture.number, 0, steps, preview)))
         return events
 
     def _begin(self) -> "Denoising | OnePass":

@@ -4,12 +4,13 @@ import os
 import shutil
 from pathlib import Path
 
+from metamorph.decoder import standalone, standalone_one_pass
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.files import COMPONENTS
 from metamorph.decoder.kinds import open_decoder_for
 from metamorph.decoder.one_pass_files import COMPONENTS as ONE_PASS_COMPONENTS
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.decoder.standalone import write_code
+from metamorph.decoder.vit_decoder import ViTDecoder
 from metamorph.disk import temporary_beside
 from metamorph.folders import check_folder
 from metamorph.model.unified import MetaMorphConfig
@@ -46,8 +47,11 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
         for source, place in parts.items():
             if source.is_dir():
                 _take_files(source, staging / place)
+        # The code is ours: none of the folders' is taken.
         if isinstance(opened, VisualDecoder):
-            write_code(staging / "decoder", FeatureAdapter)  # ours: none of the folders' is taken
+            standalone.write_code(staging / "decoder", FeatureAdapter)
+        else:
+            standalone_one_pass.write_code(staging / "decoder", ViTDecoder)
         os.replace(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,5 +1,6 @@
 """`metamorph serve`: what it refuses before a model is read, and a whole life of it."""
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ import pytest
 from metamorph import libraries
 from metamorph.cli import serve
 from metamorph.cli.command import main
+from metamorph.decoder.one_pass import OnePassDecoder
+from metamorph.decoder.vit_decoder import vit_decoder
 from metamorph.generation.engine import DEFAULT_OPTIONS
 
 PATIENCE = 60.0
@@ -73,9 +76,12 @@ def test_limits_are_checked(option, capsys):
     assert option.partition("=")[0] in capsys.readouterr().err
 
 
-def test_it_answers_until_a_signal_comes(page_folder, monkeypatch, capsys):
-    """In this thread, as its signals do; a client in another one asks, and ends it."""
+def test_it_answers_until_a_signal_comes(page_folder, monkeypatch, capsys, tmp_path):
+    """In this thread, as its signals do; a client in another one asks, and ends it. A one-pass
+    decoder of another size previews its pictures."""
     monkeypatch.chdir(page_folder)
+    vit = vit_decoder(24, width=16, layers=1, heads=2, picture_size=32, patch_size=4)
+    OnePassDecoder(vit, tokens_per_image=64).save_pretrained(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,21 +95,25 @@ def test_it_answers_until_a_signal_comes(page_folder, monkeypatch, capsys):
                 body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
                 answers.append(client.post("/v1/chat/completions", json=body))
                 answers.append(client.get("/v1/models"))
+                body = {"prompt": "a circle", "stream": True, "partial_images": 2}
+                answers.append(client.post("/v1/images/generations", json=body))
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
     client = threading.Thread(target=ask)
     client.start()
-    assert (
-        main(["serve", "--port", str(port), "--slots", "2", "--context", "500", "--name", "tiny"])
-        == 0
-    )
+    options = ["--port", str(port), "--slots", "2", "--context", "500", "--name", "tiny"]
+    assert main(["serve", *options, "--preview-decoder", str(tmp_path)]) == 0
     client.join()
-    assert [answer.status_code for answer in answers] == [200] * 3
-    page, chat, models = answers
+    assert [answer.status_code for answer in answers] == [200] * 4
+    page, chat, models, pictures = answers
     assert page.headers["content-type"].startswith("text/html")
     assert chat.json()["usage"]["completion_tokens"] <= 4
     assert models.json()["data"][0]["id"] == "tiny"
+    lines = [line for line in pictures.text.splitlines() if line.startswith("data: ")]
+    partial, completed = (json.loads(line.removeprefix("data: ")) for line in lines)
+    assert (partial["type"], partial["size"]) == ("image_generation.partial_image", "32x32")
+    assert (completed["type"], completed["size"]) == ("image_generation.completed", "64x64")
     assert capsys.readouterr().out == f"serving on http://127.0.0.1:{port}\n"
 
 

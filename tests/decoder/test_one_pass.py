@@ -1,6 +1,7 @@
 """The one-pass decoder: what it draws, how its folder is opened, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,28 +123,46 @@ def test_a_folder_comes_back(decoder, saved):
 
 PROCESS = """
 import sys
-import torch
 
+for name in ("metamorph", "accelerate", "peft", "torchao", "transformers"):
+    sys.modules[name] = None  # an import of it fails
 saved, given, drawn = sys.argv[1:]
-features = torch.load(given, weights_only=True)
-with torch.no_grad():
-    exec(sys.stdin.read().replace("runs/toy/decoder_rae/decoder", saved))
-torch.save(pixels.clamp(0, 1), drawn)
-assert not any(name.startswith("metamorph") for name in sys.modules)
+lines = sys.stdin.read().replace("torch.randn(3, 16, 96)", "torch.load(given)")
+exec(lines.replace("runs/toy/decoder_rae/decoder", saved))
+torch.save(pipeline.draw(features, output_type="pt"), drawn)
 """
 
 
 @pytest.mark.slow
 def test_diffusers_opens_it_without_metamorph(decoder, saved, tmp_path):
-    """By the lines of its page, in a process that has never heard of us."""
+    """By the lines of its page, in a process that has never heard of us; and what that process
+    saves is one of ours, with its code."""
     [lines] = blocks(ROOT / "docs/one_pass.md", "py")
     torch.save(features(3), tmp_path / "features.pt")
     files = [str(saved), str(tmp_path / "features.pt"), str(tmp_path / "pixels.pt")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
     subprocess.run(
-        [sys.executable, "-I", "-c", PROCESS, *files], input=lines, text=True, check=True
-    )
+        [sys.executable, "-I", "-c", PROCESS, *files],
+        input=lines, text=True, check=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
     drawn = torch.load(tmp_path / "pixels.pt", weights_only=True)
     torch.testing.assert_close(drawn, decoder.draw(features(3), output_type="pt"))
+    again = open_decoder(tmp_path / "again")
+    torch.testing.assert_close(again.draw(features(3), output_type="pt"), drawn)
+    for path in saved.rglob("*.py"):
+        assert (tmp_path / "again" / path.relative_to(saved)).read_text() == path.read_text()
+
+
+def test_the_code_in_its_folder_names_nothing_of_metamorph_to_import(saved, folder):
+    code = {path.name: path.read_text() for path in saved.rglob("*.py")}
+    assert set(code) == {
+        "pipeline.py", "denoising.py", "folder_code.py", "metamorph.decoder.vit_decoder.py",
+    }  # fmt: skip
+    for text in code.values():
+        assert "from metamorph" not in text and "import metamorph" not in text
+    for path in folder.rglob("*.py"):
+        path.write_text("raise SystemExit")
+    assert open_decoder(folder).feature_width == 24  # which never runs it
 
 
 def test_its_tensors_are_those_of_an_autoencoder_of_diffusers(saved):

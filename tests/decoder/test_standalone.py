@@ -18,7 +18,8 @@ from tests.tiny_run import tiny_decoder
 PAGE = ROOT / "docs/drawing.md"
 WITHOUT_METAMORPH = """
 import sys
-sys.modules["metamorph"] = None  # an import of it fails
+for name in ("metamorph", "accelerate", "peft", "torchao", "transformers"):
+    sys.modules[name] = None  # an import of it fails
 """
 DRAW = """
 features = torch.load("features.pt")
@@ -48,7 +49,7 @@ def test_diffusers_opens_the_folder_in_a_process_without_metamorph(tmp_path):
     # What that process saved is again one of ours, and brings its code along.
     again = VisualDecoder.from_folder(tmp_path / "again")
     assert again.draw(features, seeds=[1, 2]) == decoder.draw(features, seeds=[1, 2])
-    for name in ("pipeline.py", "denoising.py", "samplers.py"):
+    for name in ("pipeline.py", "denoising.py", "folder_code.py", "samplers.py"):
         assert (tmp_path / "again" / name).read_text() == (folder / name).read_text()
 
 
@@ -56,7 +57,8 @@ def test_the_code_in_a_folder_names_nothing_of_metamorph_to_import(tmp_path):
     tiny_decoder().save_pretrained(tmp_path)
     code = {path.name: path.read_text() for path in tmp_path.rglob("*.py")}
     assert set(code) == {
-        "pipeline.py", "denoising.py", "samplers.py", "metamorph.decoder.adapter.py",
+        "pipeline.py", "denoising.py", "folder_code.py", "samplers.py",
+        "metamorph.decoder.adapter.py",
     }  # fmt: skip
     for text in code.values():
         assert "from metamorph" not in text and "import metamorph" not in text

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from metamorph.decoder import pipeline
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.decoder.unopened import UnopenedDecoder
+from metamorph.decoder.unopened import UnopenedDecoder, kind_of
 from metamorph.errors import UserError
 from metamorph.generation import AnswerSettings, question
 from metamorph.generation.assistant import Assistant
 from metamorph.model import assemble
-from tests.tiny_run import GRID, tiny_decoder, write_language, write_vision
+from tests.tiny_run import GRID, tiny_decoder, tiny_one_pass, write_language, write_vision
 
 WIDTH = 24  # of the features of the tiny encoder
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
@@ -253,6 +253,41 @@ def test_a_decoder_of_another_width_is_refused(folder):
     shutil.rmtree(folder / "decoder")
     tiny_decoder(WIDTH + 1).save_pretrained(folder / "decoder")
     assert "features of width 25, but the model predicts them of width 24" in refused(folder)
+
+
+@pytest.fixture(scope="module")
+def one_pass(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_pass") / "decoder"
+    tiny_one_pass().save_pretrained(folder)
+    return folder
+
+
+def test_a_one_pass_decoder_previews(whole, one_pass):
+    chat = Assistant.from_pretrained(whole, preview_decoder=one_pass)
+    assert (kind_of(chat.decoder), kind_of(chat.queue.preview)) == ("diffusion", "rae")
+
+
+def test_what_cannot_preview(folder, one_pass, tmp_path):
+    """Each sentence names the folder that was given."""
+
+    def said(preview, **options) -> str:
+        with pytest.raises(UserError) as caught:
+            Assistant.from_pretrained(folder, preview_decoder=preview, **options)
+        assert str(caught.value).startswith(f"{preview}")
+        return str(caught.value)
+
+    assert "needs a decoder that draws in one pass (decoder.kind: rae)" in said(folder / "decoder")
+    assert "a decoder that draws in one pass itself" in said(one_pass, decoder=one_pass)
+    assert "nothing" in said(tmp_path / "nothing")
+    wide = tmp_path / "wide"
+    tiny_one_pass(WIDTH + 1).save_pretrained(wide)
+    assert "features of width 25, but the model predicts them of width 24" in said(wide)
+    decoder = tiny_one_pass()
+    decoder.register_to_config(encoder="0" * 64)
+    decoder.save_pretrained(tmp_path / "other")
+    assert "of another encoder than that of the model" in said(tmp_path / "other")
+    shutil.rmtree(folder / "decoder")
+    assert "the model has no decoder" in said(one_pass)
 
 
 def test_a_corrupt_tokenizer_is_refused(folder):

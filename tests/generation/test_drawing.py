@@ -210,3 +210,37 @@ def test_a_decoder_that_draws_in_one_pass():
             add(queue, "other", way=way)
     add(queue, "other", way=DrawingSettings(num_inference_steps=1, guidance_scale=1.0))
     assert len(queue.advance()) == 2
+
+
+def test_a_decoder_that_draws_in_one_pass_shows_what_another_is_going_to_draw():
+    """Before the first step, to those who asked for previews, who get no other."""
+    preview = tiny_one_pass()
+    queue = DrawingQueue(DECODER, 2, preview)
+    for key, way in enumerate((WAYS[1], OWN, WAYS[1], DrawingSettings(preview_every=2), WAYS[1])):
+        add(queue, key, which=key % 4, number=key, way=way)
+    queue.cancel(4)
+    shown = [*queue.advance(), *queue.advance()]
+    assert [(key, e.number, e.step, e.steps) for key, e in shown] == [
+        (0, 0, 0, 3), (2, 2, 0, 3), (3, 3, 0, 2),
+    ]  # fmt: skip
+    for (_, event), picture in zip(shown, preview.draw(FEATURES[[0, 2, 3]]), strict=True):
+        np.testing.assert_allclose(np.asarray(event.preview, int), np.asarray(picture, int), atol=1)
+    later = drawn_to_the_end(queue)
+    assert all(e.step > 0 and e.preview is None for _, e in later if isinstance(e, DrawingProgress))
+    drawn = {key: e.picture for key, e in later if isinstance(e, ImageDrawn)}
+    assert sorted(drawn) == [0, 1, 2, 3]
+    apart = np.abs(np.asarray(drawn[2], int) - alone(2, 0, 2, WAYS[1]))
+    assert apart.max() <= 1
+
+
+def test_a_preview_that_fails_keeps_no_picture_from_being_drawn(monkeypatch):
+    preview = tiny_one_pass()
+
+    def too_large(features):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(preview, "draw", too_large)
+    queue = DrawingQueue(DECODER, preview=preview)
+    add(queue, "one", way=WAYS[1])
+    events = drawn_to_the_end(queue)
+    assert [type(e) for _, e in events] == [*[DrawingProgress] * 3, ImageDrawn]

@@ -17,7 +17,7 @@ from metamorph.generation.assistant import Assistant
 from metamorph.generation.joining import join
 from metamorph.model import assemble
 from metamorph.model.encoder_identity import identity
-from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
+from tests.tiny_run import GRID, tiny_diffusion, tiny_one_pass, write_language, write_vision
 
 WIDTH = 24  # of the features of the tiny encoder
 
@@ -115,12 +115,22 @@ def test_only_weights_and_settings_are_taken_and_links_are_followed(folders):
     assert code == {
         "pipeline.py",
         "denoising.py",
+        "folder_code.py",
         "samplers.py",
         "metamorph.decoder.adapter.py",
     }
     assert "class VisualDecoder" in (output / "decoder/pipeline.py").read_text()
     assert not (output / "model.safetensors").is_symlink()
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"decoder", "encoder"}
+
+
+def test_a_decoder_that_draws_in_one_pass_brings_its_own_code(folders):
+    model, decoder, output = folders
+    tiny_one_pass().save_pretrained(decoder.parent / "rae")
+    expected = {p.name: p.read_text() for p in (decoder.parent / "rae").rglob("*.py")}
+    (decoder.parent / "rae/pipeline.py").write_text("raise SystemExit")
+    join(model, decoder.parent / "rae", output)
+    assert {p.name: p.read_text() for p in output.rglob("*.py")} == expected
 
 
 def test_a_decoder_that_was_there_is_replaced_in_the_copy_alone(folders):

@@ -6,12 +6,12 @@ import torch
 
 from metamorph.config import DecoderConfig, ParallelConfig, RunConfig
 from metamorph.costs.memory import decoder_bytes
-from metamorph.planning.decoder import DecoderOutline
+from metamorph.planning.decoder_outlines import outline_decoder
 from metamorph.processes import process_group
 from metamorph.training.decoder_stage import DecoderStage
 from metamorph.training.parallel import local_part
 from tests.processes import run_processes
-from tests.tiny_run import decoder_config, tiny_decoder
+from tests.tiny_run import decoder_config, tiny_decoder, tiny_one_pass_config
 
 CPU = torch.device("cpu")
 
@@ -41,12 +41,13 @@ def states_of_a_step(*configs: RunConfig) -> list[dict[str, int]]:
 
 
 def planned(config: RunConfig, processes: int) -> dict[str, float]:
-    parts = decoder_bytes(DecoderOutline(config).shared(config, processes), config)
+    parts = decoder_bytes(outline_decoder(config).shared(config, processes), config)
     return {name: parts[name] for name in (*list(parts)[:3], "moving average")}
 
 
 def test_weights_and_their_averages_of_whole_copies_and_shards(folder):
-    """Of a decoder, also where adapters alone are trained, and of a student beside its teacher."""
+    """Of a decoder, also where adapters alone are trained, of a student beside its teacher, and of
+    one that draws in one pass, with its critic."""
     config = decoder_config(folder)
     config.decoder = replace(config.decoder, ema_decay=0.99, condition_dropout=0.0)
     copies, shards = (replace(config, parallel=ParallelConfig(shard=shard)) for shard in (1, 0))
@@ -56,7 +57,9 @@ def test_weights_and_their_averages_of_whole_copies_and_shards(folder):
     student.decoder = DecoderConfig(
         teacher=str(folder / "teacher"), batch_size=4, sampling_steps=2, ema_decay=0.9
     )
-    configs = (copies, shards, adapted, student)
+    one_pass = replace(shards, decoder=tiny_one_pass_config(folder).decoder)
+    one_pass.decoder = replace(one_pass.decoder, adversarial_weight=0.1, ema_decay=0.9)
+    configs = (copies, shards, adapted, student, one_pass)
     first, second = run_processes(2, states_of_a_step, *configs)
     for run, one, other in zip(configs, first, second, strict=True):
         assert planned(run, 2) == one, run
@@ -64,4 +67,4 @@ def test_weights_and_their_averages_of_whole_copies_and_shards(folder):
     assert first[1]["moving average"] < 0.6 * first[0]["moving average"]
     assert states_of_a_step(config) == [planned(config, 1)] == first[:1]
     config.decoder.ema_decay = 0.0
-    assert "moving average" not in decoder_bytes(DecoderOutline(config).shared(config, 1), config)
+    assert "moving average" not in decoder_bytes(outline_decoder(config).shared(config, 1), config)

@@ -91,6 +91,23 @@ def test_recipes_of_the_decoder(capsys, size, gpus):
     assert figure(text, "optimizer states") == pytest.approx(8 * (UNET + adapter) / 2**30, abs=1e-3)
 
 
+def test_the_recipe_of_the_one_pass_decoder(capsys):
+    """A ViT-L by hand, with its one learned row; the critic; and an encoder that looks again at
+    drawings, wherever the features of pictures come from."""
+    recipe = CONFIGS / "metamorph_8b" / "decoder_rae.yaml"
+    text = plan(capsys, recipe, "--parallel.shard", "0", "--data.features", "features")
+    assert "decoder on 8 x H100 SXM: 1 copies of the weights, each shared by 8" in text
+    vit = 1152 * 1024 + 2 * 1024 + 24 * (12 * 1024**2 + 13 * 1024) + 2 * 1024 + 1024 * 768 + 768
+    critic = 1152 * 1152 + 2 * 1152 + 1
+    assert table(text) == {"encoder": (0, SIGLIP), "vit": (vit, 0), "critic": (critic, 0)}
+    assert figure(text, "optimizer states") == pytest.approx((vit + critic) / 2**30, abs=1e-3)
+    # A multiply and an add for each weight of a block and each of 257 rows, and attention.
+    products = 2 * 24 * (12 * 1024**2 * 257 + 2 * 257**2 * 1024)
+    operations = text.partition("teraflops of a picture")[2]
+    assert figure(operations, "vit") == pytest.approx(products / 1e12, rel=0.01)
+    assert figure(operations, "encoder, of drawings") > 0 and "  encoder  " not in operations
+
+
 def test_the_keys_of_a_decoder_at_scale_are_planned_with(capsys):
     """Shards, 8-bit moments, adapters, parts of a step: what each leaves on a GPU."""
     recipe, adapter = CONFIGS / "metamorph_8b" / "decoder.yaml", 1152 * 2048 + 2048 * 768 + 9728
@@ -119,6 +136,11 @@ def test_the_keys_of_a_decoder_at_scale_are_planned_with(capsys):
             "metamorph_8b/decoder",
             ["--world-size", "5"],
             "batch_size: 2112 cannot be shared evenly by 5",
+        ),
+        (
+            "metamorph_8b/decoder_rae",
+            ["--decoder.patch_size", "64"],
+            "patches of 64 make 4 x 4 of a picture of 256 pixels, fewer than its 8 x 8 tokens",
         ),
         (
             "metamorph_1b/align",
