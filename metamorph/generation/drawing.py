@@ -155,7 +155,7 @@ class DrawingQueue:
             self._batch, self._drawing = [], None
         return events
 
-    def _previews(self) -> list[tuple[Hashable, DrawingProgress | ImageDrawn | DrawingFailed]]:
+    def _previews(self) -> list:
         """Of the first pictures that have none."""
         assert self.preview is not None
         shown, self._unseen = self._unseen[: self.most], self._unseen[self.most :]
