@@ -14,16 +14,17 @@ from metamorph.errors import UserError
 from metamorph_kernels import gpu_absence
 
 AMPERE, ADA, HOPPER, BLACKWELL = (8, 0), (8, 9), (9, 0), (10, 0)  # compute capabilities
+FLASH_ATTENTION = ("flash_attn_func", "flash_attn_varlen_func")
 
 
 def flash_attn_absence(device_type: str) -> str | None:
     """Why flash-attn 2 cannot run on tensors of this device type, or None where it can."""
-    return _absence(device_type, AMPERE, {"flash_attn": ["flash_attn_varlen_func"]})
+    return _absence(device_type, AMPERE, {"flash_attn": FLASH_ATTENTION})
 
 
 def flash_attn_3_absence(device_type: str) -> str | None:
     """Why flash-attn 3 cannot run on tensors of this device type, or None where it can."""
-    needed = {"flash_attn_interface": ["flash_attn_varlen_func"]}
+    needed = {"flash_attn_interface": FLASH_ATTENTION}
     return _absence(device_type, HOPPER, needed, below=BLACKWELL)
 
 
@@ -50,18 +51,12 @@ def liger_absence(device_type: str) -> str | None:
 
 def apex_absence(device_type: str) -> str | None:
     """Why NVIDIA apex cannot run on tensors of this device type, or None where it can."""
-    if not installed("apex"):
-        return "not installed"
-    try:
-        importlib.import_module("apex.optimizers")
-    except Exception as error:  # the `apex` of PyPI is a web toolkit, and fails in its own ways
-        return f"this is not NVIDIA apex, or it is broken ({first_line(error)})"
     needed = {
         "apex.optimizers": ["FusedAdam"],
         "apex.normalization": ["FusedRMSNorm"],
         "apex.normalization.fused_layer_norm": ["fused_rms_norm_affine"],
     }
-    reason = _absence(device_type, AMPERE, needed)
+    reason = _apex_absence(device_type, needed)
     if reason is not None:
         return reason
     try:  # both raise where apex was built without its CUDA extensions
@@ -71,6 +66,11 @@ def apex_absence(device_type: str) -> str | None:
     except Exception as error:
         return first_line(error)
     return None
+
+
+def apex_group_norm_absence(device_type: str) -> str | None:
+    """Why NVIDIA apex has no group norm for tensors of this device type, or None where it has."""
+    return _apex_absence(device_type, {"apex.contrib.group_norm": ["GroupNorm"]})
 
 
 def torchao_absence(device_type: str) -> str | None:
@@ -159,6 +159,7 @@ PROBES = {  # distribution: its probe
     "xformers": xformers_absence,
     "liger-kernel": liger_absence,
     "apex": apex_absence,
+    "apex-group-norm": apex_group_norm_absence,  # which apex builds where it is asked to
     "torchao": torchao_absence,
     "peft": peft_absence,
     "transformer-engine": transformer_engine_absence,
@@ -262,6 +263,17 @@ def installed(package: str) -> bool:
 def first_line(error: Exception) -> str:
     """An error of another library, short enough for a line."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _apex_absence(device_type: str, needed: Mapping[str, Sequence[str]]) -> str | None:
+    """`_absence`, where this is NVIDIA's apex."""
+    if not installed("apex"):
+        return "not installed"
+    try:
+        importlib.import_module("apex.optimizers")
+    except Exception as error:  # the `apex` of PyPI is a web toolkit, and fails in its own ways
+        return f"this is not NVIDIA apex, or it is broken ({first_line(error)})"
+    return _absence(device_type, AMPERE, needed)
 
 
 def _absence(

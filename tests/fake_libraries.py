@@ -14,70 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamorph import libraries
-
-CALLS: list[str] = []  # what was called since the last `install`
-
-
-@torch.autocast("cpu", enabled=False)
-def _attend(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    """Causal attention of each document, in fp32; q, k, v [T, H, D]."""
-    dtype = q.dtype
-    q, k, v = q.float(), k.float(), v.float()
-    parts = []
-    for query, key, value in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
-        scores = torch.einsum("qhd,khd->hqk", query, key) / q.shape[-1] ** 0.5
-        hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        parts.append(torch.einsum("hqk,khd->qhd", weights, value))
-    return torch.cat(parts).to(dtype)
-
-
-def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-    dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-    alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-):  # fmt: skip
-    assert dropout_p == 0 and not return_attn_probs
-    CALLS.append("flash_attn_varlen_func")
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
-    assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q[-1] == len(q) == len(k)
-    lengths = cu_seqlens_q.diff().tolist()
-    assert max_seqlen_q == max_seqlen_k == max(lengths) and causal and softmax_scale is None
-    group = q.shape[1] // k.shape[1]
-    # Head 0 .. group - 1 of q attend to head 0 of k, and so on.
-    k, v = (torch.stack([x[:, h // group] for h in range(q.shape[1])], 1) for x in (k, v))
-    return _attend(q, k, v, lengths)
-
-
-def flash_attn_3_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None,
-    seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
-    v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1,
-    pack_gqa=None, deterministic=False, sm_margin=0,
-):  # fmt: skip
-    out = flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        softmax_scale=softmax_scale, causal=causal, deterministic=deterministic,
-    )  # fmt: skip
-    return out, out.new_zeros(out.shape[1], out.shape[0])  # as its early versions did
-
-
-class BlockDiagonalCausalMask:
-    @classmethod
-    def from_seqlens(cls, q_seqlen, kv_seqlen=None, *, device=None):
-        assert kv_seqlen is None and isinstance(device, torch.device)
-        mask = cls()
-        mask.lengths = list(q_seqlen)
-        return mask
-
-
-def memory_efficient_attention(
-    query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None, output_dtype=None
-):
-    CALLS.append("memory_efficient_attention")
-    assert query.ndim == 4 and len(query) == 1 and query.shape == key.shape == value.shape
-    assert isinstance(attn_bias, BlockDiagonalCausalMask) and scale is None
-    return _attend(query[0], key[0], value[0], attn_bias.lengths)[None]
+from tests.fake_attention import (
+    CALLS,
+    BlockDiagonalCausalMask,
+    flash_attn_3_func,
+    flash_attn_3_varlen_func,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    memory_efficient_attention,
+)
 
 
 class LigerRMSNormFunction:
@@ -147,6 +92,29 @@ def fused_rms_norm_affine(input, weight, normalized_shape, eps=1e-6, memory_effi
 class FusedRMSNorm(torch.nn.Module):
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, memory_efficient=False):
         super().__init__()
+
+
+class GroupNorm(torch.nn.Module):
+    """Channels-last alone, for the numbers that its kernels know; needs nothing of `device`."""
+
+    SUPPORTED_CHANNELS = frozenset([128, 256])
+    SUPPORTED_GROUPS = frozenset([16, 32])
+
+    def __init__(
+        self, num_groups, num_channels, eps=1e-5, affine=True, device=None, dtype=None, act=""
+    ):
+        super().__init__()
+        assert affine and not act and device is not None
+        assert num_groups in self.SUPPORTED_GROUPS and num_channels in self.SUPPORTED_CHANNELS
+        self.num_groups, self.eps = num_groups, eps
+        options = {"device": device, "dtype": dtype}
+        self.weight = torch.nn.Parameter(torch.ones(num_channels, **options))
+        self.bias = torch.nn.Parameter(torch.zeros(num_channels, **options))
+
+    def forward(self, input):
+        CALLS.append("GroupNorm")
+        assert input.is_contiguous(memory_format=torch.channels_last)
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -242,8 +210,18 @@ class Linear(torch.nn.Module):
 
 
 MODULES = {  # distribution: the modules it brings, and what of them is used
-    "flash-attn": {"flash_attn": {"flash_attn_varlen_func": flash_attn_varlen_func}},
-    "flash-attn-3": {"flash_attn_interface": {"flash_attn_varlen_func": flash_attn_3_varlen_func}},
+    "flash-attn": {
+        "flash_attn": {
+            "flash_attn_func": flash_attn_func,
+            "flash_attn_varlen_func": flash_attn_varlen_func,
+        },
+    },
+    "flash-attn-3": {
+        "flash_attn_interface": {
+            "flash_attn_func": flash_attn_3_func,
+            "flash_attn_varlen_func": flash_attn_3_varlen_func,
+        },
+    },
     "xformers": {
         "xformers": {},
         "xformers.ops": {"memory_efficient_attention": memory_efficient_attention},
@@ -264,6 +242,12 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
         "apex.optimizers": {"FusedAdam": FusedAdam},
         "apex.normalization": {"FusedRMSNorm": FusedRMSNorm},
         "apex.normalization.fused_layer_norm": {"fused_rms_norm_affine": fused_rms_norm_affine},
+    },
+    "apex-group-norm": {
+        "apex": {},
+        "apex.optimizers": {},
+        "apex.contrib": {},
+        "apex.contrib.group_norm": {"GroupNorm": GroupNorm},
     },
     "torchao": {
         "torchao": {},

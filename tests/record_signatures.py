@@ -25,6 +25,16 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "flash_attn-2.8.3/hopper/flash_attn_interface.py",
         "flash_attn_varlen_func",
     ),
+    "flash_attn_func": (
+        "flash-attn 2.8.3 (sdist)",
+        "flash_attn-2.8.3/flash_attn/flash_attn_interface.py",
+        "flash_attn_func",
+    ),
+    "flash_attn_3_func": (
+        "flash-attn 2.8.3 (sdist, hopper/)",
+        "flash_attn-2.8.3/hopper/flash_attn_interface.py",
+        "flash_attn_func",
+    ),
     "memory_efficient_attention": (
         "xformers 0.0.35 (wheel)",
         "xformers/ops/fmha/__init__.py",

@@ -35,6 +35,8 @@ def test_absent_then_without_gpu_then_usable(monkeypatch, library):
         ("xformers", "xformers.ops", "memory_efficient_attention"),
         ("xformers", "xformers.ops.fmha.attn_bias", "BlockDiagonalCausalMask"),
         ("liger-kernel", "liger_kernel.ops", "LigerRopeFunction"),
+        ("flash-attn", "flash_attn", "flash_attn_func"),
+        ("apex-group-norm", "apex.contrib.group_norm", "GroupNorm"),
         ("apex", "apex.optimizers", "FusedAdam"),
         ("apex", "apex.normalization.fused_layer_norm", "fused_rms_norm_affine"),
     ],

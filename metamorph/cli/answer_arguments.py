@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from metamorph.cli.arguments import number, whole
-from metamorph.config.keys import MAX_SEED, Fp8Backend, Precision, PrefillAttention
+from metamorph.config.keys import (
+    MAX_SEED,
+    DecoderAttention,
+    DecoderGroupNorm,
+    DecoderPrecision,
+    Fp8Backend,
+    Precision,
+    PrefillAttention,
+)
 from metamorph.decoder.samplers import SAMPLERS
 
 if TYPE_CHECKING:  # `--help` answers at once
@@ -31,6 +39,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder", type=Path, metavar="FOLDER",
         help="folder of a decoder that draws (default: decoder/ in the model folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder-precision", choices=get_args(DecoderPrecision), default="fp32",
+        help="what the decoder computes in (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder-attention", choices=get_args(DecoderAttention),
+        help="a library that attends in a diffusion decoder (default: PyTorch)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoder-group-norm", choices=get_args(DecoderGroupNorm),
+        help="a library for the group norms of a diffusion decoder (default: PyTorch)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
@@ -185,6 +205,7 @@ def open_assistant(
 
     `preview_decoder` and, for one answer, `open_when_needed`: see `Assistant.from_pretrained`.
     """
+    from metamorph.decoder.libraries import DecoderOptions
     from metamorph.devices import resolve_device
     from metamorph.generation.assistant import Assistant
     from metamorph.generation.engine import EngineOptions
@@ -194,6 +215,9 @@ def open_assistant(
         resolve_device(arguments.device),
         decoder=arguments.decoder,
         preview_decoder=preview_decoder,
+        decoder_options=DecoderOptions(
+            arguments.decoder_precision, arguments.decoder_attention, arguments.decoder_group_norm
+        ),
         precision=arguments.precision,
         fp8_backend=arguments.fp8_backend,
         weights=arguments.weights,

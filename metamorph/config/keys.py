@@ -24,7 +24,11 @@ from metamorph.config.options import (
 Stage = Literal["language", "align", "instruct", "decoder", "distill"]
 Precision = Literal["fp32", "bf16", "fp8"]
 Fp8Backend = Literal["torchao", "transformer_engine", "native"]
-PrefillAttention = Literal["auto", "fp8"]  # of generation, which has no run file
+# Of generation, which has no run file:
+PrefillAttention = Literal["auto", "fp8"]
+DecoderPrecision = Literal["fp32", "bf16"]
+DecoderAttention = Literal["flash_attn", "xformers"]
+DecoderGroupNorm = Literal["apex"]
 Recomputation = Literal["none", "selective", "full"]
 FeatureDtype = Literal["bf16", "fp16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+import torch
+
 from metamorph.decoder.files import DecoderSettings, check_decoder
+from metamorph.decoder.libraries import DEFAULT_DECODER_OPTIONS, DecoderOptions
 from metamorph.decoder.one_pass_files import PIPELINE, check_one_pass_decoder
 from metamorph.errors import UserError
 from metamorph.folders import check_folder
@@ -35,22 +38,35 @@ def read_settings(folder: Path) -> DecoderSettings:
     return check_decoder(folder)
 
 
-def open_decoder(folder: str | Path) -> OpenedDecoder:
-    """The decoder in a folder, from safetensors and of the expected classes alone.
+def open_decoder(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    options: DecoderOptions = DEFAULT_DECODER_OPTIONS,
+) -> OpenedDecoder:
+    """The decoder in a folder, from safetensors and of the expected classes alone, on a device.
 
-    Raises `UserError` naming the folder if it is missing, broken or no decoder.
+    Raises `UserError` naming the folder if it is missing, broken or no decoder, and for options
+    that a decoder of its kind or this device has not.
     """
-    if read_settings(Path(folder)).kind == "rae":
+    kind = read_settings(Path(folder)).kind
+    options.check(kind, torch.device(device))
+    if kind == "rae":
         from metamorph.decoder.one_pass import OnePassDecoder
 
-        return OnePassDecoder.from_folder(folder)
+        return OnePassDecoder.from_folder(folder).to(device, options.dtype)
     from metamorph.decoder.pipeline import VisualDecoder
 
-    return VisualDecoder.from_folder(folder)
+    decoder = VisualDecoder.from_folder(folder).to(device, options.dtype)
+    decoder.use_libraries(attention=options.attention, group_norm=options.group_norm)
+    return decoder
 
 
 def open_decoder_for(
-    folder: str | Path, config: MetaMorphConfig, vision: "VisionEncoder | None"
+    folder: str | Path,
+    config: MetaMorphConfig,
+    vision: "VisionEncoder | None",
+    device: torch.device | str = "cpu",
+    options: DecoderOptions = DEFAULT_DECODER_OPTIONS,
 ) -> OpenedDecoder:
     """`open_decoder`, quiet, of a decoder for the features that a model predicts.
 
@@ -65,6 +81,6 @@ def open_decoder_for(
             f"{folder}: it draws from features of another encoder than that of the model: "
             f"other weights, or another normalisation or size of pictures"
         )
-    decoder = open_decoder(folder)
+    decoder = open_decoder(folder, device, options)
     decoder.set_progress_bar_config(disable=True)
     return decoder

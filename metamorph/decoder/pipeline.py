@@ -6,10 +6,13 @@ import diffusers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from metamorph.config.keys import DecoderAttention, DecoderGroupNorm
 from metamorph.decoder import standalone
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.attention import set_attention
 from metamorph.decoder.denoising import Pictures
 from metamorph.decoder.files import check_decoder
+from metamorph.decoder.group_norm import set_group_norm
 from metamorph.decoder.parts import load_part, load_scheduler
 from metamorph.errors import UserError
 
@@ -36,6 +39,29 @@ class VisualDecoder(standalone.VisualDecoder):
             settings.tokens_per_image,
             settings.encoder,
         )
+
+    def use_libraries(
+        self,
+        *,
+        attention: DecoderAttention | None = None,
+        group_norm: DecoderGroupNorm | None = None,
+    ) -> None:
+        """Lets libraries compute parts of the decoder, on the device and in the dtype that it is
+        in: the attention of the UNet's transformer blocks, and the group norms of UNet and VAE.
+        None leaves a part as it is. What is saved does not depend on it.
+
+        Raises `ValueError` for a name that is none, and `UserError`, with the reason, for a library
+        that is not there or cannot compute this decoder.
+        """
+        if attention is not None:
+            set_attention(self.unet, attention)
+        if group_norm is not None:
+            if not sum(set_group_norm(part, group_norm) for part in (self.unet, self.vae.decoder)):
+                raise UserError(
+                    f"the decoder's group norm by {group_norm} cannot be used here: its kernels "
+                    f"know none of this decoder's numbers of groups and channels; see "
+                    f"docs/libraries.md"
+                )
 
     def _decode(self, latents: Tensor, output_type: str) -> Pictures:
         try:

@@ -7,6 +7,7 @@ import torch
 
 from metamorph.decoder.kinds import MODULES, OpenedDecoder, open_decoder_for, read_settings
 from metamorph.decoder.lean_import import import_for_drawing
+from metamorph.decoder.libraries import DEFAULT_DECODER_OPTIONS, DecoderOptions
 from metamorph.decoder.one_pass_files import PIPELINE
 from metamorph.errors import UserError
 from metamorph.model.encoder_identity import stored_identity
@@ -23,7 +24,8 @@ class UnopenedDecoder:
     another kind, and for a decoder of other features. What only diffusers can tell, such as a
     tensor of another shape than the configuration needs, is for `open` to refuse.
 
-    `alone`: the process does nothing else with diffusers, see `import_for_drawing`.
+    `options` are those of `open_decoder`. `alone`: the process does nothing else with diffusers,
+    see `import_for_drawing`.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class UnopenedDecoder:
         device: torch.device | str,
         *,
         alone: bool = False,
+        options: DecoderOptions = DEFAULT_DECODER_OPTIONS,
     ):
         self.folder, self.device, self.model_config = Path(folder), device, model.config
-        self.alone = alone
+        self.alone, self.options = alone, options
         self.config = read_settings(self.folder)
+        options.check(self.config.kind, torch.device(device))
         self.config.check_model(self.folder, model.config)
         self._opened: OpenedDecoder | None = None
         known, encoder = self.config.encoder, model.vision_folder
@@ -58,7 +62,7 @@ class UnopenedDecoder:
     def _open(self, vision: "VisionEncoder | None") -> OpenedDecoder:
         if self.alone:
             import_for_drawing(MODULES[self.config.kind])
-        return open_decoder_for(self.folder, self.model_config, vision).to(self.device)
+        return open_decoder_for(self.folder, self.model_config, vision, self.device, self.options)
 
 
 Decoder = OpenedDecoder | UnopenedDecoder
@@ -81,7 +85,7 @@ def decoder_of(
     model: MetaMorph,
     device: torch.device | str,
     given: str | Path | None = None,
-    *,
+    options: DecoderOptions = DEFAULT_DECODER_OPTIONS,
     open_when_needed: bool = False,
 ) -> Decoder | None:
     """The decoder for the model in `folder`: in the folder `given`, else the model's own, if any.
@@ -91,7 +95,7 @@ def decoder_of(
     own = folder / "decoder"
     if given is None and not own.exists():
         return None
-    decoder = UnopenedDecoder(given or own, model, device, alone=open_when_needed)
+    decoder = UnopenedDecoder(given or own, model, device, alone=open_when_needed, options=options)
     return decoder if open_when_needed else decoder.open()
 
 

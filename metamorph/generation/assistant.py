@@ -14,6 +14,7 @@ from torch import Tensor
 from metamorph.config import ModelConfig
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.decoder.denoising import noise_generator
+from metamorph.decoder.libraries import DEFAULT_DECODER_OPTIONS, DecoderOptions
 from metamorph.decoder.unopened import Decoder, decoder_of, opened, preview_of
 from metamorph.errors import ContextFull, UserError
 from metamorph.generation.answer import Answer, Reply
@@ -83,6 +84,7 @@ class Assistant:
         *,
         decoder: str | Path | None = None,
         preview_decoder: str | Path | None = None,
+        decoder_options: DecoderOptions = DEFAULT_DECODER_OPTIONS,
         precision: str = "fp32",
         fp8_backend: str = "torchao",
         weights: str = "",
@@ -91,8 +93,8 @@ class Assistant:
     ) -> "Assistant":
         """Loads what the quickstart or `metamorph train` saved.
 
-        `decoder` is the folder of the diffusion decoder, if not that in the model folder, and
-        `preview_decoder` that of a one-pass decoder, which shows at once what is to be drawn.
+        `decoder` is the folder of the decoder, if not that in the model folder, and computes as
+        `decoder_options` say; `preview_decoder` is one in one pass, which shows it before.
         `precision` and `fp8_backend` are of the language model and mean what they mean in
         training; weights keep the file's dtype, or are rounded once to what products are computed
         in: bfloat16, or `weights`, int8 or float8, which take half of that. Raises `UserError`.
@@ -103,6 +105,7 @@ class Assistant:
         """
         check_precision(precision, fp8_backend, torch.device(device))
         check_weights(weights, precision, torch.device(device))
+        decoder_options.check("diffusion", torch.device(device))  # before any weights are read
         folder = Path(folder)
         model = MetaMorph.from_pretrained(folder, device, open_vision=not open_when_needed)
         merge_projections(model)
@@ -114,7 +117,7 @@ class Assistant:
             cast_weights(model, torch.bfloat16)
         store_by_columns(model)
         tokenizer, _ = open_tokenizer(ModelConfig(folder=str(folder)), read_saved_tokenizer)
-        drawing = decoder_of(folder, model, device, decoder, open_when_needed=open_when_needed)
+        drawing = decoder_of(folder, model, device, decoder, decoder_options, open_when_needed)
         preview = None
         if preview_decoder is not None:
             preview = preview_of(Path(preview_decoder), drawing, model, device)

@@ -60,6 +60,8 @@ def test_every_option_reaches_the_settings(parser):
         ("--sampler", "flow_match_euler", "invalid choice: 'flow_match_euler'"),
         ("--guidance-rescale", "1.5", "at least 0, at most 1, got '1.5'"),
         ("--guidance-interval", "0.5", "expected 2 arguments"),
+        ("--decoder-attention", "sdpa", "invalid choice: 'sdpa'"),
+        ("--decoder-precision", "fp16", "invalid choice: 'fp16'"),
         ("--precision", "fp4", "invalid choice: 'fp4'"),
     ],
 )

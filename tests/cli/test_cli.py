@@ -14,6 +14,7 @@ from metamorph.cli import doctor, generate
 from metamorph.cli.command import build_parser, main
 from metamorph.config import RunConfig
 from metamorph.config.reading import iter_fields
+from metamorph.decoder.libraries import DecoderOptions
 from metamorph.errors import Stopped
 from metamorph.generation.answer import Reply
 from metamorph.generation.assistant import Assistant
@@ -164,6 +165,13 @@ def test_options_have_limits(arguments, expected, capsys):
         assert stop.value.code == 2 and expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["generate", "hi"], ["chat"], ["serve", "--port", "0"]])
+def test_a_library_for_the_decoder_is_missed_before_anything_is_read(verb, capsys, tmp_path):
+    options = ("--model", tmp_path / "none", "--device", "cpu", "--decoder-attention", "xformers")
+    said = fails(capsys, *verb, *options)
+    assert "the decoder's attention by xformers cannot be used here (xformers: " in said
+
+
 def test_the_last_values_within_the_limits_are_taken():
     arguments = build_parser().parse_args(
         ["generate", "hi", "--seed", "4294967295", "--guidance", "0", "--drawing-steps", "1"]
@@ -217,8 +225,10 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
     code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
     assert asked == {
-        "decoder": None, "precision": "fp8", "fp8_backend": "native", "weights": "",
-        "options": EngineOptions(slots=1), "open_when_needed": True,
+        "decoder": None, "preview_decoder": None, "decoder_options": DecoderOptions(),
+        "precision": "fp8",
+        "fp8_backend": "native", "weights": "", "options": EngineOptions(slots=1),
+        "open_when_needed": True,
     }  # fmt: skip
     shown = capsys.readouterr()
     path = tmp_path / "picture-1.png"

@@ -35,7 +35,7 @@ def test_diffusers_opens_the_folder_in_a_process_without_metamorph(tmp_path):
     decoder.save_pretrained(folder)
     features = torch.nn.functional.normalize(torch.randn(2, 4, 24), dim=-1)
     torch.save(features, tmp_path / "features.pt")
-    (shown,) = blocks(PAGE, "py")
+    *_, shown = blocks(PAGE, "py")
     program = tmp_path / "program.py"
     program.write_text(WITHOUT_METAMORPH + shown + DRAW)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": ""}
