@@ -91,6 +91,14 @@ NOT_RUN_HERE = {
     "python -m bench.runs.sweep forward": GPU,
     "python -m bench.runs.sweep gluon_forward --head-dim 64": GPU,
     "python -m bench.runs.schedule": HERE,
+    "python examples/evaluation/decoder_study.py --steps 1000 --output runs/study": HERE,
+    'python "$OLDPWD/examples/evaluation/decoder_study.py" --steps 1000 '
+    '--output "$OLDPWD/runs/study-photographs" '
+    "--pictures {coffee,camera,chelsea,coins,grass,astronaut,gravel,brick}.png "
+    "{rocket,hubble_deep_field}.jpg": HERE,
+    "cd \"$(python -c 'import os, skimage; print(os.path.dirname(skimage.__file__))')/data\"": (
+        NETWORK
+    ),
     "metamorph train my.yaml --training.precision bf16 --model.attention flash_attn "
     "--model.rms_norm liger": GPU,
 }
