@@ -19,6 +19,7 @@ from bench.runs import (
     cached_decoder,
     data_path,
     diffusion,
+    drawing,
     engine,
     generation,
     ladder,
@@ -40,8 +41,8 @@ def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
     operations = (decode, prefill, attention, cosine, mlp, text_loss, pooling)
     whole_runs = (
-        training_step, ladder, data_path, generation, engine, serving, diffusion, cached_decoder,
-        memory,
+        training_step, ladder, data_path, generation, engine, serving, diffusion, drawing,
+        cached_decoder, memory,
     )  # fmt: skip
     modules = operations + whole_runs
     return {case.name: case for module in modules for case in module.cases(device_type)}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 import torch
+from torch import nn
 
 from metamorph.decoder.files import DecoderSettings, check_decoder
 from metamorph.decoder.libraries import DEFAULT_DECODER_OPTIONS, DecoderOptions
@@ -53,12 +54,21 @@ def open_decoder(
     if kind == "rae":
         from metamorph.decoder.one_pass import OnePassDecoder
 
-        return OnePassDecoder.from_folder(folder).to(device, options.dtype)
+        one_pass = OnePassDecoder.from_folder(folder).to(device)
+        _cast(one_pass, options)
+        return one_pass
     from metamorph.decoder.pipeline import VisualDecoder
 
-    decoder = VisualDecoder.from_folder(folder).to(device, options.dtype)
+    decoder = VisualDecoder.from_folder(folder).to(device)
+    _cast(decoder, options)
     decoder.use_libraries(attention=options.attention, group_norm=options.group_norm)
     return decoder
+
+
+def _cast(decoder: OpenedDecoder, options: DecoderOptions) -> None:
+    for part in decoder.components.values():
+        if isinstance(part, nn.Module) and options.precision == "bf16":
+            part.bfloat16()  # of `to` with a dtype diffusers warns, whatever the part
 
 
 def open_decoder_for(

@@ -53,9 +53,5 @@ class DecoderOptions:
                 )
             distribution_of(part, name, device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
 
 DEFAULT_DECODER_OPTIONS = DecoderOptions()
