@@ -72,7 +72,8 @@ NOT_RUN_HERE = {
     "--output evaluation-photographs": NETWORK,
     "git clone https://github.com/NVIDIA/apex": NETWORK,
     "cd apex": NETWORK,
-    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .": COMPILER,
+    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_GROUP_NORM=1 "
+    "pip install -v --no-build-isolation .": COMPILER,
     "pip install --no-build-isolation ./kernels": COMPILER,
     "cd kernels && METAMORPH_CUDA=1 python setup.py build_ext --inplace": COMPILER,
     "cmake -B build && cmake --build build": COMPILER,
@@ -88,6 +89,7 @@ NOT_RUN_HERE = {
     "python -m bench.runs.entries attention-spans-8192-128": GPU,
     "python -m bench.runs.entries data-toy --device cpu": SUITE,
     "python -m bench.runs.entries decoder-cached --device cpu": SUITE,
+    "python -m bench.runs.entries drawing-2 --device cpu": SUITE,
     "python -m bench.runs.sweep forward": GPU,
     "python -m bench.runs.sweep gluon_forward --head-dim 64": GPU,
     "python -m bench.runs.schedule": HERE,
