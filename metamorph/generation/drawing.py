@@ -146,7 +146,8 @@ class DrawingQueue:
             if self._drawing is None:
                 self._drawing = self._begin()
             step = next(self._drawing)
-        except (UserError, RuntimeError) as error:  # not finite; memory, and whatever a device says
+        # More steps than its schedule has; not finite; memory, and whatever a device says.
+        except (ValueError, UserError, RuntimeError) as error:
             return self._failed(error)
         events = self._progress(step)
         if isinstance(step.pictures, list):

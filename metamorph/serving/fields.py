@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from metamorph.decoder.samplers import SAMPLERS
 from metamorph.errors import printable, shown
 from metamorph.serving.refusals import Refused, invalid
 
@@ -52,9 +53,16 @@ def _smaller_first(interval: list[float]) -> list[float]:
     return interval
 
 
+def _known_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        expected = ", ".join(SAMPLERS)
+        raise PydanticCustomError("unknown_sampler", "expected one of {all}", {"all": expected})
+    return name
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[list[Share], Field(min_length=2, max_length=2), AfterValidator(_smaller_first)]
-Sampler = Literal["dpm++", "unipc", "ddim", "euler"]
+Sampler = Annotated[str, AfterValidator(_known_sampler)]
 
 
 def only(*values: Any) -> AfterValidator:

@@ -6,10 +6,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metamorph.decoder.denoising import noise_generator
+from metamorph.decoder.samplers import sampler
 from metamorph.errors import UserError
 from metamorph.generation.drawing import DrawingFailed, DrawingQueue
 from metamorph.generation.events import DrawingProgress, ImageDrawn
@@ -168,6 +170,17 @@ def test_a_batch_too_large_for_the_memory_is_drawn_one_by_one(monkeypatch):
     add(queue, "one")
     [(key, failed)] = drawn_to_the_end(queue)
     assert key == "one" and failed.error.endswith("cannot be drawn: CUDA out of memory.")
+
+
+def test_more_steps_than_the_noise_schedule_has_cost_their_picture_alone(monkeypatch):
+    short = sampler("dpm++", DDPMScheduler(num_train_timesteps=10).config)
+    monkeypatch.setattr(DECODER, "scheduler", short)
+    queue = DrawingQueue(DECODER)
+    add(queue, "many", way=DrawingSettings(num_inference_steps=11))
+    add(queue, "few")
+    (key, failed), *others = drawn_to_the_end(queue)
+    assert key == "many" and failed.error.endswith("steps: expected at most 10, got 11")
+    assert isinstance(others[-1][1], ImageDrawn)
 
 
 def test_a_mistake_in_the_code_is_not_taken_for_a_picture_that_failed(monkeypatch):
