@@ -90,6 +90,7 @@ NOT_RUN_HERE = {
     "python -m bench.runs.entries data-toy --device cpu": SUITE,
     "python -m bench.runs.entries decoder-cached --device cpu": SUITE,
     "python -m bench.runs.entries drawing-2 --device cpu": SUITE,
+    "python -m bench.runs.entries one-pass-toy --device cpu": SUITE,
     "python -m bench.runs.sweep forward": GPU,
     "python -m bench.runs.sweep gluon_forward --head-dim 64": GPU,
     "python -m bench.runs.schedule": HERE,

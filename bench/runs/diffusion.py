@@ -91,10 +91,10 @@ class _Trial:
             self.features = self.trainer.vision(pixels)  # [B, tokens, C]
         self.decoder, self.steps = _decoder(self.trainer, config), _steps(self.trainer)
         exact = deepcopy(self.trainer).double()
-        drawn, drawing = _counted(partial(self._draw, _decoder(exact, config), "fp32"))
-        self.exact_pixels = _pixels(drawn)
+        drawn, drawing = counted(partial(self._draw, _decoder(exact, config), "fp32"))
+        self.exact_pixels = pixels_of(drawn)
         backward = partial(self._backward, partial(noise_error, exact, self.pictures), "fp32")
-        self.exact_results, training = _counted(partial(_steps(exact).results, backward))
+        self.exact_results, training = counted(partial(_steps(exact).results, backward))
         self.flops = {SAMPLING: drawing, TRAINING: training}
 
     def candidate(self, operation: str, precision: str) -> Candidate:
@@ -107,7 +107,7 @@ class _Trial:
             backward = partial(self._backward, loss, precision)
             return self.steps.candidate(backward, self.exact_results, bound)
         draw = partial(self._draw, self.decoder, precision)
-        error = relative_error(_pixels(draw()), self.exact_pixels)
+        error = relative_error(pixels_of(draw()), self.exact_pixels)
         return Candidate(draw, lambda _: (), error, bound)
 
     def _draw(self, decoder, precision: str) -> list:
@@ -185,13 +185,13 @@ def _steps(trainer: nn.Module) -> Steps:
     return Steps(parameters, [trainer.get_parameter(name) for name in JUDGED])
 
 
-def _pixels(pictures: list) -> Tensor:
+def pixels_of(pictures: list) -> Tensor:
     """[pictures, 1, 3 x pixels] in float64: each picture is judged by itself."""
     rows = [bytearray(picture.tobytes()) for picture in pictures]
     return torch.stack([torch.frombuffer(row, dtype=torch.uint8) for row in rows])[:, None].double()
 
 
-def _counted(call: Callable) -> tuple:
+def counted(call: Callable) -> tuple:
     """What a call returns, and its FLOPs: convolutions and matrix products, by their shapes."""
     # The other implementations of attention are not counted on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -24,6 +24,7 @@ from bench.runs import (
     generation,
     ladder,
     memory,
+    one_pass,
     serving,
     training_step,
 )
@@ -41,7 +42,7 @@ def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
     operations = (decode, prefill, attention, cosine, mlp, text_loss, pooling)
     whole_runs = (
-        training_step, ladder, data_path, generation, engine, serving, diffusion, drawing,
+        training_step, ladder, data_path, generation, engine, serving, diffusion, drawing, one_pass,
         cached_decoder, memory,
     )  # fmt: skip
     modules = operations + whole_runs
