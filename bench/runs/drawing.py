@@ -108,7 +108,7 @@ class _Trial:
 
         self.device, self.count, self.steps = device, case.images, case.steps
         torch.manual_seed(0)
-        self.vae, self.unet, schedule = _toy_base() if case.toy else _random_base()
+        self.vae, self.unet, schedule = toy_base() if case.toy else random_base()
         # Of other values the pipeline of diffusers would make these, and say so. A config also
         # names its defaults, which another scheduler would take for its own.
         config = {name: value for name, value in schedule.config.items() if name[0] != "_"}
@@ -189,14 +189,16 @@ class _Trial:
         return [part.to(self.device) for part in parts]
 
 
-def _toy_base() -> tuple:
+def toy_base() -> tuple:
+    """VAE, UNet and noise schedule that the package ships."""
     from metamorph.decoder.parts import load_base
     from metamorph.quickstart.run import ASSETS
 
     return load_base(ASSETS / "decoder_base")
 
 
-def _random_base() -> tuple:
+def random_base() -> tuple:
+    """The same of Stable Diffusion 1.5's sizes, of random weights."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     from metamorph.model.outline import public_sizes

@@ -18,6 +18,7 @@ from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.verification import relative_error
 from bench.runs.diffusion import LARGEST_ERROR, SAMPLING, counted, pixels_of
+from bench.runs.drawing import random_base, toy_base
 from bench.runs.models import missing_package, speeds
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ STEP = 64  # of widths, and channels of an attention head
 
 @dataclass(frozen=True)
 class Case:
-    """So many pictures at once, of `tokens` features of `width` each, by a UNet and VAE of the
-    sizes of `base`: the one that the package ships, or a public one of random weights. The ViT has
+    """So many pictures at once, of `tokens` features of `width` each, by the toy base that the
+    package ships, or by one with the sizes of Stable Diffusion 1.5 and random weights. The ViT has
     `layers` and draws patches of `patch` pixels."""
 
     images: int
-    base: str = "toy"
+    toy: bool = True
     tokens: int = 16
     width: int = 96
     layers: int = 4
@@ -46,10 +47,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"one-pass-{self.base}"
+        return "one-pass-toy" if self.toy else "one-pass-large"
 
     def __str__(self) -> str:
-        return f"{self.images} pictures, the {self.base} base, {DENOISING_STEPS} steps, guided"
+        base = "the toy base" if self.toy else "Stable Diffusion 1.5, 512 pixels a side"
+        return f"{self.images} pictures, {DENOISING_STEPS} steps, guided, {base}"
 
     def run(self, device: torch.device) -> list[Result]:
         """Verify every decoder beside float64, then time it."""
@@ -69,7 +71,7 @@ def cases(device_type: str) -> list[Case]:
     sizes."""
     if device_type == "cpu":
         return [Case(8)]
-    large = Case(4, "stable-diffusion-v1-5", tokens=64, width=1152, layers=24, patch=16)
+    large = Case(4, toy=False, tokens=64, width=1152, layers=24, patch=16)
     return [Case(64), large]
 
 
@@ -153,24 +155,15 @@ class _Trial:
 
 
 def _diffusion(case: Case):
-    """A decoder of the sizes of the base, with an adapter of random weights."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
+    """A decoder with an adapter of random weights."""
     from metamorph.decoder.adapter import FeatureAdapter
-    from metamorph.decoder.parts import load_base
     from metamorph.decoder.pipeline import VisualDecoder
     from metamorph.decoder.samplers import sampler
-    from metamorph.model.outline import public_sizes
-    from metamorph.quickstart.run import ASSETS
 
-    if case.base == "toy":
-        vae, unet, schedule = load_base(ASSETS / "decoder_base")
-    else:
-        sizes = public_sizes("base", case.base)
-        vae = AutoencoderKL.from_config(sizes["vae"]).eval()
-        unet = UNet2DConditionModel.from_config(sizes["unet"]).eval()
-        schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    adapter = FeatureAdapter(case.width, 256, unet.config.cross_attention_dim).eval()
+    vae, unet, schedule = toy_base() if case.toy else random_base()
+    adapter = FeatureAdapter(case.width, 256, unet.config.cross_attention_dim)
+    for part in (vae, unet, adapter):
+        part.eval()
     decoder = VisualDecoder(vae, unet, sampler("dpm++", schedule.config), adapter)
     decoder.set_progress_bar_config(disable=True)
     return decoder

@@ -9,7 +9,7 @@ from metamorph.model import outline
 from tests.tiny_run import tiny_diffusion
 
 CPU = torch.device("cpu")
-TINY = one_pass.Case(1, "a public base", tokens=4, width=24, layers=1, patch=16)
+TINY = one_pass.Case(1, toy=False, tokens=4, width=24, layers=1, patch=16)
 pytestmark = pytest.mark.usefixtures("few_repeats")
 
 
