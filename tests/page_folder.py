@@ -18,6 +18,7 @@ from tests.tiny_run import tiny_diffusion, write_language, write_vision
 
 GRID = 8  # as the pages have it
 FEATURE_WIDTH = 24  # of the tiny encoder
+TOY_WIDTH, TOY_GRID = 96, 4  # of the encoder that the package ships, and of the toy's runs
 MODELS = "runs/quickstart/model", "runs/quickstart/stages/align/model", "runs/mine/model"
 RECIPE_MIXTURES = "align", "instruct", "pictures"
 
@@ -37,6 +38,9 @@ def write_page_folder(folder: Path) -> None:
     for name in MODELS:
         model.save_pretrained(folder / name, tokenizer)
         decoder.save_pretrained(folder / name / "decoder")
+    adapter = FeatureAdapter(TOY_WIDTH, 16, unet.config.cross_attention_dim)
+    teacher = VisualDecoder(vae, unet, decoder.scheduler, adapter, 2.0, 2, TOY_GRID**2)
+    teacher.save_pretrained(folder / "runs/quickstart/stages/decoder/decoder")
     write_data(folder)
     shutil.copy(folder / "my.yaml", folder / "runs/mine/config.yaml")  # a run folder
     encoder = "metamorph/quickstart/assets/encoder"  # as configs/toy name it in a clone

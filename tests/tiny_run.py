@@ -84,6 +84,27 @@ def tiny_decoder(feature_width: int = 24) -> VisualDecoder:
     return decoder
 
 
+def write_teacher(folder: Path) -> Path:
+    """A random teacher in `folder/decoder`, which draws with a guidance of 2, and its encoder in
+    `folder/siglip`. Returns `folder`."""
+    write_vision(folder / "siglip")
+    tiny_decoder().save_pretrained(folder / "decoder")
+    return folder
+
+
+def distill_config(folder: Path, output: Path) -> RunConfig:
+    """A run of the stage distill in `output/student`, from what `write_teacher` wrote."""
+    return RunConfig(
+        stage="distill",
+        output=str(output / "student"),
+        model=ModelConfig(vision=str(folder / "siglip"), grid=GRID),
+        data=DataConfig(source="toy_scenes", kinds={"draw": 1.0}),
+        training=TrainingConfig(steps=3, learning_rate=1e-3, log_every=1, checkpoint_every=2),
+        decoder=DecoderConfig(teacher=str(folder / "decoder"), teacher_steps=4, batch_size=4),
+        device="cpu",
+    )
+
+
 def tiny_one_pass(feature_width: int = 24) -> OnePassDecoder:
     """Draws random pictures of features as `write_vision` has them, in one pass."""
     torch.manual_seed(0)

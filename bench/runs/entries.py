@@ -26,6 +26,7 @@ from bench.runs import (
     memory,
     one_pass,
     serving,
+    student,
     training_step,
 )
 
@@ -43,7 +44,7 @@ def entries(device_type: str) -> dict[str, Entry]:
     operations = (decode, prefill, attention, cosine, mlp, text_loss, pooling)
     whole_runs = (
         training_step, ladder, data_path, generation, engine, serving, diffusion, drawing, one_pass,
-        cached_decoder, memory,
+        student, cached_decoder, memory,
     )  # fmt: skip
     modules = operations + whole_runs
     return {case.name: case for module in modules for case in module.cases(device_type)}

@@ -27,7 +27,7 @@ class DecoderConfig:
     base: str = option("diffusers folder with unet/, vae/ and scheduler/", "", **DIFFUSION)
     teacher: str = option("folder of a trained decoder to learn from", "", **DISTILL_STAGE)
     teacher_steps: int = option(
-        "steps of the teacher on the whole way of a drawing", 64, minimum=1, **DISTILL_STAGE
+        "steps of the teacher on the whole way of a drawing", 20, minimum=1, **DISTILL_STAGE
     )
     fit: Literal["crop", "squash"] = option(
         "how a picture becomes a square, for the encoder as well: crop its middle, or squash it",
@@ -43,7 +43,7 @@ class DecoderConfig:
         **DRAWING_STAGES,
     )
     latents: str = option(
-        "folder of cached latents of base, see metamorph encode --latents", "", **SAMPLING
+        "folder of cached latents of base, see metamorph encode --latents", "", **DIFFUSION
     )
     condition_dropout: float = option(
         "share of images trained without condition", 0.7, **SHARE, **DIFFUSION

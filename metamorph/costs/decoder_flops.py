@@ -56,8 +56,11 @@ def diffusion_flops(
         VAE: Flops(encoding),
         ENCODER: encoder_flops(vision.config, kept, len(vision.tokens_read)),
     }
-    if is_student:  # the teacher predicts with and without a condition, the student after it
-        parts[TARGET] = Flops(3 * forward)
+    if is_student:  # it draws, and the teacher beside it with and without a condition
+        steps = config.decoder.sampling_steps
+        parts[UNET] = Flops(steps * forward, steps * backward)
+        parts[TARGET] = Flops(2 * config.decoder.teacher_steps * forward)
+        del parts[VAE]  # which is for drawing alone
     return {name: part for name, part in parts.items() if not cached.get(name)}
 
 

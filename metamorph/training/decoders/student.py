@@ -1,8 +1,11 @@
 """Teaches a copy of a trained decoder's UNet to draw in a few steps what that one draws in many,
-guidance included: multistep consistency distillation, see `consistency.py` beside this file.
+guidance included.
 
-Encoder, VAE and adapter stay as they are. No noise is added on the way, unlike in latent
-consistency models: features and first noise make the picture alone, the student's as any decoder's.
+The student draws; from wherever it stands, the teacher shows where its next step should arrive: by
+many short steps, as in progressive distillation (arXiv 2202.00512), from the student's own latents,
+not from pictures with noise (backward distillation, arXiv 2405.05224). So it learns to put right
+what it did before, and neither pictures nor their latents are needed, only features. Encoder, VAE
+and adapter stay as they are.
 """
 
 import copy
@@ -26,11 +29,12 @@ from metamorph.folders import check_folder
 from metamorph.model.encoder_identity import identity
 from metamorph.model.opening import open_encoder
 from metamorph.model.vision import VisionEncoder
-from metamorph.training.decoders.consistency import Predict, Trajectory
 from metamorph.training.decoders.latents import LatentTrainer
+from metamorph.training.decoders.trajectory import Predict, Trajectory
 from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
 from metamorph.training.picture_batch import PictureBatch
+from metamorph_kernels import send
 
 
 class DistillTrainer(LatentTrainer):
@@ -58,6 +62,8 @@ class DistillTrainer(LatentTrainer):
         if self.guidance_scale is None:
             self.guidance_scale = decoder.config.guidance_scale
         self.scheduler = few_step_scheduler(decoder.scheduler.config)
+        side = self.unet.config.sample_size
+        self.shape = (self.unet.config.in_channels, side, side)  # of latents
         timesteps = self.scheduler.config.num_train_timesteps
         if settings.teacher_steps > timesteps:
             raise UserError(
@@ -67,32 +73,29 @@ class DistillTrainer(LatentTrainer):
         self.trajectory = Trajectory(
             self.scheduler, settings.sampling_steps, settings.teacher_steps
         )
-        if not self.trajectory.predicts_velocity and not self.trajectory.signal.all():
+        if not self.trajectory.predicts_velocity and not all(self.trajectory.signal):
             raise UserError(
                 f"decoder.teacher: {folder} predicts noise, also where its schedule leaves nothing "
                 f"else and that says nothing of a picture; expected v_prediction"
             )
 
     def forward(self, batch: PictureBatch, draw: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, how far from where it should the student's step arrives: mean squared error in
-        latents, of short steps of the teacher that are drawn evenly; and the same as
-        `distillation_loss`, what to log of it."""
-        clean = self.latents(batch, draw).float()
+        """The loss, how far from where they should the student's steps arrive: mean squared error
+        in latents; and the same as `distillation_loss`, what to log of it."""
         everyone = torch.arange(len(batch), device=batch.device)
         with torch.no_grad():
             conditions = self.adapter(batch.visual_features(self.vision, everyone))
-        at = self.trajectory.draw(len(batch), draw)
-        noise = draw(torch.randn, clean.shape).to(clean)
-        latents = self.trajectory.add_noise(clean, noise, at.start)
-
-        def student(latents: Tensor, timesteps: Tensor) -> Tensor:
-            return self.unet(latents, timesteps, conditions).sample
-
+        latents = send(draw(torch.randn, (len(batch), *self.shape)), batch.device)
         teacher = guided(self.teacher, conditions, self.guidance_scale)
-        target = self.trajectory.target(latents, at, teacher, student)
-        found = self.trajectory.clean(student(latents, at.start), latents, at.start)
-        _, share = self.trajectory.shares(at.start, at.end)
-        loss = F.mse_loss(share * found, share * target)
+        student = guided(self.unet, conditions, 1)
+        errors = []
+        for timesteps in self.trajectory.steps:
+            with torch.no_grad():
+                wanted = self.trajectory.follow(teacher, latents, timesteps)
+            arrived = self.trajectory.follow(student, latents, (timesteps[0], timesteps[-1]))
+            errors.append(F.mse_loss(arrived, wanted))
+            latents = arrived.detach()
+        loss = torch.stack(errors).mean()
         return loss, {"distillation_loss": loss.detach()}
 
     def decoder(self, config: DecoderConfig) -> VisualDecoder | None:
