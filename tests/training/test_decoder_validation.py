@@ -42,7 +42,9 @@ def config_of(folder: Path, kind: str = "diffusion", **training) -> RunConfig:
         tiny_decoder().save_pretrained(folder / "teacher")
         teacher = str(folder / "teacher")
         config = replace(config, stage="distill", output=str(folder / "decoder"))
-        config.decoder = DecoderConfig(teacher=teacher, batch_size=4, sampling_steps=2)
+        config.decoder = DecoderConfig(
+            teacher=teacher, teacher_steps=2, batch_size=4, sampling_steps=2
+        )
     config.data.samples, config.data.validation = 12, 0.25
     config.training = replace(config.training, steps=2, learning_rate=1e-3, **training)
     return config
