@@ -268,6 +268,7 @@ def test_an_interrupted_drawing_is_shown_as_it_is(calls):
         ({"guidance_interval": (0, float("nan"))}, "guidance_interval: expected two shares"),
         ({"output_type": "png"}, r"output_type: expected one of \('pil', 'np', 'pt', 'latent'\)"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"num_inference_steps": 1000}, "num_inference_steps: 1000 of this sampler would take a t"),
         ({"num_inference_steps": 1001}, "num_inference_steps: expected at most 1000, got 1001"),
         ({"seeds": [1, 2]}, "seeds: expected one for each of 5 pictures, got 2"),
         ({"seeds": SEEDS, "generator": torch.Generator()}, "seeds: expected none beside a gen"),
