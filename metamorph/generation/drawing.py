@@ -1,5 +1,6 @@
 """Pictures of many answers drawn by one decoder, in batches, a denoising step at a time."""
 
+import logging
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from metamorph.generation.settings import DrawingSettings
 if TYPE_CHECKING:
     from metamorph.decoder.standalone_one_pass import OnePass
 
+logger = logging.getLogger("metamorph.generation")
 
 @dataclass(frozen=True)
 class DrawingFailed:
@@ -163,7 +165,8 @@ class DrawingQueue:
         features = torch.stack([picture.features for picture in shown])
         try:
             drawn = opened(self.preview).draw(features)
-        except (UserError, RuntimeError):  # they go without; what is wrong their drawing will say
+        except (UserError, RuntimeError) as error:  # the pictures themselves need no preview
+            logger.warning("no preview: %s", in_words(error))
             return []
         events = []
         for picture, preview in zip(shown, drawn, strict=True):

@@ -246,7 +246,7 @@ def test_a_decoder_that_draws_in_one_pass_shows_what_another_is_going_to_draw():
     assert apart.max() <= 1
 
 
-def test_a_preview_that_fails_keeps_no_picture_from_being_drawn(monkeypatch):
+def test_a_preview_that_fails_is_logged_and_keeps_no_picture_from_being_drawn(monkeypatch, caplog):
     preview = tiny_one_pass()
 
     def too_large(features):
@@ -257,3 +257,4 @@ def test_a_preview_that_fails_keeps_no_picture_from_being_drawn(monkeypatch):
     add(queue, "one", way=WAYS[1])
     events = drawn_to_the_end(queue)
     assert [type(e) for _, e in events] == [*[DrawingProgress] * 3, ImageDrawn]
+    assert "no preview: CUDA out of memory." in caplog.text

@@ -203,7 +203,7 @@ def test_the_loss_of_a_step_is_that_of_its_formula(bases, tmp_path, monkeypatch)
     trainer = DecoderTrainer(config)
     clean = torch.randn(2, 4, 12, 12)
     monkeypatch.setattr(trainer, "latents", lambda pictures, draw: clean)
-    monkeypatch.setattr(trainer, "conditions", lambda pictures, kept: torch.zeros(2, 4, 16))
+    monkeypatch.setattr(trainer, "conditions", lambda *_: torch.zeros(2, 4, 16))
     monkeypatch.setattr(
         trainer.unet, "forward",
         lambda noisy, timesteps, conditions: SimpleNamespace(sample=torch.zeros_like(noisy)),
