@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("metamorph.generation")
 
+
 @dataclass(frozen=True)
 class DrawingFailed:
     """Picture `number` of an answer cannot be drawn; `error` is a sentence."""
