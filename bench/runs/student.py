@@ -75,23 +75,24 @@ class _Trial:
         width = 64
         torch.manual_seed(0)
         adapter = FeatureAdapter(width, 256, unet.config.cross_attention_dim)
-        self.vae, self.unet, self.adapter = (part.to(device) for part in (vae, unet, adapter))
+        self.parts = [part.to(device) for part in (vae, unet, adapter)]
+        self.exact_parts = [deepcopy(part).double() for part in self.parts]
         self.features = torch.randn(case.images, 16, width).to(device)
 
     def candidate(self, drawing: Drawing) -> Candidate:
-        decoder = self._decoder(drawing)
-        draw = partial(self._draw, decoder, self.features)
-        exact = self._draw(deepcopy(decoder).to(torch.float64), self.features.double())
+        draw = partial(self._draw, self._decoder(drawing, self.parts), self.features)
+        exact = self._draw(self._decoder(drawing, self.exact_parts), self.features.double())
         error = relative_error(_rows(draw()), _rows(exact))
         return Candidate(draw, lambda _: (), error, LARGEST_ERROR)
 
-    def _decoder(self, drawing: Drawing):
+    def _decoder(self, drawing: Drawing, parts: list):
         from metamorph.decoder.pipeline import VisualDecoder
         from metamorph.decoder.samplers import sampler
 
+        vae, unet, adapter = parts
         scheduler = sampler(drawing.sampler, self.noise_scheduler.config)
         decoder = VisualDecoder(
-            self.vae, self.unet, scheduler, self.adapter, drawing.guidance_scale, drawing.steps
+            vae, unet, scheduler, adapter, drawing.guidance_scale, drawing.steps
         )
         decoder.set_progress_bar_config(disable=True)
         return decoder
