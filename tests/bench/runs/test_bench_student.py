@@ -12,7 +12,6 @@ from bench.runs.student import PROVIDERS
 pytestmark = pytest.mark.usefixtures("few_repeats")
 
 
-@pytest.mark.slow
 def test_student_and_teacher_are_verified_and_timed():
     lines = replace(SHIPPED, images=1).run(torch.device("cpu"))
     timed = [line for line in lines if line.timing is not None]
