@@ -153,6 +153,12 @@ def torch_fidelity_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {module: ["FeatureExtractorInceptionV3"]})
 
 
+def gguf_absence(device_type: str) -> str | None:
+    """Why the package gguf cannot decode tensors of GGUF files here, or None where it can."""
+    needed = ["dequantize", "GGML_QUANT_SIZES", "GGMLQuantizationType"]
+    return _absence(device_type, None, {"gguf": needed})
+
+
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
@@ -172,6 +178,7 @@ PROBES = {  # distribution: its probe
     "prometheus-client": prometheus_client_absence,
     "torchmetrics": torchmetrics_absence,
     "torch-fidelity": torch_fidelity_absence,
+    "gguf": gguf_absence,
 }
 
 

@@ -66,6 +66,11 @@ NOT_RUN_HERE = {
     "--local-dir models/siglip-so400m-patch14-384": NETWORK,
     "pip install ./kernels '.[evaluate]'": NETWORK,
     "pip install scikit-image": NETWORK,
+    "pip install ./kernels '.[gguf]'": NETWORK,
+    "metamorph import smollm2 models/SmolLM2-135M-Instruct": NETWORK,
+    "metamorph import llama.gguf models/llama": "it needs such a file; tests/model has small ones",
+    "METAMORPH_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf "
+    "python -m pytest tests/model/test_smollm2.py -s": HERE,
     "metamorph evaluate --decoder runs/photographs/decoder "
     "--vision models/siglip-so400m-patch14-384 --data examples/evaluation/photographs.jsonl "
     "--fit crop --image-root "

