@@ -1,6 +1,6 @@
 """Captions, real pictures and drawn pictures side by side on one sheet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -8,11 +8,10 @@ from metamorph.pixels import as_shown
 
 PICTURE_SIDE = 160  # pixels; 64 px pictures are enlarged 2.5 times
 PADDING = 18  # inside a cell
-GAP = 12  # between the two pictures, and between cells
+GAP = 12  # between pictures, and between cells
 MARGIN = 24  # around the sheet
 CAPTION_SIZE, LABEL_SIZE = 17, 13  # font sizes, pixels
 CAPTION_LINE, LABEL_LINE = 22, 19  # line heights, pixels
-CELL_WIDTH = 2 * PICTURE_SIDE + GAP + 2 * PADDING
 MARK_SIDE = 13
 SUPERSAMPLING = 4  # of marks and rounded corners, which Pillow draws without smooth edges
 
@@ -28,11 +27,16 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
+class SheetDrawing:
+    picture: Image.Image | None  # None if the model drew nothing
+    right: dict[str, bool] = field(default_factory=dict)  # attribute: is it as the caption says?
+
+
+@dataclass(frozen=True)
 class SheetEntry:
     caption: str
     real: Image.Image
-    drawn: Image.Image | None  # None if the model drew nothing
-    right: dict[str, bool]  # attribute: was it drawn as the caption says?
+    drawings: dict[str, SheetDrawing]  # by label
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,15 @@ class _Cell:
 
     entry: SheetEntry
     caption: list[str]
-    mark_lines: list[list[tuple[str, int]]]  # lines of (attribute, x inside the cell)
+    marks: list[list[list[tuple[str, int]]]]  # by drawing, lines of (attribute, x inside it)
+
+    @property
+    def mark_lines(self) -> int:
+        return max(map(len, self.marks))
 
     @property
     def height(self) -> int:
-        text = len(self.caption) * CAPTION_LINE + (1 + len(self.mark_lines)) * LABEL_LINE
+        text = len(self.caption) * CAPTION_LINE + (1 + self.mark_lines) * LABEL_LINE
         return 2 * PADDING + text + PICTURE_SIDE + GAP + 4
 
 
@@ -91,24 +99,30 @@ def comparison_sheet(rows: list[ComparisonRow]) -> Image.Image:
 
 
 def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
-    """One cell an entry, row by row: caption, both pictures, and what was drawn right.
+    """One cell an entry, row by row: caption, the real picture, drawings and what is right in them.
 
-    Raises `ValueError` for no entries or fewer than one column.
+    Raises `ValueError` for no entries, entries whose drawings have other labels, or none, and
+    fewer than one column.
     """
     if not entries:
         raise ValueError("entries must hold at least one entry, got none")
+    labels = [*entries[0].drawings]
+    if not labels or any([*entry.drawings] != labels for entry in entries):
+        raise ValueError(f"entries must hold drawings of the same labels, at least one: {labels}")
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     columns = min(columns, len(entries))
     caption_font = ImageFont.load_default(CAPTION_SIZE)
     label_font = ImageFont.load_default(LABEL_SIZE)
-    cells = [_lay_out(entry, caption_font, label_font) for entry in entries]
+    inside = (1 + len(labels)) * (PICTURE_SIDE + GAP) - GAP  # pixels, the width of all pictures
+    cell_width = inside + 2 * PADDING
+    cells = [_lay_out(entry, inside, caption_font, label_font) for entry in entries]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     sheet = Image.new(
         "RGB",
         (
-            2 * MARGIN + columns * (CELL_WIDTH + GAP) - GAP,
+            2 * MARGIN + columns * (cell_width + GAP) - GAP,
             2 * MARGIN + sum(heights) + GAP * (len(rows) - 1),
         ),
         SHEET,
@@ -116,24 +130,28 @@ def contact_sheet(entries: list[SheetEntry], columns: int = 3) -> Image.Image:
     y = MARGIN
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            x = MARGIN + column * (CELL_WIDTH + GAP)
-            _draw_cell(sheet, cell, x, y, height, caption_font, label_font)
+            x = MARGIN + column * (cell_width + GAP)
+            _draw_cell(sheet, cell, (x, y, x + cell_width, y + height), caption_font, label_font)
         y += height + GAP
     return sheet
 
 
-def _lay_out(entry: SheetEntry, caption_font: Font, label_font: Font) -> _Cell:
-    width = CELL_WIDTH - 2 * PADDING
-    mark_lines: list[list[tuple[str, int]]] = [[]]
+def _lay_out(entry: SheetEntry, width: int, caption_font: Font, label_font: Font) -> _Cell:
+    marks = [_lay_out_marks(drawing.right, label_font) for drawing in entry.drawings.values()]
+    return _Cell(entry, _wrap(entry.caption, caption_font, width), marks)
+
+
+def _lay_out_marks(right: dict[str, bool], font: Font) -> list[list[tuple[str, int]]]:
+    lines: list[list[tuple[str, int]]] = [[]]
     x = 0
-    for name in entry.right:
-        needed = MARK_SIDE + 5 + round(label_font.getlength(name))
-        if mark_lines[-1] and x + needed > width:
-            mark_lines.append([])
+    for name in right:
+        needed = MARK_SIDE + 5 + round(font.getlength(name))
+        if lines[-1] and x + needed > PICTURE_SIDE:
+            lines.append([])
             x = 0
-        mark_lines[-1].append((name, PADDING + x))
+        lines[-1].append((name, x))
         x += needed + 16
-    return _Cell(entry, _wrap(entry.caption, caption_font, width), mark_lines)
+    return lines
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:
@@ -155,35 +173,43 @@ def _wrap(text: str, font: Font, width: int) -> list[str]:
 def _draw_cell(
     sheet: Image.Image,
     cell: _Cell,
-    x: int,
-    y: int,
-    height: int,
+    box: tuple[int, int, int, int],
     caption_font: Font,
     label_font: Font,
 ) -> None:
-    _paste_card(sheet, (x, y, x + CELL_WIDTH, y + height))
+    x, y, _, bottom = box
+    _paste_card(sheet, box)
     draw = ImageDraw.Draw(sheet)
-    top = y + PADDING
-    for line in cell.caption:
-        draw.text((x + PADDING, top), line, INK, caption_font)
-        top += CAPTION_LINE
+    for number, line in enumerate(cell.caption):
+        draw.text((x + PADDING, y + PADDING + number * CAPTION_LINE), line, INK, caption_font)
     # Pictures stand at the foot of the cell, so that they line up along a row of the sheet.
-    marks = len(cell.mark_lines) * LABEL_LINE
-    top = y + height - PADDING - marks - GAP - PICTURE_SIDE - LABEL_LINE
-    for number, (label, picture) in enumerate(
-        (("real", cell.entry.real), ("drawn", cell.entry.drawn))
-    ):
-        left = x + PADDING + number * (PICTURE_SIDE + GAP)
-        draw.text((left, top), label, MUTED, label_font)
-        _paste_picture(sheet, picture, left, top + LABEL_LINE, label_font)
-    top += LABEL_LINE + PICTURE_SIDE + GAP
-    for line in cell.mark_lines:
-        for name, left in line:
-            is_right = cell.entry.right[name]
-            _paste_mark(sheet, is_right, x + left, top + 2)
-            position = (x + left + MARK_SIDE + 5, top)
-            draw.text(position, name, MUTED if is_right else WRONG, label_font)
-        top += LABEL_LINE
+    marks = bottom - PADDING - cell.mark_lines * LABEL_LINE
+    top = marks - GAP - PICTURE_SIDE
+    pictures = {"real": cell.entry.real}
+    pictures |= {label: drawing.picture for label, drawing in cell.entry.drawings.items()}
+    lefts = [x + PADDING + number * (PICTURE_SIDE + GAP) for number in range(len(pictures))]
+    for left, (label, picture) in zip(lefts, pictures.items(), strict=True):
+        draw.text((left, top - LABEL_LINE), label, MUTED, label_font)
+        _paste_picture(sheet, picture, left, top, label_font)
+    drawings = zip(lefts[1:], cell.entry.drawings.values(), cell.marks, strict=True)
+    for left, drawing, lines in drawings:
+        for number, line in enumerate(lines):
+            _draw_marks(sheet, drawing.right, line, left, marks + number * LABEL_LINE, label_font)
+
+
+def _draw_marks(
+    sheet: Image.Image,
+    right: dict[str, bool],
+    line: list[tuple[str, int]],
+    left: int,
+    top: int,
+    font: Font,
+) -> None:
+    draw = ImageDraw.Draw(sheet)
+    for name, offset in line:
+        _paste_mark(sheet, right[name], left + offset, top + 2)
+        position = (left + offset + MARK_SIDE + 5, top)
+        draw.text(position, name, MUTED if right[name] else WRONG, font)
 
 
 def _paste_card(sheet: Image.Image, box: tuple[int, int, int, int]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metamorph.decoder.denoising import noise_generator
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class RedrawnSheet:
         generators = [noise_generator(0, number) for number in range(len(self.originals))]
         drawn = decoder.draw(self.features, generator=generators)
         return contact_sheet([
-            SheetEntry("", original, picture, right={})
+            SheetEntry("", original, {"drawn": SheetDrawing(picture)})
             for original, picture in zip(self.originals, drawn, strict=True)
         ])  # fmt: skip

@@ -12,7 +12,7 @@ from metamorph.data.skips import skippable
 from metamorph.data.sources import Source
 from metamorph.decoder.kinds import open_decoder_for
 from metamorph.errors import SampleError, UserError
-from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.folders import check_folder
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.engine import EngineOptions
@@ -113,8 +113,7 @@ class SampleSheet:
             SheetEntry(
                 shorten(request.text.replace(IMAGE_PLACEHOLDER, "[picture] ")),
                 request.real,
-                pictures[0] if pictures else None,
-                right={},
+                {"drawn": SheetDrawing(pictures[0] if pictures else None)},
             )
             for request, pictures in zip(self.requests, drawn, strict=True)
         ]

@@ -15,6 +15,7 @@ from metamorph.data.images import opened
 from metamorph.data.packing import TargetCounts, pack_row
 from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, caption, is_held_out
 from metamorph.data.toy.tasks import QUESTIONS, Task
+from metamorph.decoder.kinds import OpenedDecoder
 from metamorph.evaluation.checker import ATTRIBUTES, score
 from metamorph.evaluation.toy_tasks import caption_tasks, tasks_of
 from metamorph.generation.assistant import Assistant
@@ -166,11 +167,33 @@ def draw_scenes(
         seeds = range(len(drawings), len(drawings) + len(part))
         pictures = chat.draw_batch(features, seeds=seeds)
         for task, first, drawn in zip(part, features, pictures, strict=True):
-            feature, picture = (first[0], drawn[0]) if first else (None, None)
-            right = {} if picture is None else score(picture, task.scene)
-            shown = {name: right.get(name, False) for name in attributes}
-            drawings.append(Drawing(task, feature, picture, shown))
+            if first:
+                drawings.append(_scored(task, first[0], drawn[0], attributes))
+            else:
+                drawings.append(Drawing(task, None, None, dict.fromkeys(attributes, False)))
     return drawings
+
+
+def redrawn(decoder: OpenedDecoder, drawings: list[Drawing]) -> list[Drawing]:
+    """What another decoder draws from the features of each drawing, and what is right in that.
+
+    Where the model drew nothing, there is nothing to draw.
+    """
+    features = [drawing.features for drawing in drawings if drawing.features is not None]
+    pictures = iter(decoder.draw(torch.stack(features)) if features else ())
+    return [
+        drawing
+        if drawing.features is None
+        else _scored(drawing.task, drawing.features, next(pictures), tuple(drawing.right))
+        for drawing in drawings
+    ]
+
+
+def _scored(
+    task: Task, features: Tensor, picture: Image.Image, attributes: tuple[str, ...]
+) -> Drawing:
+    right = score(picture, task.scene)
+    return Drawing(task, features, picture, {name: right[name] for name in attributes})
 
 
 def question_accuracy(answers: list[Answer]) -> tuple[float, dict[str, float]]:

@@ -8,6 +8,9 @@ trains on top of them never sees the held-out ones.
   what is needed to redraw the picture;
 * `decoder_base`: a VAE and a UNet in diffusers' layout. Like Stable Diffusion's, this UNet has
   seen words (here: a row of attribute embeddings) and never image features.
+
+`decoder_rae` beside them is a whole one-pass decoder, of `configs/toy/decoder_rae.yaml`: training it
+takes longer than the quickstart, which shows what it draws. Held-out combinations it has not seen.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from metamorph.data.toy.scenes import (
     zoom,
 )
 from metamorph.model.vision import VisionEncoder
+from metamorph.quickstart.one_pass_asset import build_one_pass_decoder
 
 ASSETS = Path(__file__).parent / "assets"
 GRID = 4  # 4 x 4 visual tokens a picture
@@ -296,10 +300,14 @@ def main() -> None:
     parser.add_argument("--encoder-steps", type=int, default=1200)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=2000)
+    parser.add_argument("--one-pass-steps", type=int, default=3000)
     arguments = parser.parse_args()
     build_encoder(arguments.output / "encoder", arguments.encoder_steps)
     vae = build_vae(arguments.output / "decoder_base", arguments.vae_steps)
     build_unet(arguments.output / "decoder_base", vae, arguments.unet_steps)
+    build_one_pass_decoder(
+        arguments.output / "decoder_rae", arguments.output / "encoder", arguments.one_pass_steps
+    )
 
 
 if __name__ == "__main__":

@@ -102,12 +102,13 @@ def write_report(
     environment.filters |= {
         "percent": percent, "duration": duration, "embedded": embedded, "shares": _shares,
     }  # fmt: skip
-    captions = report["drawings"]["captions"]
+    drawings = report["drawings"]  # by decoder, then by kind
     with Image.open(sheet_path) as sheet:
         page = environment.get_template("report.html.jinja").render(
             report=report,
             chance=CHANCE,
-            captions=captions,
+            captions={decoder: by_kind["captions"] for decoder, by_kind in drawings.items()},
+            kinds=[*next(iter(drawings.values()))],
             stages=[_stage(name, folder) for name, folder in stages.items()],
             answers=answers,
             first_questions=FIRST_QUESTIONS,

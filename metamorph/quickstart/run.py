@@ -3,11 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from metamorph import lock
@@ -15,10 +16,11 @@ from metamorph.config.reading import load_config
 from metamorph.config.shipped import configs_folder
 from metamorph.data.images import opened
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
+from metamorph.decoder.kinds import open_decoder_for
 from metamorph.disk import remove
 from metamorph.errors import UserError
 from metamorph.evaluation.checker import CHANCE
-from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.evaluation.report import versions
 from metamorph.generation.assistant import Assistant
 from metamorph.model.language import Llama
@@ -29,6 +31,7 @@ from metamorph.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
+DIFFUSION, ONE_PASS = DECODERS = "diffusion", "one pass"  # the first is trained here and joined
 QUESTIONS, SHOWN = 300, 12
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
 DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
@@ -96,14 +99,19 @@ def stage_config(stage: str, folder: Path):
 
 def evaluate(
     chat: Assistant,
-) -> tuple[dict, list[held_out.Answer], dict[str, list[held_out.Drawing]]]:
-    """Scores on the held-out split, with the answers and, by kind, the drawings behind them."""
+) -> tuple[dict, list[held_out.Answer], dict[str, dict[str, list[held_out.Drawing]]]]:
+    """Scores on the held-out split, with the answers and, by decoder and by kind, the drawings
+    behind them: both decoders draw from the same predicted features."""
     answers = held_out.answer_questions(chat, held_out.tasks_of("question", QUESTIONS))
     tasks = {kind: held_out.drawing_tasks(kind, count) for kind, count in DRAWINGS.items()}
-    drawings = {
-        kind: held_out.draw_scenes(chat, tasks[kind], judged)
-        for kind, judged in held_out.JUDGED.items()
-    }
+    one_pass = open_decoder_for(
+        ASSETS / "decoder_rae", chat.model.config, chat.model.encoder, chat.device
+    )
+    drawings: dict[str, dict[str, list[held_out.Drawing]]] = {name: {} for name in DECODERS}
+    for kind, judged in held_out.JUDGED.items():
+        drawn = held_out.draw_scenes(chat, tasks[kind], judged)
+        drawings[DIFFUSION][kind] = drawn
+        drawings[ONE_PASS][kind] = held_out.redrawn(one_pass, drawn)
     others = {}
     for kind, count in OTHER_QUESTIONS.items():
         answered = held_out.answer_questions(chat, held_out.other_questions(kind, count))
@@ -119,7 +127,10 @@ def evaluate(
         "question_accuracy": accuracy,
         "question_accuracy_by_attribute": by_attribute,
         "other_questions": others,
-        "drawings": {kind: held_out.drawing_scores(drawn) for kind, drawn in drawings.items()},
+        "drawings": {
+            decoder: {kind: held_out.drawing_scores(drawn) for kind, drawn in by_kind.items()}
+            for decoder, by_kind in drawings.items()
+        },
         "checker_accuracy": held_out.checker_accuracy(tasks["captions"]),
         "visual_cosine": cosine,
         "mean_baseline_cosine": baseline,
@@ -155,15 +166,8 @@ def _quickstart(output: Path, seed: int) -> dict:
     stage_started = time.perf_counter()
     report, answers, drawings = evaluate(Assistant.from_pretrained(output / "model"))
     seconds["evaluation"] = time.perf_counter() - stage_started
-    sheet = contact_sheet(
-        [
-            SheetEntry(
-                d.task.sample.turns[0].text, opened(d.task.sample.images[-1]), d.picture, d.right
-            )
-            for d in drawings["captions"][:SHOWN]
-        ]
-    )
-    sheet.save(output / "samples.png")
+    captions = {decoder: by_kind["captions"][:SHOWN] for decoder, by_kind in drawings.items()}
+    caption_sheet(captions).save(output / "samples.png")
     report |= {
         "seconds": time.perf_counter() - started,
         "seconds_by_stage": seconds,
@@ -184,6 +188,24 @@ def _quickstart(output: Path, seed: int) -> dict:
     return report
 
 
+def caption_sheet(drawings: dict[str, list[held_out.Drawing]]) -> Image.Image:
+    """Each caption with the real picture and, by decoder, the drawings of it."""
+    return contact_sheet(
+        [
+            SheetEntry(
+                drawn[0].task.sample.turns[0].text,
+                opened(drawn[0].task.sample.images[-1]),
+                {
+                    decoder: SheetDrawing(drawing.picture, drawing.right)
+                    for decoder, drawing in zip(drawings, drawn, strict=True)
+                },
+            )
+            for drawn in zip(*drawings.values(), strict=True)
+        ],
+        columns=2,
+    )
+
+
 def missed_bars(report: dict) -> list[str]:
     """What the run should have reached and did not, in words; empty for a good run."""
     missed = [
@@ -191,7 +213,7 @@ def missed_bars(report: dict) -> list[str]:
         for name, bar in BARS.items()
         if report[name] < bar
     ]
-    captions = report["drawings"]["captions"]
+    captions = report["drawings"][DIFFUSION]["captions"]
     shares = {
         "mean_of_attributes": captions["mean_of_attributes"],
         "all_right": captions["all_right"] / captions["drawings"],
@@ -210,12 +232,8 @@ def missed_bars(report: dict) -> list[str]:
 
 def scores(report: dict) -> str:
     """The scores as the console and the README show them."""
-    captions, *others = report["drawings"].items()
-    name, first = captions
-    attributes = ", ".join(
-        f"{attribute} {right / first['drawings']:.0%}"
-        for attribute, right in first["attributes"].items()
-    )
+    drawings = [*report["drawings"].values()]  # by decoder
+    captions = [by_kind["captions"] for by_kind in drawings]
     return "\n".join(
         [
             f"held-out questions answered right: {report['question_accuracy']:.1%} "
@@ -225,15 +243,23 @@ def scores(report: dict) -> str:
                 f"({other['right']} of {other['questions']})"
                 for kind, other in report["other_questions"].items()
             ),
-            f"held-out {name} drawn with all {len(first['attributes'])} attributes right: "
-            f"{_all_right(first)}",
-            f"  mean of the attributes {first['mean_of_attributes']:.1%} ({attributes})",
-            "other held-out drawings with all attributes right:",
-            *(f"  {other} {_all_right(drawn)}" for other, drawn in others),
+            "held-out drawings with all attributes right, the same features drawn by each decoder:",
+            _row("", report["drawings"]),
+            *(_row(kind, [_all_right(d[kind]) for d in drawings]) for kind in drawings[0]),
+            f"attributes of the {captions[0]['drawings']} captions drawn right:",
+            _row("mean", [f"{drawn['mean_of_attributes']:.1%}" for drawn in captions]),
+            *(
+                _row(name, [f"{d['attributes'][name] / d['drawings']:.1%}" for d in captions])
+                for name in captions[0]["attributes"]
+            ),
             f"visual cosine {report['visual_cosine']:.3f}, predicting the mean gives "
             f"{report['mean_baseline_cosine']:.3f}",
         ]
     )
+
+
+def _row(name: str, by_decoder: Iterable[str]) -> str:
+    return f"  {name:<14}  {''.join(f'{each:<20}' for each in by_decoder)}".rstrip()
 
 
 def _all_right(drawn: dict) -> str:

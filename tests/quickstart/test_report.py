@@ -9,7 +9,7 @@ from PIL import Image
 
 from metamorph.data.toy.scenes import Scene, caption, render
 from metamorph.evaluation.checker import ATTRIBUTES, CHANCE
-from metamorph.evaluation.contact_sheet import SheetEntry, contact_sheet
+from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.quickstart.report import (
     FIRST_QUESTIONS,
     AnsweredQuestion,
@@ -24,19 +24,37 @@ REPORT = {
     "question_accuracy_by_attribute": {"colour": 0.9312, "count": 0.8765},
     "questions_right": 307,
     "drawings": {
-        "captions": {
-            "example": "Generate an image of a large yellow square at the top left.",
-            "drawings": 123,
-            "all_right": 58,
-            "attributes": {"colour": 119, "shape": 67, "size": 102, "place": 111},
-            "mean_of_attributes": 399 / 492,
+        "diffusion": {
+            "captions": {
+                "example": "Generate an image of a large yellow square at the top left.",
+                "drawings": 123,
+                "all_right": 58,
+                "attributes": {"colour": 119, "shape": 67, "size": 102, "place": 111},
+                "mean_of_attributes": 399 / 492,
+            },
+            "edits": {
+                "example": "[picture] Make the square red.",
+                "drawings": 50,
+                "all_right": 37,
+                "attributes": {"colour": 41, "shape": 45, "size": 50, "place": 49},
+                "mean_of_attributes": 185 / 200,
+            },
         },
-        "edits": {
-            "example": "[picture] Make the square red.",
-            "drawings": 50,
-            "all_right": 37,
-            "attributes": {"colour": 41, "shape": 45, "size": 50, "place": 49},
-            "mean_of_attributes": 185 / 200,
+        "one pass": {
+            "captions": {
+                "example": "Generate an image of a large yellow square at the top left.",
+                "drawings": 123,
+                "all_right": 99,
+                "attributes": {"colour": 120, "shape": 118, "size": 117, "place": 100},
+                "mean_of_attributes": 455 / 492,
+            },
+            "edits": {
+                "example": "[picture] Make the square red.",
+                "drawings": 50,
+                "all_right": 43,
+                "attributes": {"colour": 44, "shape": 46, "size": 48, "place": 47},
+                "mean_of_attributes": 185 / 200,
+            },
         },
     },
     "checker_accuracy": 0.9987,
@@ -109,7 +127,8 @@ def stages(tmp_path):
 
 def entry(text: str = "") -> SheetEntry:
     right = dict.fromkeys(ATTRIBUTES, True) | {"shape": False}
-    return SheetEntry(text or caption(SCENE), render(SCENE), render(SCENE), right)
+    drawings = {"diffusion": SheetDrawing(render(SCENE), right), "one pass": SheetDrawing(None)}
+    return SheetEntry(text or caption(SCENE), render(SCENE), drawings)
 
 
 def make_page(tmp_path, stages, answers, report=REPORT) -> tuple[str, Page]:
@@ -132,6 +151,7 @@ def test_shows_the_measured_figures(tmp_path, stages):
     figures = ["95.7%", "93.1%", "87.6%", "81.1%", "96.7%", "54.5%", "82.9%", "90.2%", "99.9%"]
     figures += ["0.913", "0.781", "8 min 12 s", "3 min 51 s", "33 s", "307 of 321"]
     figures += ["47.2%", "58 of 123", "74% (37 of 50)", "92.5%", "colour 41, shape 45"]
+    figures += ["80.5%", "99 of 123", "92.5%", "86% (43 of 50)", "colour 44, shape 46"]
     figures += ["motion 72.1% (31 of 43)"]
     figures += ["2.13.0+cpu", "3.11.9", "purple circle, yellow square", "450 steps"]
     figures += [f"chance {percent(CHANCE[name])}" for name in ATTRIBUTES]
@@ -167,14 +187,14 @@ def test_escapes_all_text(tmp_path, stages):
     attack = '<script>alert("x")</script>'
     report = REPORT | {"held_out": attack, "versions": {attack: attack}}
     report |= {"question_accuracy_by_attribute": {attack: 0.5}}
-    report["drawings"] = REPORT["drawings"] | {
-        attack: REPORT["drawings"]["edits"] | {"example": attack, "attributes": {attack: 1}}
-    }
+    drawings = REPORT["drawings"]["diffusion"]
+    attacked = drawings["edits"] | {"example": attack, "attributes": {attack: 1}}
+    report["drawings"] = {attack: drawings | {attack: attacked}}
     answers = [AnsweredQuestion(render(SCENE), attack, attack, attack)]
     html, page = make_page(tmp_path, stages, answers, report)
     assert "script" not in page.elements
     assert attack not in html
-    assert page.text.count(attack) == 10
+    assert page.text.count(attack) == 15
 
 
 def test_marks_right_and_wrong_answers(tmp_path, stages):
@@ -233,27 +253,43 @@ def test_sheet_wraps_long_captions_and_words():
     assert long.width == short.width and long.height > short.height
 
 
-def test_sheet_shows_both_pictures_and_marks():
+def test_sheet_shows_all_pictures_and_marks():
     plain = Image.new("RGB", (64, 64), "white")
     red = Image.new("RGB", (64, 64), (255, 0, 0))
     blue = Image.new("RGB", (64, 64), (0, 0, 255))
+    green = Image.new("RGB", (64, 64), (0, 255, 0))
 
     def pixels(sheet: Image.Image, colour) -> int:
         return dict((c, n) for n, c in sheet.getcolors(1 << 20)).get(colour, 0)
 
-    sheet = contact_sheet([SheetEntry("a", red, blue, {"shape": True})])
-    assert pixels(sheet, (255, 0, 0)) == pixels(sheet, (0, 0, 255)) > 150**2
-    right = contact_sheet([SheetEntry("a", plain, plain, {"shape": True})])
-    wrong = contact_sheet([SheetEntry("a", plain, plain, {"shape": False})])
-    assert right.size == wrong.size and right.tobytes() != wrong.tobytes()
+    drawings = {"one": SheetDrawing(blue, {"shape": True}), "other": SheetDrawing(green)}
+    sheet = contact_sheet([SheetEntry("a", red, drawings)])
+    counts = {pixels(sheet, colour) for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0))}
+    assert len(counts) == 1 and counts.pop() > 150**2
+
+    def marked(*right: bool) -> Image.Image:
+        drawings = {str(n): SheetDrawing(plain, {"shape": r}) for n, r in enumerate(right)}
+        return contact_sheet([SheetEntry("a", plain, drawings)])
+
+    assert marked(True, False).size == marked(False, True).size
+    assert len({marked(a, b).tobytes() for a in (True, False) for b in (True, False)}) == 4
 
 
 def test_sheet_takes_a_missing_drawing():
-    missing = SheetEntry(caption(SCENE), render(SCENE), None, dict.fromkeys(ATTRIBUTES, False))
+    nothing = {name: SheetDrawing(None, drawn.right) for name, drawn in entry().drawings.items()}
+    missing = SheetEntry(caption(SCENE), render(SCENE), nothing)
     assert contact_sheet([missing]).size == contact_sheet([entry()]).size
 
 
-@pytest.mark.parametrize(("entries", "columns"), [([], 3), ([entry()], 0)])
-def test_sheet_refuses_nothing_to_show(entries, columns):
+@pytest.mark.parametrize(
+    ("entries", "columns"),
+    [
+        ([], 3),
+        ([entry()], 0),
+        ([SheetEntry("", render(SCENE), {})], 3),
+        ([entry(), SheetEntry("", render(SCENE), {"other": SheetDrawing(None)})], 3),
+    ],
+)
+def test_sheet_refuses_what_it_cannot_show(entries, columns):
     with pytest.raises(ValueError, match="at least"):
         contact_sheet(entries, columns)
