@@ -32,7 +32,8 @@ from metamorph.training.loop import train
 ASSETS = Path(__file__).parent / "assets"
 STAGES = ("language", "align", "instruct", "decoder")
 DIFFUSION, ONE_PASS = DECODERS = "diffusion", "one pass"  # the first is trained here and joined
-QUESTIONS, SHOWN = 300, 12
+QUESTIONS = 300
+SHOWN_QUESTIONS, SHOWN_CAPTIONS = 12, 8
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
 DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
 BARS = {"question_accuracy": 0.90, "checker_accuracy": 0.99}
@@ -166,7 +167,7 @@ def _quickstart(output: Path, seed: int) -> dict:
     stage_started = time.perf_counter()
     report, answers, drawings = evaluate(Assistant.from_pretrained(output / "model"))
     seconds["evaluation"] = time.perf_counter() - stage_started
-    captions = {decoder: by_kind["captions"][:SHOWN] for decoder, by_kind in drawings.items()}
+    captions = {decoder: by_kind["captions"][:SHOWN_CAPTIONS] for decoder, by_kind in drawings.items()}
     caption_sheet(captions).save(output / "samples.png")
     report |= {
         "seconds": time.perf_counter() - started,
@@ -181,7 +182,7 @@ def _quickstart(output: Path, seed: int) -> dict:
             a.text,
             a.task.sample.turns[1].text,
         )
-        for a in answers[:SHOWN]
+        for a in answers[:SHOWN_QUESTIONS]
     ]
     stages = {stage: output / "stages" / stage for stage in STAGES}
     write_report(output, report, stages, shown, output / "samples.png")
