@@ -53,7 +53,7 @@ docs: $(INSTALLED_DOCS) ## build the site of the documentation into build/docs; 
 	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning -c docs/site -d build/doctrees . build/docs
 	@echo build/docs/index.html
 
-toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder and decoder base that are shipped
+toy-assets: $(INSTALLED) ## rebuild the pretrained toy encoder, decoder base and one-pass decoder that are shipped
 	$(BIN)/python -m metamorph.quickstart.make_assets
 
 clean: ## remove build output and caches; .venv and runs/ stay

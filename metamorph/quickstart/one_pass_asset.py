@@ -1,4 +1,4 @@
-"""The one-pass decoder that the quickstart shows beside the one it trains, made by `make toy-assets`."""
+"""The one-pass decoder that the quickstart shows beside its own: `make toy-assets` makes it."""
 
 import shutil
 from pathlib import Path

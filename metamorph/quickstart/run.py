@@ -167,7 +167,7 @@ def _quickstart(output: Path, seed: int) -> dict:
     stage_started = time.perf_counter()
     report, answers, drawings = evaluate(Assistant.from_pretrained(output / "model"))
     seconds["evaluation"] = time.perf_counter() - stage_started
-    captions = {decoder: by_kind["captions"][:SHOWN_CAPTIONS] for decoder, by_kind in drawings.items()}
+    captions = {name: drawn["captions"][:SHOWN_CAPTIONS] for name, drawn in drawings.items()}
     caption_sheet(captions).save(output / "samples.png")
     report |= {
         "seconds": time.perf_counter() - started,

@@ -5,15 +5,18 @@ import re
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from metamorph.cli.command import main
 from metamorph.data.images import opened
+from metamorph.decoder.kinds import open_decoder
 from metamorph.errors import UserError
 from metamorph.evaluation.checker import score
 from metamorph.generation import AnswerSettings, question
 from metamorph.generation.assistant import Assistant
 from metamorph.model.unified import MetaMorph
+from metamorph.model.vision import VisionEncoder
 from metamorph.quickstart import held_out
 from metamorph.quickstart import run as quickstart_module
 
@@ -165,6 +168,27 @@ def test_a_drawing_is_all_right_only_if_each_attribute_is():
     assert scored["attributes"] == {"colour": 2, "shape": 2}
     assert scored["mean_of_attributes"] == pytest.approx(2 / 3)
     assert scored["example"].startswith("[picture] Make the ")
+
+
+def test_the_shipped_one_pass_decoder_draws_held_out_scenes_right():
+    """Of the shipped encoder's features; where a model drew nothing, there is nothing to draw."""
+    encoder = VisionEncoder.from_pretrained(quickstart_module.ASSETS / "encoder", grid=4)
+    tasks = held_out.drawing_tasks("captions", 24)
+    with torch.no_grad():
+        features = encoder(encoder.preprocess([opened(t.sample.images[-1]) for t in tasks]))
+    unseen = dict.fromkeys(held_out.ATTRIBUTES, False)
+    drawn = [
+        held_out.Drawing(task, feature, None, unseen)
+        for task, feature in zip(tasks, features, strict=True)
+    ]
+    drawn.insert(1, held_out.Drawing(tasks[0], None, None, unseen))
+    decoder = open_decoder(quickstart_module.ASSETS / "decoder_rae")
+    again = held_out.redrawn(decoder, drawn)
+    assert [each.task for each in again] == [each.task for each in drawn]
+    assert again.pop(1).picture is None
+    scored = held_out.drawing_scores(again)
+    assert list(scored["attributes"]) == list(unseen)
+    assert scored["all_right"] >= 0.9 * scored["drawings"]
 
 
 @pytest.mark.parametrize("kind", held_out.JUDGED)
