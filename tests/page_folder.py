@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from metamorph.decoder.adapter import FeatureAdapter
+from metamorph.decoder.one_pass import OnePassDecoder
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.samplers import sampler
+from metamorph.decoder.vit_decoder import vit_decoder
 from metamorph.model import MetaMorph, assemble
 from tests.bench.bench_records import write_attention
 from tests.pages import ROOT, blocks
@@ -19,6 +21,7 @@ from tests.tiny_run import tiny_diffusion, write_language, write_vision
 GRID = 8  # as the pages have it
 FEATURE_WIDTH = 24  # of the tiny encoder
 TOY_WIDTH, TOY_GRID = 96, 4  # of the encoder that the package ships, and of the toy's runs
+ONE_PASS_DECODER = "models/decoder_rae"
 MODELS = "runs/quickstart/model", "runs/quickstart/stages/align/model", "runs/mine/model"
 RECIPE_MIXTURES = "align", "instruct", "pictures"
 
@@ -38,6 +41,8 @@ def write_page_folder(folder: Path) -> None:
     for name in MODELS:
         model.save_pretrained(folder / name, tokenizer)
         decoder.save_pretrained(folder / name / "decoder")
+    sizes = {"width": 16, "layers": 1, "heads": 2, "picture_size": 64, "patch_size": 8}
+    OnePassDecoder(vit_decoder(FEATURE_WIDTH, **sizes)).save_pretrained(folder / ONE_PASS_DECODER)
     adapter = FeatureAdapter(TOY_WIDTH, 16, unet.config.cross_attention_dim)
     teacher = VisualDecoder(vae, unet, decoder.scheduler, adapter, 2.0, 2, TOY_GRID**2)
     teacher.save_pretrained(folder / "runs/quickstart/stages/decoder/decoder")

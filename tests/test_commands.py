@@ -23,6 +23,7 @@ from metamorph.cli.command import build_parser, main
 from metamorph.config.reading import load_config, overrides_from_namespace
 from metamorph.config.shipped import find_config
 from metamorph.quickstart import run as quickstart
+from tests.page_folder import ONE_PASS_DECODER
 from tests.pages import PAGES, ROOT, blocks, commands, title
 
 ONE_STEP = "--training.steps 1 --device cpu --overwrite"  # blocks give alternatives in turn
@@ -129,6 +130,7 @@ def here(page_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "QUESTIONS", 20)
     monkeypatch.setattr(quickstart, "OTHER_QUESTIONS", {"motion": 1})
     monkeypatch.setattr(quickstart, "DRAWINGS", dict.fromkeys(quickstart.DRAWINGS, 1))
+    monkeypatch.setattr(quickstart, "ONE_PASS_DECODER", tmp_path / ONE_PASS_DECODER)
     with torch.compiler.set_stance("force_eager"):  # torchao compiles its optimizer for a minute
         yield
 

@@ -78,11 +78,12 @@ from pathlib import Path
 from metamorph.cli.command import main
 from metamorph.quickstart import run
 print(run.__file__, run.stage_config("decoder", Path()).model.vision, sep="\\n")
+print(run.ONE_PASS_DECODER / "vit/diffusion_pytorch_model.safetensors")
 main(["train", "configs/metamorph_8b/instruct.yaml", "--dry-run", "--world-size", "256"])
 main(["quickstart", "--help"])
 """
     shown = run([*wheels.values()], tmp_path, "-c", program)
-    for path in map(Path, shown.splitlines()[:2]):
+    for path in map(Path, shown.splitlines()[:3]):
         assert path.is_relative_to(wheels["metamorph_vpit"]) and path.exists()
     assert "plan of stage instruct on 256" in shown  # a run file by its name in the clone
     assert "metamorph quickstart" in shown

@@ -30,6 +30,7 @@ from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
+ONE_PASS_DECODER = ASSETS / "decoder_rae"
 STAGES = ("language", "align", "instruct", "decoder")
 DIFFUSION, ONE_PASS = DECODERS = "diffusion", "one pass"  # the first is trained here and joined
 QUESTIONS = 300
@@ -106,7 +107,7 @@ def evaluate(
     answers = held_out.answer_questions(chat, held_out.tasks_of("question", QUESTIONS))
     tasks = {kind: held_out.drawing_tasks(kind, count) for kind, count in DRAWINGS.items()}
     one_pass = open_decoder_for(
-        ASSETS / "decoder_rae", chat.model.config, chat.model.encoder, chat.device
+        ONE_PASS_DECODER, chat.model.config, chat.model.encoder, chat.device
     )
     drawings: dict[str, dict[str, list[held_out.Drawing]]] = {name: {} for name in DECODERS}
     for kind, judged in held_out.JUDGED.items():
