@@ -245,7 +245,7 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
     },
     "apex-group-norm": {
         "apex": {},
-        "apex.optimizers": {},
+        "apex.optimizers": {"FusedAdam": FusedAdam},
         "apex.contrib": {},
         "apex.contrib.group_norm": {"GroupNorm": GroupNorm},
     },
