@@ -6,10 +6,9 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 OLDER_TRITON := build/triton-3.6.0
-# Files of tests side by side, each in a process with one thread: they are too small for more. One
-# process more than there are processors, for many tests wait for what they have started.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# Files of tests side by side, each in a process with one thread: they are too small for more. Four,
+# also on two processors, for many tests wait for a server or a training run that they have started.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Of the broken files that a hunt draws: longer hunts are a command of their own, docs/reliability.md.
 FUZZ_ROUNDS ?= 0.4
