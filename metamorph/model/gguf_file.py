@@ -70,7 +70,8 @@ class GGUFFile:
             )
 
     def read(self, tensor: GGUFTensor) -> Tensor:
-        """The tensor's values in fp32, those of blocks decoded."""
+        """The tensor's values in fp32, those of blocks decoded. Raises `UserError`, which does not
+        name the file, for a type that the package gguf cannot decode."""
         from gguf import GGMLQuantizationType, dequantize
 
         raw = np.frombuffer(self._bytes, np.uint8, tensor.size, tensor.start)
@@ -79,8 +80,8 @@ class GGUFFile:
             values = dequantize(rows, GGMLQuantizationType(tensor.number))
         except NotImplementedError as error:
             raise UserError(
-                f"{self.path}: the tensor {tensor.name!r} is of type {tensor.kind}, which the "
-                f"package gguf cannot decode"
+                f"the tensor {tensor.name!r} is of type {tensor.kind}, which the package gguf "
+                f"cannot decode"
             ) from error
         # The file's own bytes may not be written to: what is no block is a view of them.
         return torch.from_numpy(np.require(values, np.float32, "W")).reshape(tensor.shape)
@@ -145,6 +146,8 @@ def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
     found = {}
     for _ in range(count):
         key = reader.text()
+        if key in found:
+            raise UserError(f"the key {shown(key)} is there twice")
         found[key] = reader.value()
     return found
 
@@ -164,6 +167,8 @@ def _tensors(reader: _Reader, count: int, metadata: dict) -> dict[str, GGUFTenso
     begin = math.ceil(reader.at / alignment) * alignment
     found = {}
     for name, shape, number, offset in table:
+        if name in found:
+            raise UserError(f"the tensor {name!r} is there twice")
         try:
             kind = GGMLQuantizationType(number)
             block, block_bytes = GGML_QUANT_SIZES[kind]

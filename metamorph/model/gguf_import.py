@@ -1,6 +1,7 @@
 """A Llama of a GGUF file as a Hugging Face folder: config, safetensors, tokenizer, stop tokens."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def import_gguf(path: str | Path, folder: str | Path) -> dict[str, Any]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(folder)
     try:
-        write_tensors(temporary, outline, whole=whole)
+        with within(file.path):
+            write_tensors(temporary, outline, whole=whole)
         settings = {**config.to_dict(), **special, "dtype": str(dtype).removeprefix("torch.")}
         write_json(temporary / "config.json", settings)
         write_json(temporary / "generation_config.json", special)
@@ -101,9 +103,7 @@ def language_config(file: GGUFFile) -> LanguageConfig:
         raise UserError(f"its architecture is {shown(architecture)}, expected 'llama'")
     if data.get("llama.expert_count"):
         raise UserError("a mixture of experts, which this Llama has not")
-    scaling = data.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UserError(f"llama.rope.scaling.type is {shown(scaling)}, which this Llama has not")
+    _check_unscaled(data)
     embeddings = file.tensors.get("token_embd.weight")
     if embeddings is None or len(embeddings.shape) != 2:
         raise UserError("the tensor 'token_embd.weight' is missing, or no matrix")
@@ -136,14 +136,29 @@ def language_config(file: GGUFFile) -> LanguageConfig:
     return config
 
 
+def _check_unscaled(data: dict[str, Any]) -> None:
+    """Raises `UserError` where llama.cpp would scale positions by these keys. 0 is none too."""
+    scaling = data.get("llama.rope.scaling.type", "linear")  # as llama.cpp takes one not named
+    if scaling not in ("none", "linear"):
+        raise UserError(f"llama.rope.scaling.type is {shown(scaling)}, which this Llama has not")
+    keys = ["rope.scaling.attn_factor"]
+    if scaling == "linear":
+        keys += ["rope.scaling.factor", "rope.scale_linear"]  # the latter in old files
+    for key in keys:
+        factor = data.get(f"llama.{key}", 1)
+        if factor not in (0, 1):
+            raise UserError(f"llama.{key} is {shown(factor)}, a scaling that this Llama has not")
+
+
 def _scaling(file: GGUFFile, config: LanguageConfig) -> dict[str, Any] | None:
     """The Llama-3 scaling whose factors these are, None if all are 1."""
     factors = file.read(_of_shape(file, ROPE_FACTORS, (config.head_dim // 2,)))
     if (factors == 1).all():
         return None
     plain = inverse_frequencies(config, factors.device)
-    config.rope_scaling = {**LLAMA3_SCALING, "factor": float(factors.max())}
-    if not torch.allclose(plain / factors, inverse_frequencies(config, factors.device), rtol=1e-4):
+    config = replace(config, rope_scaling={**LLAMA3_SCALING, "factor": float(factors.max())})
+    scaled = inverse_frequencies(config, factors.device)
+    if not torch.allclose(plain / factors, scaled, rtol=1e-4, atol=0):  # down to 1e-8
         raise UserError(f"{ROPE_FACTORS} holds another scaling of positions than Llama 3's")
     return config.rope_scaling
 

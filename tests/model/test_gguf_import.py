@@ -127,9 +127,11 @@ def test_the_scaling_of_llama_3_is_read_off_its_factors(tiny, tmp_path):
     path = write_gguf(tmp_path / "a.gguf", metadata, tensors | {"rope_freqs.weight": factors})
     import_gguf(path, tmp_path / "llama")
     torch.testing.assert_close(logits(tmp_path / "llama"), model(IDS[None]).logits[0])
-    write_gguf(path, metadata, tensors | {"rope_freqs.weight": torch.linspace(1, 2, 8)})
-    with pytest.raises(UserError, match="rope_freqs.weight holds another scaling"):
-        import_gguf(path, tmp_path / "other")
+    slowest = factors * torch.tensor([1.0] * 7 + [0.997])  # a difference of 4e-9
+    for other in (torch.linspace(1, 2, 8), slowest):
+        write_gguf(path, metadata, tensors | {"rope_freqs.weight": other})
+        with pytest.raises(UserError, match="rope_freqs.weight holds another scaling"):
+            import_gguf(path, tmp_path / "other")
     write_gguf(path, metadata, tensors | {"rope_freqs.weight": torch.ones(8)})
     import_gguf(path, tmp_path / "unscaled")
     assert read_json(tmp_path / "unscaled/config.json")["rope_scaling"] is None
@@ -141,6 +143,18 @@ def test_the_scaling_of_llama_3_is_read_off_its_factors(tiny, tmp_path):
         ({"general.architecture": "qwen2"}, "its architecture is 'qwen2', expected 'llama'"),
         ({"llama.expert_count": 8}, "a mixture of experts"),
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
+        ({"llama.rope.scaling.factor": 4.0}, "llama.rope.scaling.factor is 4.0, a scaling that"),
+        ({"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear is 2.0, a scaling that"),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0},
+            "llama.rope.scaling.factor is 8.0, a scaling that",
+        ),
+        (
+            {"llama.rope.scaling.type": "none", "llama.rope.scaling.attn_factor": 0.5},
+            "llama.rope.scaling.attn_factor is 0.5, a scaling that",
+        ),
+        ({"llama.rope.freq_base": 0.0}, "rope_theta: expected a number above 0, got 0.0"),
+        ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "rms_norm_eps: expected a number of"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16"),
         ({"llama.block_count": 3}, "the tensor 'blk.2.attn_norm.weight' is missing"),
         ({"llama.block_count": 1}, "the tensor 'blk.1.attn_k.weight' belongs to no part"),
@@ -152,6 +166,13 @@ def test_the_scaling_of_llama_3_is_read_off_its_factors(tiny, tmp_path):
         ({"tokenizer.ggml.tokens": [*TOKENS, "x"]}, "token_type: expected one type for each token"),
         ({"tokenizer.ggml.merges": ["a zzz"]}, "tokenizer.ggml.merges: not a byte-level BPE"),
         ({"tokenizer.ggml.bos_token_id": 9999}, "tokenizer.ggml.bos_token_id is 9999, expected"),
+        (
+            {
+                "tokenizer.ggml.tokens": [TOKENS[0], "<a b:7>", *TOKENS[2:]],
+                "tokenizer.ggml.add_bos_token": True,
+            },
+            "tokenizer.ggml.bos_token_id: '<a b:7>' cannot be put before a text",
+        ),
         (
             {"tokenizer.ggml.tokens": [*TOKENS, "xyz"], "tokenizer.ggml.token_type": [1] * 264},
             "264 tokens, but 263 rows for them",
@@ -165,6 +186,50 @@ def test_what_this_llama_is_not(tiny, tmp_path, capsys, keys, message):
     assert main(["import", str(path), str(tmp_path / "llama")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"metamorph: {path}: ") and message in line
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"llama.rope.scaling.type": "linear"},
+        {"llama.rope.scaling.factor": 1.0, "llama.rope.scale_linear": 0.0},
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
+    ],
+)
+def test_what_scales_nothing_is_read(tiny, tmp_path, keys):
+    _, metadata, tensors = tiny
+    import_gguf(write_gguf(tmp_path / "a.gguf", metadata | keys, tensors), tmp_path / "llama")
+    assert read_json(tmp_path / "llama/config.json")["rope_scaling"] is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"bos_token_id", b"eos_token_id", "the key 'tokenizer.ggml.eos_token_id' is there twice"),
+        (b"blk.1.attn_k", b"blk.0.attn_k", "the tensor 'blk.0.attn_k.weight' is there twice"),
+    ],
+)
+def test_what_is_there_twice(tiny, tmp_path, old, new, message):
+    _, metadata, tensors = tiny
+    path = write_gguf(tmp_path / "a.gguf", metadata, tensors)
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(UserError, match=f"^{path}: {message}$"):
+        import_gguf(path, tmp_path / "llama")
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "output_norm.weight"])
+def test_a_type_that_cannot_be_decoded(tiny, tmp_path, name):
+    """Of what is read for the settings, and of what is read when it is written."""
+    _, metadata, tensors = tiny
+    tensors = tensors | {"rope_freqs.weight": torch.ones(8)}
+    path = write_gguf(tmp_path / "a.gguf", metadata, tensors)
+    data = bytearray(path.read_bytes())
+    at = data.index(name.encode()) + len(name) + 12  # behind the name one dimension, and its size
+    data[at : at + 4] = struct.pack("<I", 26)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"^{path}: the tensor '{name}' is of type I32, which the"):
+        import_gguf(path, tmp_path / "llama")
     assert list(tmp_path.iterdir()) == [path]
 
 

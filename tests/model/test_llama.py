@@ -150,6 +150,17 @@ def test_flat_and_nested_rotary_settings_read_alike():
         ({"num_hidden_layers": 0}, "num_hidden_layers: expected at least 1, got 0"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 1000, got 1000000000"),
         ({"head_dim": 7}, "head_dim: .*even number, got 7"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings: expected at least 1, got 0"),
+        ({"rope_theta": -1.0}, "rope_theta: expected a number above 0, got -1.0"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta: expected a number above 0, got 0"),
+        ({"rope_theta": float("inf")}, "rope_theta: expected float, got inf"),
+        ({"rope_theta": 10**400}, "rope_theta: expected float, got 1000"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps: expected a number of at least 0, got -1e-05"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: expected float, got nan"),
+        (
+            {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+            "high_freq_factor, 4.0, needs to be above low_freq_factor, 4.0",
+        ),
     ],
 )
 def test_what_the_decoder_cannot_do_is_refused(change, message):
