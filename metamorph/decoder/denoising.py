@@ -81,8 +81,7 @@ class Denoising(Iterator[DrawingStep]):
     makes pictures of clean latents, and of an output type as diffusers names them.
 
     `on_step_end`, if set, is given the number of each step, from 0, its timestep and the latents
-    that it left, and returns those to go on with. Raises `ValueError` for so many steps that the
-    sampler would take a timestep twice.
+    that it left, and returns those to go on with.
     """
 
     def __init__(
@@ -104,11 +103,6 @@ class Denoising(Iterator[DrawingStep]):
         self.on_step_end: Callable[[int, Tensor, Tensor], Tensor] | None = None
         self.scheduler: Any = copy.copy(scheduler)  # it remembers the steps of one drawing
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        if len(self.scheduler.timesteps.unique()) < len(self):  # which divides by their distance
-            raise ValueError(
-                f"num_inference_steps: {num_inference_steps} of this sampler would take a timestep "
-                f"twice, expected fewer"
-            )
         # In 32 bits whatever the UNet computes in: what is left of the noise is a sum of all steps.
         self.latents = noise.float() * self.scheduler.init_noise_sigma  # [B, channels, side, side]
         self.done = 0  # steps

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import diffusers
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from metamorph.config.keys import DecoderAttention, DecoderGroupNorm
@@ -62,6 +62,12 @@ class VisualDecoder(standalone.VisualDecoder):
                     f"know none of this decoder's numbers of groups and channels; see "
                     f"docs/libraries.md"
                 )
+
+    def _check_steps(self, schedule: SchedulerMixin, count: int) -> None:
+        try:
+            super()._check_steps(schedule, count)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _decode(self, latents: Tensor, output_type: str) -> Pictures:
         try:

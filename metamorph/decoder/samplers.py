@@ -3,6 +3,7 @@
 This file needs diffusers alone, for `metamorph.decoder.standalone` takes it to decoders' folders.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,3 +42,17 @@ def sampler(name: str, noise_schedule: Mapping[str, Any]) -> Any:
     if noise_schedule.get("rescale_betas_zero_snr"):  # it starts from noise alone, the last step
         settings = {**settings, "timestep_spacing": "trailing"}
     return getattr(diffusers, SAMPLERS[name]).from_config(noise_schedule, **settings)
+
+
+def check_steps(name: str, scheduler: Any, steps: int) -> None:
+    """Raises `ValueError`, which begins with `name`, unless the scheduler can draw in so many steps.
+    Some of them round two to the same timestep, where their formulas divide by zero."""
+    trained = scheduler.config.num_train_timesteps
+    if steps > trained:
+        raise ValueError(f"{name}: expected at most {trained}, got {steps}")
+    trial = copy.copy(scheduler)
+    trial.set_timesteps(steps)  # on the host, where looking at them makes no device wait
+    if len(trial.timesteps.unique()) < steps:
+        raise ValueError(
+            f"{name}: {steps} steps of this sampler would take a timestep twice, expected fewer"
+        )

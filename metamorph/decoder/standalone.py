@@ -4,7 +4,8 @@
 `trust_remote_code=True`. So it imports nothing of `metamorph` but the files that go with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from metamorph.decoder.denoising import Denoising, Guidance, Pictures
 from metamorph.decoder.folder_code import write_files
-from metamorph.decoder.samplers import sampler
+from metamorph.decoder.samplers import check_steps, sampler
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 ADAPTER = ("metamorph.decoder.adapter", "FeatureAdapter")  # as model_index.json names it
@@ -183,9 +184,7 @@ class VisualDecoder(DiffusionPipeline):
         schedule = (
             self.scheduler if scheduler is None else sampler(scheduler, self.scheduler.config)
         )
-        trained = schedule.config.num_train_timesteps
-        if count > trained:
-            raise ValueError(f"num_inference_steps: expected at most {trained}, got {count}")
+        self._check_steps(schedule, count)
         device, dtype, side = self._execution_device, self.unet.dtype, self.unet.config.sample_size
         shape = (self.unet.config.in_channels, side, side)
         noise = [
@@ -223,6 +222,9 @@ class VisualDecoder(DiffusionPipeline):
             )
         return generators
 
+    def _check_steps(self, schedule: SchedulerMixin, count: int) -> None:
+        check_steps("num_inference_steps", schedule, count)
+
     def _decode(self, latents: Tensor, output_type: str) -> Pictures:
         """Pictures of clean latents [B, channels, side, side]."""
         pixels = latents
@@ -255,10 +257,24 @@ class VisualDecoder(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """What diffusers saves, and the code that opens it without `metamorph`."""
         self.register_to_config(adapter=ADAPTER)
-        for part in (self.vae, self.unet, self.adapter):  # safetensors stores no other layout
-            part.to(memory_format=torch.contiguous_format)
         write_code(Path(save_directory), type(self.adapter))
-        super().save_pretrained(save_directory, *arguments, **options)
+        with _contiguous(self.vae, self.unet, self.adapter):
+            super().save_pretrained(save_directory, *arguments, **options)
+
+
+@contextmanager
+def _contiguous(*parts: torch.nn.Module) -> Generator[None]:
+    """Their weights lie as safetensors stores them while the body runs; then as before, so that
+    what was compiled for that layout is not compiled anew."""
+    weights = [weight for part in parts for weight in part.parameters()]
+    before = [(weight, weight.data) for weight in weights if not weight.is_contiguous()]
+    try:
+        for weight, data in before:
+            weight.data = data.contiguous()
+        yield
+    finally:
+        for weight, data in before:
+            weight.data = data
 
 
 def write_code(folder: Path, adapter: type) -> None:

@@ -22,8 +22,8 @@ from metamorph.data.sources import Source
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.parts import load_base
 from metamorph.decoder.pipeline import VisualDecoder
-from metamorph.decoder.samplers import sampler
-from metamorph.errors import within
+from metamorph.decoder.samplers import check_steps, sampler
+from metamorph.errors import UserError, within
 from metamorph.folders import check_folder
 from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_encoder
@@ -60,6 +60,11 @@ class DecoderTrainer(LatentTrainer):
         self.noise_scheduler = training_schedule(
             schedule, decoder.prediction, decoder.zero_terminal_snr
         )
+        draws = sampler(decoder.sampler, self.noise_scheduler.config)
+        try:
+            check_steps("decoder.sampling_steps", draws, decoder.sampling_steps)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         self.objective = DiffusionObjective(
             self.noise_scheduler, decoder.min_snr_gamma, decoder.noise_offset
         )
@@ -268,10 +273,6 @@ class DecoderStage:
         with self.average.in_place():
             decoder = self.module.decoder(self.config.decoder)
             if decoder is not None:
-                for part in decoder.components.values():
-                    if isinstance(part, nn.Module):  # safetensors stores no other layout
-                        # pyrefly: ignore[no-matching-overload]  its stub lacks a format alone
-                        part.to(memory_format=torch.contiguous_format)
                 decoder.save_pretrained(folder / "decoder")
         return folder / "decoder"
 

@@ -151,7 +151,10 @@ def test_compiled_blocks_draw_the_same(tmp_path, wide):
     drawn = wide.draw(FEATURES, seeds=[1, 2])
     assert graphs["unique_graphs"] - before == 4  # two blocks of the UNet, and of the VAE
     wide.save_pretrained(tmp_path)
+    after_saving = wide.draw(FEATURES, seeds=[1, 2])
+    assert graphs["unique_graphs"] - before == 4  # nothing is compiled anew
+    assert wide.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     again = VisualDecoder.from_folder(tmp_path).draw(FEATURES, seeds=[1, 2])
-    for pictures in (drawn, again):
+    for pictures in (drawn, after_saving, again):
         for one, other in zip(pictures, expected, strict=True):
             assert np.abs(np.subtract(one, other, dtype=int)).max() <= 1

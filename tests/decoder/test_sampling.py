@@ -268,8 +268,6 @@ def test_an_interrupted_drawing_is_shown_as_it_is(calls):
         ({"guidance_interval": (0, float("nan"))}, "guidance_interval: expected two shares"),
         ({"output_type": "png"}, r"output_type: expected one of \('pil', 'np', 'pt', 'latent'\)"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"num_inference_steps": 1000}, "num_inference_steps: 1000 of this sampler would take a t"),
-        ({"num_inference_steps": 1001}, "num_inference_steps: expected at most 1000, got 1001"),
         ({"seeds": [1, 2]}, "seeds: expected one for each of 5 pictures, got 2"),
         ({"seeds": SEEDS, "generator": torch.Generator()}, "seeds: expected none beside a gen"),
     ],
@@ -279,6 +277,19 @@ def test_arguments_out_of_their_limits_are_refused(wrong, problem):
         DECODER.draw(FEATURES, **wrong)
     with pytest.raises(ValueError, match="of at least one picture"):
         DECODER.draw(FEATURES[:0])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_that_a_sampler_cannot_take_are_said_to_the_user(monkeypatch, name):
+    """Of those who have all timesteps, some divide by the distance of two that are one."""
+    set_sampler(monkeypatch, name)
+    with pytest.raises(UserError, match="num_inference_steps: expected at most 1000, got 1001"):
+        DECODER.steps(FEATURES, num_inference_steps=1001)
+    if name in ("ddim", "euler"):
+        assert len(DECODER.steps(FEATURES, num_inference_steps=1000)) == 1000
+    else:
+        with pytest.raises(UserError, match="num_inference_steps: 1000 steps of this sampler wou"):
+            DECODER.steps(FEATURES, num_inference_steps=1000)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,14 @@ def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):
         DecoderTrainer(replace(config, decoder=other))
 
 
+def test_default_steps_that_the_sampler_cannot_take_are_refused_at_once(config):
+    config.decoder.sampling_steps = 1000
+    with pytest.raises(UserError, match=r"^decoder.sampling_steps: 1000 steps of this sampler"):
+        DecoderTrainer(config)
+    config.decoder.sampler = "ddim"
+    DecoderTrainer(config)
+
+
 def test_processes_must_share_the_pictures_evenly(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="decoder.batch_size: 4 cannot be shared evenly by 3"):
