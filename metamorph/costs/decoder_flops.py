@@ -30,7 +30,8 @@ def diffusion_flops(
     """Of one picture of a run, by part. No operation runs, wherever the modules are.
 
     The frozen parts are left out where their results are cached; of a picture whose condition is
-    dropped nothing is encoded. `unet`: before it is told to keep less for its backward.
+    dropped nothing is encoded. `unet`: before it is told to keep less for its backward. A student's
+    `decoder.guidance_scale` is given: it says how often its teacher predicts.
     """
     is_student = config.stage == "distill"
     kept = 1 if is_student else 1 - config.decoder.condition_dropout
@@ -44,22 +45,23 @@ def diffusion_flops(
         timestep = torch.zeros(1)
 
     def predict() -> Tensor:
-        condition = functional_call(adapter, _outline(adapter), features)
         return functional_call(unet, _outline(unet), (noisy, timestep, condition)).sample
 
     encoder = nn.Sequential(vae.encoder, vae.quant_conv or nn.Identity())
     _, encoding = _count(lambda: functional_call(encoder, _outline(encoder), pixels))
-    noise, forward = _count(predict)
+    condition, adapting = _count(lambda: functional_call(adapter, _outline(adapter), features))
+    noise, predicting = _count(predict)
     _, backward = _count(lambda: noise.sum().backward())
     parts = {
-        UNET: Flops(forward, backward),
+        UNET: Flops(adapting + predicting, backward),
         VAE: Flops(encoding),
         ENCODER: encoder_flops(vision.config, kept, len(vision.tokens_read)),
     }
-    if is_student:  # it draws, and the teacher beside it with and without a condition
+    if is_student:  # it draws, and the teacher beside it, with guidance in two branches
         steps = config.decoder.sampling_steps
-        parts[UNET] = Flops(steps * forward, steps * backward)
-        parts[TARGET] = Flops(2 * config.decoder.teacher_steps * forward)
+        branches = 1 if config.decoder.guidance_scale == 1 else 2
+        parts[UNET] = Flops(adapting + steps * predicting, steps * backward)
+        parts[TARGET] = Flops(branches * config.decoder.teacher_steps * predicting)
         del parts[VAE]  # which is for drawing alone
     return {name: part for name, part in parts.items() if not cached.get(name)}
 

@@ -45,8 +45,8 @@ def sampler(name: str, noise_schedule: Mapping[str, Any]) -> Any:
 
 
 def check_steps(name: str, scheduler: Any, steps: int) -> None:
-    """Raises `ValueError`, which begins with `name`, unless the scheduler can draw in so many steps.
-    Some of them round two to the same timestep, where their formulas divide by zero."""
+    """Raises `ValueError`, which begins with `name`, unless a scheduler can draw in so many steps.
+    Some round two of them to one timestep, where their formulas divide by zero."""
     trained = scheduler.config.num_train_timesteps
     if steps > trained:
         raise ValueError(f"{name}: expected at most {trained}, got {steps}")

@@ -19,6 +19,7 @@ from metamorph.model.outline import outline_encoder, public_sizes
 from metamorph.model.weights import read_json
 from metamorph.training.decoders.one_pass_objective import Critic
 from metamorph.training.decoders.one_pass_rules import check_patches
+from metamorph.training.decoders.student_rules import with_guidance
 from metamorph.training.lora import UNET_LAYERS, add_adapters
 from metamorph.training.parallel import make_mesh, shard_parts, trained_children
 
@@ -61,7 +62,11 @@ class DiffusionOutline(DecoderOutline):
         super().__init__()
         self.vision, vision_source = outline_encoder(config.model)
         is_student = config.stage == "distill"
-        sizes, source = (_teacher_sizes if is_student else _base_sizes)(config.decoder)
+        if is_student:
+            sizes, source, guidance_scale = _teacher_sizes(config.decoder)
+            config = with_guidance(config, guidance_scale)
+        else:
+            sizes, source = _base_sizes(config.decoder)
         self.sources = [vision_source, source]
         with torch.device("meta"):
             self.vae = AutoencoderKL.from_config(sizes["vae"]).requires_grad_(False)
@@ -88,8 +93,8 @@ class DiffusionOutline(DecoderOutline):
 
 
 class OnePassOutline(DecoderOutline):
-    """Of a ViT that decodes in one pass. Features that are cached spare the encoder the pictures,
-    not the drawings."""
+    """Of a ViT that decodes in one pass. Features that are cached spare no encoder: it looks at
+    drawings, at the latest when they are validated."""
 
     repeated = VIT
 
@@ -109,8 +114,6 @@ class OnePassOutline(DecoderOutline):
             if decoder.adversarial_weight:
                 self.critic = Critic(self.vision.width)
         self.flops = one_pass_flops(config, self.vit, self.vision, looks_again)
-        if config.data.features and not looks_again:
-            del self.vision
 
     def blocks(self) -> list[nn.Module]:
         return list(self.vit.decoder.decoder_layers)
@@ -132,10 +135,12 @@ def _base_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str]:
     return sizes, f"decoder.base, {folder}, is not there: public sizes of {folder.name}"
 
 
-def _teacher_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str]:
+def _teacher_sizes(settings: DecoderConfig) -> tuple[dict[str, dict], str, float]:
+    """The same, and the guidance that it was saved with."""
     folder = check_folder(settings.teacher, "decoder.teacher")
-    check_decoder(folder)
-    return _sizes(folder, "unet", "vae", "adapter"), f"sizes of decoder.teacher, {folder}"
+    own = check_decoder(folder)
+    sizes = _sizes(folder, "unet", "vae", "adapter")
+    return sizes, f"sizes of decoder.teacher, {folder}", own.guidance_scale
 
 
 def _sizes(folder: Path, *names: str) -> dict[str, dict]:

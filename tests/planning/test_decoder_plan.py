@@ -6,6 +6,10 @@ import torch
 
 from metamorph.config import DecoderConfig, ParallelConfig, RunConfig
 from metamorph.costs.memory import decoder_bytes
+from metamorph.data.encode import encode
+from metamorph.data.mixture import parts_of
+from metamorph.data.opening import open_source
+from metamorph.model.opening import open_encoder
 from metamorph.planning.decoder_outlines import outline_decoder
 from metamorph.processes import process_group
 from metamorph.training.decoder_stage import DecoderStage
@@ -47,7 +51,7 @@ def planned(config: RunConfig, processes: int) -> dict[str, float]:
 
 def test_weights_and_their_averages_of_whole_copies_and_shards(folder):
     """Of a decoder, also where adapters alone are trained, of a student beside its teacher, and of
-    one that draws in one pass, with its critic."""
+    one that draws in one pass, with its critic, or of cached features by their pixels alone."""
     config = decoder_config(folder)
     config.decoder = replace(config.decoder, ema_decay=0.99, condition_dropout=0.0)
     copies, shards = (replace(config, parallel=ParallelConfig(shard=shard)) for shard in (1, 0))
@@ -59,7 +63,13 @@ def test_weights_and_their_averages_of_whole_copies_and_shards(folder):
     )
     one_pass = replace(shards, decoder=tiny_one_pass_config(folder).decoder)
     one_pass.decoder = replace(one_pass.decoder, adversarial_weight=0.1, ema_decay=0.9)
-    configs = (copies, shards, adapted, student, one_pass)
+    pixels = replace(one_pass.decoder, adversarial_weight=0.0, perceptual_weight=0.0)
+    one_pass.data = replace(one_pass.data, samples=4)
+    parts = parts_of(open_source(one_pass.data, 0, words=False))
+    encode(parts, open_encoder(one_pass.model), folder / "features", "fp16")
+    cached = replace(one_pass, decoder=pixels)
+    cached.data = replace(one_pass.data, features=str(folder / "features"))
+    configs = (copies, shards, adapted, student, one_pass, cached)
     first, second = run_processes(2, states_of_a_step, *configs)
     for run, one, other in zip(configs, first, second, strict=True):
         assert planned(run, 2) == one, run

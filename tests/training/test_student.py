@@ -21,6 +21,7 @@ from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.opening import open_encoder
 from metamorph.monitor.metrics_file import read_metrics
+from metamorph.planning.decoder_outlines import outline_decoder
 from metamorph.planning.dry_run import describe_run
 from metamorph.training.decoder_stage import DecoderStage
 from metamorph.training.decoders.student import DistillTrainer, guided
@@ -197,8 +198,26 @@ def test_guidance_is_the_teachers_unless_a_key_says_otherwise(config):
 def test_operations_are_counted_of_all_steps_of_both(config):
     few, many = (DistillTrainer(with_decoder(config, teacher_steps=n)).flops for n in (4, 8))
     assert "vae" not in few
-    assert few[TARGET].total == 2 * few[UNET].forward  # with and without condition
     assert many[TARGET].total == 2 * few[TARGET].total and many[UNET] == few[UNET]
+    one_step = few[TARGET].total / (2 * 4)  # with and without condition
+    adapter = few[UNET].forward - 4 * one_step  # which runs once, and is not trained
+    longer = with_decoder(config, sampling_steps=8, teacher_steps=8)
+    assert 0 < adapter < one_step
+    assert DistillTrainer(longer).flops[UNET].forward == adapter + 8 * one_step
+
+
+def test_operations_and_their_plan_are_of_the_guidance_that_is_learnt(config, folders, tmp_path):
+    """The second branch is left out at a guidance of 1, the teacher's own or that of a key."""
+    teacher = shutil.copytree(folders / "decoder", tmp_path / "unguided")
+    index = json.loads((teacher / "model_index.json").read_text())
+    (teacher / "model_index.json").write_text(json.dumps(index | {"guidance_scale": 1.0}))
+    twice, once = config, with_decoder(config, guidance_scale=1.0)
+    unguided = with_decoder(config, teacher=str(teacher))
+    guided_twice, guided_once = (DistillTrainer(run).flops for run in (twice, unguided))
+    assert guided_twice[UNET] == guided_once[UNET]
+    assert guided_twice[TARGET].total == 2 * guided_once[TARGET].total
+    planned = [outline_decoder(run).flops for run in (twice, once, unguided)]
+    assert planned == [guided_twice, guided_once, guided_once]
 
 
 def test_the_student_moves_alone_and_is_saved_as_a_decoder_of_four_steps(trained, folders):

@@ -30,6 +30,7 @@ from metamorph.model.encoder_identity import identity
 from metamorph.model.opening import open_encoder
 from metamorph.model.vision import VisionEncoder
 from metamorph.training.decoders.latents import LatentTrainer
+from metamorph.training.decoders.student_rules import with_guidance
 from metamorph.training.decoders.trajectory import Predict, Trajectory
 from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
@@ -44,12 +45,13 @@ class DistillTrainer(LatentTrainer):
     """
 
     def __init__(self, config: RunConfig):
-        settings = config.decoder
-        folder = check_folder(settings.teacher, "decoder.teacher")
+        folder = check_folder(config.decoder.teacher, "decoder.teacher")
         vision = open_encoder(config.model)
         with within("decoder.teacher"):
             check_encoder(folder, vision)
             decoder = VisualDecoder.from_folder(folder)
+        config = with_guidance(config, decoder.config.guidance_scale)
+        settings = config.decoder
         super().__init__(config, vision, decoder.vae, copy.deepcopy(decoder.unet))
         self.adapter, self.teacher = decoder.adapter, decoder.unet
         for frozen in (self.adapter, self.teacher):
@@ -59,8 +61,6 @@ class DistillTrainer(LatentTrainer):
             for block in unet_blocks(self.teacher):
                 block.compile(fullgraph=True)
         self.guidance_scale = settings.guidance_scale
-        if self.guidance_scale is None:
-            self.guidance_scale = decoder.config.guidance_scale
         self.scheduler = few_step_scheduler(decoder.scheduler.config)
         side = self.unet.config.sample_size
         self.shape = (self.unet.config.in_channels, side, side)  # of latents

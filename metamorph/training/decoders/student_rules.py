@@ -1,5 +1,7 @@
 """What the keys of stage distill say together."""
 
+from dataclasses import replace
+
 from metamorph.config import RunConfig
 from metamorph.errors import UserError
 
@@ -12,3 +14,10 @@ def check_student(config: RunConfig) -> None:
             f"decoder.teacher_steps: {decoder.teacher_steps} steps cannot be shared evenly by the "
             f"{decoder.sampling_steps} of the student (decoder.sampling_steps)"
         )
+
+
+def with_guidance(config: RunConfig, teacher: float) -> RunConfig:
+    """With the guidance that the student learns: the teacher's own, unless a key says otherwise."""
+    if config.decoder.guidance_scale is not None:
+        return config
+    return replace(config, decoder=replace(config.decoder, guidance_scale=teacher))
