@@ -11,6 +11,7 @@ stopped. Further options are keys of `metamorph train`, such as --decoder.batch_
 
 import argparse
 import json
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,7 @@ HEADS = "kind", "tokens", "noise", "cosine", "shuffled", "PSNR", "SSIM", "all ri
 def larger_encoder(folder: Path) -> Path:
     """The toy encoder for pictures of twice the size, with positions in between: it has 16 x 16
     patches then, of which 256 tokens can be made."""
-    if not (folder / "config.json").exists():
+    if not folder.exists():
         small = SiglipVisionModel.from_pretrained(ASSETS / "encoder")
         sizes = small.config.to_dict() | {"image_size": 2 * small.config.image_size}
         large, weights = SiglipVisionModel(SiglipVisionConfig(**sizes)), small.state_dict()
@@ -44,8 +45,22 @@ def larger_encoder(folder: Path) -> Path:
         grid = weights[name].T.unflatten(1, (side, side))[None]
         weights[name] = F.interpolate(grid, scale_factor=2, mode="bicubic")[0].flatten(1).T
         large.load_state_dict(weights)
-        large.save_pretrained(folder)
+        unfinished = folder.with_suffix(".unfinished")
+        large.save_pretrained(unfinished)
+        unfinished.rename(folder)
     return folder
+
+
+def claim(output: Path, argv: list[str]) -> None:
+    """Keeps the command of a study in its folder, for which no other is from when a checkpoint is
+    there on. Before that nothing is worth keeping."""
+    asked, here = output / "command.json", json.dumps(argv)
+    if asked.exists() and asked.read_text() != here:
+        if any(output.glob("*/checkpoints/step-*")):
+            raise SystemExit(f"{output} holds the study of another command: {asked.read_text()}")
+        shutil.rmtree(output / "patches", ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    asked.write_text(here)
 
 
 def cut(photographs: list[Path], folder: Path) -> None:
@@ -56,6 +71,7 @@ def cut(photographs: list[Path], folder: Path) -> None:
     if len(photographs) < 2:
         raise SystemExit("--pictures: it takes two pictures, one to learn from and one to measure")
     unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     for number, path in enumerate(photographs):
         place = unfinished / ("training" if number % 5 else "held_out")
         place.mkdir(parents=True, exist_ok=True)
@@ -118,11 +134,7 @@ def study(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options, keys = parser.parse_known_args(argv)
     output, held_out = options.output, []
-    output.mkdir(parents=True, exist_ok=True)
-    asked, here = output / "command.json", json.dumps(argv)
-    if asked.exists() and asked.read_text() != here:
-        raise SystemExit(f"{output} holds the study of another command: {asked.read_text()}")
-    asked.write_text(here)
+    claim(output, argv)
     keys = ["--training.steps", options.steps, *keys]
     if options.pictures is not None:
         cut(options.pictures, output / "patches")

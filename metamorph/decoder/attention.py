@@ -64,8 +64,9 @@ class Processor:
         return dropout(linear(self.attend(q, k, v).flatten(-2))) / attn.rescale_output_factor
 
 
-def set_attention(unet: UNet2DConditionModel, name: str) -> None:
-    """Lets a library attend in all transformer blocks of a UNet, on its device and in its dtype.
+def prepare_attention(unet: UNet2DConditionModel, name: str) -> Callable[[], None]:
+    """Finds out whether a library can attend in all transformer blocks of a UNet, on its device and
+    in its dtype. Nothing is changed until what is returned is called: it puts it in place.
 
     Raises `ValueError` for a name that is none, and `UserError` for a library that cannot be used
     there, and for one that cannot compute this UNet, which a few tokens of each width show.
@@ -82,5 +83,9 @@ def set_attention(unet: UNet2DConditionModel, name: str) -> None:
                 f"the decoder's attention by {name} cannot be computed with heads of {width} in "
                 f"{unet.dtype} ({first_line(error)}); see docs/libraries.md"
             ) from error
-    for attn in found:
-        attn.set_processor(Processor(attend))
+
+    def put_in_place() -> None:
+        for attn in found:
+            attn.set_processor(Processor(attend))
+
+    return put_in_place

@@ -1,6 +1,7 @@
 """Group norms of UNet and VAE by NVIDIA apex, whose kernels read pictures channels-last."""
 
 import importlib
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -11,30 +12,39 @@ from metamorph.errors import UserError
 from metamorph.libraries import first_line
 
 
-def set_group_norm(part: nn.Module, name: str) -> int:
-    """Puts apex's `GroupNorm` in the place of PyTorch's wherever its kernels take the number of
-    groups and channels, with the same parameters by the same names, and lays the weights out
-    channels-last. Returns how many there are.
+def prepare_group_norms(parts: Sequence[nn.Module], name: str) -> Callable[[], None]:
+    """Makes apex's `GroupNorm`, with the same parameters by the same names, of every norm of the
+    parts for whose number of groups and channels it has kernels, and tries it. Nothing is changed
+    until what is returned is called: it puts them in place and lays weights out channels-last.
 
-    Raises `ValueError` for a name that is none, and `UserError` where apex cannot be used.
+    Raises `ValueError` for a name that is none, and `UserError` where apex cannot be used, or for
+    none of the norms.
     """
-    distribution_of("group norm", name, next(part.parameters()).device)
+    distribution_of("group norm", name, next(parts[0].parameters()).device)
     fused = importlib.import_module("apex.contrib.group_norm").GroupNorm
-    part.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
-    replaced = 0
-    for holder in list(part.modules()):
-        if isinstance(holder, Attention):  # its norm is of tokens, which have no such layout
-            continue
-        for child, norm in list(holder.named_children()):
-            # For others apex would compute in PyTorch, unasked.
-            if (
-                isinstance(norm, nn.GroupNorm)
-                and norm.num_groups in fused.SUPPORTED_GROUPS
-                and norm.num_channels in fused.SUPPORTED_CHANNELS
-            ):
-                setattr(holder, child, _fused(fused, norm))
-                replaced += 1
-    return replaced
+    replaced = [
+        (holder, child, _fused(fused, norm))
+        for part in parts
+        for holder in part.modules()
+        if not isinstance(holder, Attention)  # its norm is of tokens, which have no such layout
+        for child, norm in holder.named_children()
+        if isinstance(norm, nn.GroupNorm)
+        and norm.num_groups in fused.SUPPORTED_GROUPS  # apex leaves others to PyTorch, unasked
+        and norm.num_channels in fused.SUPPORTED_CHANNELS
+    ]
+    if not replaced:
+        raise UserError(
+            f"the decoder's group norm by {name} cannot be used here: its kernels know none of "
+            f"this decoder's numbers of groups and channels; see docs/libraries.md"
+        )
+
+    def put_in_place() -> None:
+        for part in parts:
+            part.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+        for holder, child, norm in replaced:
+            setattr(holder, child, norm)
+
+    return put_in_place
 
 
 def _fused(kind: type[nn.Module], norm: nn.GroupNorm) -> nn.Module:

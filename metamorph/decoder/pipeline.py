@@ -9,10 +9,10 @@ from torch import Tensor
 from metamorph.config.keys import DecoderAttention, DecoderGroupNorm
 from metamorph.decoder import standalone
 from metamorph.decoder.adapter import FeatureAdapter
-from metamorph.decoder.attention import set_attention
+from metamorph.decoder.attention import prepare_attention
 from metamorph.decoder.denoising import Pictures
 from metamorph.decoder.files import check_decoder
-from metamorph.decoder.group_norm import set_group_norm
+from metamorph.decoder.group_norm import prepare_group_norms
 from metamorph.decoder.parts import load_part, load_scheduler
 from metamorph.errors import UserError
 
@@ -51,17 +51,15 @@ class VisualDecoder(standalone.VisualDecoder):
         None leaves a part as it is. What is saved does not depend on it.
 
         Raises `ValueError` for a name that is none, and `UserError`, with the reason, for a library
-        that is not there or cannot compute this decoder.
+        that is not there or cannot compute this decoder, which is then as it was.
         """
+        prepared = []
         if attention is not None:
-            set_attention(self.unet, attention)
+            prepared.append(prepare_attention(self.unet, attention))
         if group_norm is not None:
-            if not sum(set_group_norm(part, group_norm) for part in (self.unet, self.vae.decoder)):
-                raise UserError(
-                    f"the decoder's group norm by {group_norm} cannot be used here: its kernels "
-                    f"know none of this decoder's numbers of groups and channels; see "
-                    f"docs/libraries.md"
-                )
+            prepared.append(prepare_group_norms((self.unet, self.vae.decoder), group_norm))
+        for put_in_place in prepared:  # once none of them was refused
+            put_in_place()
 
     def _check_steps(self, schedule: SchedulerMixin, count: int) -> None:
         try:

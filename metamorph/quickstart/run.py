@@ -38,7 +38,8 @@ SHOWN_QUESTIONS, SHOWN_CAPTIONS = 12, 8
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
 DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
 BARS = {"question_accuracy": 0.90, "checker_accuracy": 0.99}
-CAPTION_BARS = {"mean_of_attributes": 0.75, "all_right": 0.50}  # shares
+CAPTION_BARS = {"mean_of_attributes": 0.75, "all_right": 0.50}  # shares, of diffusion
+ONE_PASS_ALL_RIGHT = 0.90  # the same share of what the shipped decoder draws
 ABOVE_CHANCE = 0.25  # of each drawn attribute
 MARKER = "quickstart"  # a file that says that a folder may be replaced by the next quickstart
 
@@ -229,6 +230,13 @@ def missed_bars(report: dict) -> list[str]:
         share = right / captions["drawings"]
         if share < CHANCE[name] + ABOVE_CHANCE:
             missed.append(f"drawn {name} is {share:.3f}, expected {ABOVE_CHANCE} above chance")
+    one_pass = report["drawings"][ONE_PASS]["captions"]
+    share = one_pass["all_right"] / one_pass["drawings"]
+    if share < ONE_PASS_ALL_RIGHT:
+        missed.append(
+            f"all_right of captions in one pass is {share:.3f}, expected at least "
+            f"{ONE_PASS_ALL_RIGHT}"
+        )
     return missed
 
 

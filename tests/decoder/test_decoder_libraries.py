@@ -130,6 +130,34 @@ def test_what_a_library_cannot_compute_is_said_before_anything_is_drawn(monkeypa
         DecoderOptions("fp16")
 
 
+def test_a_refusal_leaves_the_decoder_as_it_was(monkeypatch, wide):
+    """Also where another library could, and where all norms but the last of the VAE can."""
+    for library in ("xformers", "apex-group-norm"):
+        fake_libraries.install(monkeypatch, library)
+    vae = AutoencoderKL(block_out_channels=(128,), mid_block_add_attention=False)
+    wide.register_modules(vae=vae)
+    forward = fake_libraries.GroupNorm.forward
+
+    def broken(norm, pixels):
+        if norm.weight is vae.decoder.conv_norm_out.weight:
+            raise RuntimeError("no kernel")
+        return forward(norm, pixels)
+
+    def state():
+        modules = [(name, type(module)) for name, module in wide.unet.named_modules()]
+        processors = [type(processor) for processor in wide.unet.attn_processors.values()]
+        return modules, processors, [weight.stride() for weight in wide.unet.parameters()]
+
+    before = state()
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_libraries.GroupNorm, "forward", broken)
+        with pytest.raises(UserError, match="with 128 channels in torch.float32 .*no kernel"):
+            wide.use_libraries(attention="xformers", group_norm="apex")
+    assert state() == before
+    wide.use_libraries(attention="xformers", group_norm="apex")
+    assert all(one != other for one, other in zip(state(), before, strict=True))
+
+
 def test_a_decoder_that_draws_in_one_pass_takes_none(tmp_path):
     tiny_one_pass().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="draws in one pass: its attention is PyTorch's own, not b"):

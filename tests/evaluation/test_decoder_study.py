@@ -65,11 +65,15 @@ def test_a_table_of_both_kinds_on_photographs(program, tmp_path, capsys):
         program["study"]([*command, "--seed", "1"])
 
 
-def test_what_fails_ends_it_with_its_exit_code(program, tmp_path, capsys):
+def test_what_fails_ends_it_with_its_exit_code_and_can_be_put_right(program, tmp_path, capsys):
+    """In the same folder, as long as nothing is trained; then no other pictures are left."""
     output = tmp_path / "study"
+    command = ["--output", str(output), "--steps", "1"]
     with pytest.raises(SystemExit, match="it takes two pictures"):
-        program["study"](["--output", str(output), "--steps", "1", "--pictures", "one.png"])
-    command = ["--output", str(tmp_path / "other"), "--steps", "1", "--decoder.colour", "red"]
-    with pytest.raises(SystemExit) as ended:
-        program["study"](command)
-    assert ended.value.code == 2 and "colour" in capsys.readouterr().err
+        program["study"]([*command, "--pictures", "one.png"])
+    for pictures in (["--pictures", *photographs(tmp_path)], []):
+        with pytest.raises(SystemExit) as ended:
+            program["study"]([*command, *pictures, "--decoder.colour", "red"])
+        assert ended.value.code == 2 and "colour" in capsys.readouterr().err
+        assert (output / "patches").exists() == bool(pictures)
+    assert {path.name for path in output.iterdir()} == {"command.json", "encoder"}

@@ -132,16 +132,31 @@ def measured(*configs: RunConfig) -> list[dict[str, float]]:
 
 
 def test_two_processes_measure_what_one_does_with_whole_copies_and_shards(tmp_path, parts):
-    """Three pictures, one at a time: at the end one of two processes has none left."""
+    """Three pictures, one at a time: at the end one of two processes has none left. Of one picture
+    beside a broken one the second has had none at all."""
     (tmp_path / "siglip").symlink_to(parts / "siglip")
     config = config_of(tmp_path)
     config.decoder.accumulate = 2
-    [alone] = measured(config)
+    held = folder_of_pictures(config, tmp_path, ["good"])
+    one = replace(config, data=replace(config.data, validation=held))
+    alone, alone_of_one = measured(config, one)
+    assert (alone_of_one["validation_pictures"], alone_of_one["validation_skipped"]) == (1, 1)
     spread = [replace(config, parallel=ParallelConfig(shard=shard)) for shard in (1, 0)]
-    first, second = run_processes(2, measured, *spread)
+    first, second = run_processes(2, measured, *spread, replace(one, parallel=spread[1].parallel))
     assert first == second
-    for found in first:
-        assert found == pytest.approx(alone, rel=1e-5)
+    for found, expected in zip(first, (alone, alone, alone_of_one), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def folder_of_pictures(config: RunConfig, folder: Path, names: list[str]) -> str:
+    """A mixture file of the first held-out picture by these names, behind them one that is none."""
+    (folder / "held.yaml").write_text("a: {source: pictures, path: held}\n")
+    (folder / "held").mkdir(exist_ok=True)
+    [picture] = open_validation(replace(config.data, validation=0.5), 0).sample(0).images
+    for name in names:
+        picture.save(folder / "held" / f"{name}.png")
+    (folder / "held" / "unusable.png").write_bytes(b"not a picture")
+    return str(folder / "held.yaml")
 
 
 def test_the_decoder_of_the_best_checkpoint_is_left_beside_the_last(tmp_path, parts, monkeypatch):
@@ -179,17 +194,12 @@ def test_sheets_show_held_out_pictures(tmp_path):
 def test_a_file_of_pictures_of_which_some_cannot_be_used(tmp_path):
     """Without a word about them; one look is at no more of them than is said."""
     config = config_of(tmp_path, "rae")
-    config.data.validation = str(tmp_path / "held.yaml")
-    (tmp_path / "held.yaml").write_text("a: {source: pictures, path: held}\n")
-    (tmp_path / "held").mkdir()
-    [picture] = open_validation(replace(config.data, validation=0.5), 0).sample(0).images
-    (tmp_path / "held" / "broken.png").write_bytes(b"not a picture")
+    config.data.validation = folder_of_pictures(config, tmp_path, [])
     with pytest.raises(
-        UserError, match=r"data.validation: none of 1 samples can be used; .*broken"
+        UserError, match=r"data.validation: none of 1 samples can be used; .*unusable"
     ):
         DecoderStage(config, CPU).validate()
-    for number in range(3):
-        picture.save(tmp_path / "held" / f"{number}.png")
+    config.data.validation = folder_of_pictures(config, tmp_path, ["0", "1", "2"])
     found = DecoderStage(config, CPU).validate()
     assert (found["validation_pictures"], found["validation_skipped"]) == (3, 1)
     config.training.validation_samples = 2

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
-from metamorph.data.pictures import Pictures, PictureStream, PreparedPicture
+from metamorph.data.pictures import Pictures, PreparedPicture
 from metamorph.data.skips import Skips, sum_skips
 from metamorph.errors import SampleError, UserError
 from metamorph.model.precision import autocast
@@ -15,6 +15,8 @@ from metamorph.processes import add_up, gather, rank, totals, world_size
 from metamorph.training.draws import Draws
 from metamorph.training.measuring import measuring
 from metamorph.training.picture_batch import PictureBatch
+
+Numbered = tuple[int, PreparedPicture]  # with the number of its sample
 
 
 class PictureValidation:
@@ -55,14 +57,18 @@ class PictureValidation:
         """Losses summed over the pictures of this process, and how many pictures all have."""
         own, pictures = self._own(skips), 0
         sums: dict[str, Tensor] = {}
+        spare: Numbered | None = None
         while True:
             taken = [*islice(own, self.at_once)]
             counted = totals([len(taken)])[0]
             if not counted:
                 return sums, pictures
             pictures += counted
-            # All must compute, as weights may be shared: one without pictures does so for nothing.
-            shown = taken or [(0, next(PictureStream(self.pictures.sample, len(self.pictures))))]
+            # All must compute, as weights may be shared. One that has no picture left does so for
+            # nothing, on the first of all pictures.
+            if spare is None:
+                spare = next(one for firsts in gather(taken[:1]) for one in firsts)
+            shown = taken or [spare]
             batch = PictureBatch.of([picture for _, picture in shown]).to(self.device)
             draw = Draws(self.config.seed, 0, [number for number, _ in shown])
             with autocast(self.config.training.precision, self.device):
@@ -70,8 +76,8 @@ class PictureValidation:
             for name, value in {"loss": loss, **losses}.items():
                 sums[name] = sums.get(name, 0.0) + value.float() * len(taken)
 
-    def _own(self, skips: Skips) -> Iterator[tuple[int, PreparedPicture]]:
-        """The pictures of this process, with the numbers of their samples."""
+    def _own(self, skips: Skips) -> Iterator[Numbered]:
+        """The pictures of this process."""
         for number in range(rank(), self.samples, world_size()):
             skips.tried += 1
             try:
