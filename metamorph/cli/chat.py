@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot spell
+    settings = settings_of(arguments)
     make_writable(arguments.save_to)  # not after minutes of work
     descriptors = (sys.stdin.fileno(), sys.stdout.fileno()) if is_typed else None
     graphics, in_tmux = choose(arguments.pictures, os.environ, descriptors)
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     screen = Screen(sys.stdout, arguments.save_to, graphics, is_typed, in_tmux)
     chat = Chat(
         assistant,
-        settings_of(arguments),
+        settings,
         screen,
         sys.stderr,
         reencode=arguments.reencode,

@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     require("metamorph evaluate", ["torchmetrics"], torch.device("cpu"))
     check_new(arguments.output)
+    drawing = drawing_settings_of(arguments)
     from metamorph.evaluation.comparison import Comparison, Weights
     from metamorph.evaluation.comparison_table import comparison_table
     from metamorph.evaluation.decoders import DrawingOptions
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
         ),
         device,
     )
-    options = DrawingOptions(arguments.seed, arguments.batch, drawing_settings_of(arguments))
+    options = DrawingOptions(arguments.seed, arguments.batch, drawing)
     report, sheet = comparison.run(pictures, options, arguments.shown)
     report = heading(arguments.command, arguments.seed, str(device)) | report
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from metamorph.config.keys import DecoderPrecision
 from metamorph.decoder.kinds import MODULES, OpenedDecoder, open_decoder_for, read_settings
 from metamorph.decoder.lean_import import import_for_drawing
 from metamorph.decoder.libraries import DEFAULT_DECODER_OPTIONS, DecoderOptions
@@ -90,17 +91,27 @@ def decoder_of(
 ) -> Decoder | None:
     """The decoder for the model in `folder`: in the folder `given`, else the model's own, if any.
 
-    Raises `UserError` for one that is damaged or draws other features.
+    Raises `UserError` for one that is damaged or draws other features, and for `options` where
+    there is none.
     """
     own = folder / "decoder"
     if given is None and not own.exists():
+        if options != DEFAULT_DECODER_OPTIONS:
+            raise UserError(
+                f"{folder} has no decoder/, so there is none whose precision, attention or group "
+                f"norm could be chosen; leave that out, or name a decoder that was trained apart"
+            )
         return None
     decoder = UnopenedDecoder(given or own, model, device, alone=open_when_needed, options=options)
     return decoder if open_when_needed else decoder.open()
 
 
 def preview_of(
-    folder: Path, decoder: Decoder | None, model: MetaMorph, device: torch.device | str
+    folder: str | Path,
+    decoder: Decoder | None,
+    model: MetaMorph,
+    device: torch.device | str,
+    precision: DecoderPrecision = "fp32",
 ) -> OpenedDecoder:
     """The decoder in `folder`, which shows in one pass what `decoder` is going to draw.
 
@@ -112,7 +123,7 @@ def preview_of(
         raise UserError(
             f"{folder}: a preview is of what a diffusion decoder draws, but the model has {has}"
         )
-    preview = UnopenedDecoder(folder, model, device)
+    preview = UnopenedDecoder(folder, model, device, options=DecoderOptions(precision))
     if kind_of(preview) != "rae":
         raise UserError(
             f"{folder}: a preview needs a decoder that draws in one pass (decoder.kind: rae), this "

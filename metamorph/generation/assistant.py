@@ -94,10 +94,11 @@ class Assistant:
         """Loads what the quickstart or `metamorph train` saved.
 
         `decoder` is the folder of the decoder, if not that in the model folder, and computes as
-        `decoder_options` say; `preview_decoder` is one in one pass, which shows it before.
-        `precision` and `fp8_backend` are of the language model and mean what they mean in
-        training; weights keep the file's dtype, or are rounded once to what products are computed
-        in: bfloat16, or `weights`, int8 or float8, which take half of that. Raises `UserError`.
+        `decoder_options` say; `preview_decoder` is one in one pass, which shows it before, in the
+        same precision. `precision` and `fp8_backend` are of the language model and mean what they
+        mean in training; weights keep the file's dtype, or are rounded once to what products are
+        computed in: bfloat16, or `weights`, int8 or float8, which take half of that. Raises
+        `UserError`.
 
         With `open_when_needed` the files of encoder and decoder are checked now, but opened, and
         their libraries imported, with the first picture that is read or drawn: for a process that
@@ -120,7 +121,7 @@ class Assistant:
         drawing = decoder_of(folder, model, device, decoder, decoder_options, open_when_needed)
         preview = None
         if preview_decoder is not None:
-            preview = preview_of(Path(preview_decoder), drawing, model, device)
+            preview = preview_of(preview_decoder, drawing, model, device, decoder_options.precision)
         return cls(model, tokenizer, drawing, preview=preview, precision=precision, options=options)
 
     @property

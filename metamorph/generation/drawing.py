@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from metamorph.decoder.denoising import Denoising, DrawingStep, noise_generator
-from metamorph.decoder.unopened import Decoder, kind_of, opened
+from metamorph.decoder.samplers import check_steps, sampler
+from metamorph.decoder.unopened import Decoder, UnopenedDecoder, kind_of, opened
 from metamorph.errors import UserError, in_words, shown
 from metamorph.generation.events import DrawingProgress, ImageDrawn
 from metamorph.generation.settings import DrawingSettings
@@ -47,8 +49,31 @@ class _Picture:
         return self.settings, self.features.shape
 
 
+class UnfitDrawing(UserError):
+    """Settings that a decoder cannot draw by; `field` is the one of `DrawingSettings`."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(message)
+        self.field = field
+
+
 def check_drawing(decoder: Decoder, settings: DrawingSettings) -> None:
-    """Raises `UserError` for settings of diffusion where the decoder draws in one pass."""
+    """Raises `UnfitDrawing` as `check_kind`, and for more steps than the sampler can take, which
+    only an opened decoder tells: where it is not, the picture fails when it is begun."""
+    check_kind(decoder, settings)
+    if kind_of(decoder) == "rae" or isinstance(decoder, UnopenedDecoder):
+        return
+    own, name, steps = decoder.scheduler, settings.scheduler, settings.num_inference_steps
+    schedule = own if name is None else sampler(name, own.config)
+    steps = decoder.config.sampling_steps if steps is None else steps
+    try:
+        check_steps("drawing.num_inference_steps", schedule, steps)
+    except ValueError as error:
+        raise UnfitDrawing("num_inference_steps", str(error)) from error
+
+
+def check_kind(decoder: Decoder, settings: DrawingSettings) -> None:
+    """Raises `UnfitDrawing` for settings of diffusion where the decoder draws in one pass."""
     if kind_of(decoder) != "rae":
         return
     asked = settings.arguments()
@@ -60,9 +85,10 @@ def check_drawing(decoder: Decoder, settings: DrawingSettings) -> None:
         ("guidance interval", "guidance_interval", (0, 1)),
     ):
         if asked[field] not in without_meaning:
-            raise UserError(
+            raise UnfitDrawing(
+                field,
                 f"drawing: the decoder draws in one pass and takes no {what}, got "
-                f"{shown(asked[field])}; leave it out"
+                f"{shown(asked[field])}; leave it out",
             )
 
 
@@ -101,9 +127,9 @@ class DrawingQueue:
         """Queues picture `number` of the answer `key`: its features [tokens, C].
 
         Its noise depends on seed and number. Raises `ValueError` for features of another width,
-        and what `check_drawing` raises.
+        and what `check_kind` raises.
         """
-        check_drawing(self.decoder, settings)
+        check_kind(self.decoder, settings)
         width = self.decoder.feature_width
         if features.ndim != 2 or features.shape[-1] != width:
             raise ValueError(f"features must be [tokens, {width}], got {tuple(features.shape)}")
@@ -161,20 +187,26 @@ class DrawingQueue:
 
     def _previews(self) -> list:
         """Of the first pictures that have none."""
-        assert self.preview is not None
         shown, self._unseen = self._unseen[: self.most], self._unseen[self.most :]
-        features = torch.stack([picture.features for picture in shown])
-        try:
-            drawn = opened(self.preview).draw(features)
-        except (UserError, RuntimeError) as error:  # the pictures themselves need no preview
-            logger.warning("no preview: %s", in_words(error))
-            return []
         events = []
-        for picture, preview in zip(shown, drawn, strict=True):
+        for picture, preview in self._previewed(shown):
             steps = picture.settings.num_inference_steps
             assert steps is not None  # `add` has put in the decoder's own
             events.append((picture.key, DrawingProgress(picture.number, 0, steps, preview)))
         return events
+
+    def _previewed(self, pictures: list[_Picture]) -> list[tuple[_Picture, Image.Image]]:
+        """Each with its preview, but those of which there is none: they need none to be drawn."""
+        assert self.preview is not None
+        try:
+            features = torch.stack([picture.features for picture in pictures])
+            drawn = opened(self.preview).draw(features)
+        except (UserError, RuntimeError) as error:
+            if len(pictures) > 1:
+                return [pair for picture in pictures for pair in self._previewed([picture])]
+            logger.warning("no preview: %s", in_words(error))
+            return []
+        return list(zip(pictures, drawn, strict=True))
 
     def _begin(self) -> "Denoising | OnePass":
         """Takes the first picture that waits, and those behind it that can go with it."""

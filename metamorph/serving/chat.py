@@ -96,14 +96,7 @@ def settings_of(asked: ChatRequest, service: Service) -> AnswerSettings:
             repetition_penalty=asked.repetition_penalty or 1.0,
         ),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        drawing=served.drawing_of(
-            steps=asked.image_steps,
-            sampler=asked.image_sampler,
-            guidance=asked.image_guidance,
-            guidance_rescale=asked.image_guidance_rescale,
-            guidance_interval=asked.image_guidance_interval,
-            preview_every=asked.image_previews or 0,
-        ),
+        drawing=served.drawing_of(asked, prefix="image_", preview_every=asked.image_previews or 0),
     )
 
 

@@ -96,7 +96,7 @@ def _questions(service: Service, asked: ImagesRequest, seeds: list[int]) -> list
     steps = asked.steps or served.drawing_steps
     if asked.stream and asked.partial_images and steps:
         every = math.ceil(steps / (asked.partial_images + 1))
-    drawing = _drawing_of(service, asked, every)
+    drawing = served.drawing_of(asked, preview_every=every)
     messages = [Message(USER, served.drawing_prompt(asked.prompt))]
     return [
         Question(
@@ -110,19 +110,6 @@ def _questions(service: Service, asked: ImagesRequest, seeds: list[int]) -> list
         )
         for seed in seeds
     ]
-
-
-def _drawing_of(
-    service: Service, asked: ImagesRequest | RedrawRequest, preview_every: int = 0
-) -> DrawingSettings:
-    return service.served.drawing_of(
-        steps=asked.steps,
-        sampler=asked.sampler,
-        guidance=asked.guidance,
-        guidance_rescale=asked.guidance_rescale,
-        guidance_interval=asked.guidance_interval,
-        preview_every=preview_every,
-    )
 
 
 @dataclass
@@ -248,11 +235,11 @@ async def seen(service: Service, asked: SeenRequest, request: Request) -> Respon
 async def redraw(service: Service, asked: RedrawRequest, request: Request) -> Response:
     """The features of a picture of the model, drawn once more. Raises `Refused`."""
     service.served.check_draws(None)
+    settings = service.served.drawing_of(asked)
     drawing = await while_connected(
         request, service.pictures.own_drawing(asked.image_url, "image_url")
     )
     seed = random.randrange(MAX_SEED) if asked.seed is None else asked.seed
-    settings = _drawing_of(service, asked)
     return await _drawn(service, request, lambda: drawing.features, seed, settings)
 
 

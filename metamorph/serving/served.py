@@ -1,7 +1,7 @@
 """What the server has to know of its model, beside asking it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +9,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metamorph.decoder.kinds import OpenedDecoder
 from metamorph.errors import UserError, shown
 from metamorph.generation.assistant import Assistant
-from metamorph.generation.drawing import check_drawing
+from metamorph.generation.drawing import UnfitDrawing, check_drawing
 from metamorph.generation.settings import DEFAULT_DRAWING, DrawingSettings
+from metamorph.serving.fields import Fields
 from metamorph.serving.refusals import Refused, invalid
 
 PLACE = "{prompt}"
+REQUESTED = {  # field of `DrawingSettings`: what requests call it
+    "num_inference_steps": "steps",
+    "scheduler": "sampler",
+    "guidance_scale": "guidance",
+    "guidance_rescale": "guidance_rescale",
+    "guidance_interval": "guidance_interval",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Served:
     drawing_steps: int | None  # of the decoder where a request says nothing; None without one
     image_prompt: str = f"Generate an image of {PLACE}."
     drawing: DrawingSettings = DEFAULT_DRAWING  # where a request says nothing
+    decoder: OpenedDecoder | None = None  # that requests are checked for
 
     @property
     def draws(self) -> bool:
@@ -49,26 +59,28 @@ class Served:
             raise invalid(param, "the model of this server has no decoder, it cannot draw")
 
     def drawing_of(
-        self,
-        *,
-        steps: int | None,
-        sampler: str | None,
-        guidance: float | None,
-        guidance_rescale: float | None,
-        guidance_interval: Sequence[float] | None,
-        preview_every: int = 0,
+        self, asked: Fields, *, prefix: str = "", preview_every: int = 0
     ) -> DrawingSettings:
-        """What a request asks for, and the server's own where that is None."""
-        asked: dict[str, Any] = {
-            "num_inference_steps": steps,
-            "scheduler": sampler,
-            "guidance_scale": guidance,
-            "guidance_rescale": guidance_rescale,
-            "guidance_interval": guidance_interval and tuple(guidance_interval),
-            "preview_every": preview_every,
+        """What a request asks for in its fields with this prefix, and the server's own where one
+        is None. Raises `Refused` for the field that the decoder cannot draw by."""
+        names = {field: prefix + name for field, name in REQUESTED.items()}
+        every = {field: getattr(asked, name) for field, name in names.items()}
+        given: dict[str, Any] = {
+            field: tuple(value) if isinstance(value, list) else value
+            for field, value in every.items()
+            if value is not None
         }
-        given = {name: value for name, value in asked.items() if value is not None}
-        return replace(self.drawing, **given)
+        drawing = replace(self.drawing, preview_every=preview_every, **given)
+        if self.decoder is not None:
+            try:
+                check_drawing(self.decoder, drawing)
+            except UnfitDrawing as error:
+                # Steps that are not the request's own are too many for its sampler alone.
+                param = names[error.field if error.field in given else "scheduler"]
+                steps = names["num_inference_steps"]
+                said = str(error).replace("drawing.num_inference_steps", steps)
+                raise invalid(param, said) from error
+        return drawing
 
     def drawing_prompt(self, caption: str) -> str:
         """The request for a picture in the words of training, unless it is put so already."""
@@ -91,10 +103,15 @@ def served_by(
     drawing: DrawingSettings = DEFAULT_DRAWING,
 ) -> Served:
     """What there is to know of a model. Raises `UserError` as `check_image_prompt`, and for
-    settings that the decoder has not."""
+    settings that the decoder cannot draw by, or that no decoder is there for."""
     check_image_prompt(image_prompt)
     model, decoder = assistant.model, assistant.decoder
     steps = drawing.num_inference_steps
+    if decoder is None and drawing != DEFAULT_DRAWING:
+        raise UserError(
+            "drawing: the model has no decoder, so there is nothing to set for its drawings; leave "
+            "that out, or name a decoder"
+        )
     if decoder is not None:
         check_drawing(decoder, drawing)
         steps = decoder.config.sampling_steps if steps is None else steps
@@ -115,4 +132,5 @@ def served_by(
         drawing_steps=None if decoder is None else steps,
         image_prompt=image_prompt,
         drawing=drawing,
+        decoder=decoder,
     )

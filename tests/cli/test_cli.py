@@ -172,6 +172,16 @@ def test_a_library_for_the_decoder_is_missed_before_anything_is_read(verb, capsy
     assert "the decoder's attention by xformers cannot be used here (xformers: " in said
 
 
+@pytest.mark.parametrize(
+    "command", ["generate hi", "chat", "serve --port 0", "evaluate --decoder d --vision v"]
+)
+def test_an_interval_out_of_order_is_refused_before_anything_is_read(command, capsys, tmp_path):
+    verb, *options = command.split()
+    place = ("--output" if verb == "evaluate" else "--model", tmp_path / "none")
+    said = fails(capsys, verb, *options, *place, "--guidance-interval", "0.6", "0.1")
+    assert "expected the smaller number first, got (0.6, 0.1)" in said
+
+
 def test_the_last_values_within_the_limits_are_taken():
     arguments = build_parser().parse_args(
         ["generate", "hi", "--seed", "4294967295", "--guidance", "0", "--drawing-steps", "1"]
@@ -223,11 +233,16 @@ def test_text_is_printed_with_and_without_a_decoder(decoder, capsys, tmp_path, m
 
     monkeypatch.setattr(Assistant, "from_pretrained", open_chat)
     command = ["generate", "hi", "--model", "some/model", "--save-to", str(tmp_path)]
+    chosen = DecoderOptions()
+    if decoder is not None:
+        chosen = DecoderOptions("bf16", "xformers", "apex")
+        command += ["--decoder-precision", "bf16", "--decoder-attention", "xformers"]
+        command += ["--decoder-group-norm", "apex"]
     code = main([*command, "--device", "cpu", "--precision", "fp8", "--fp8-backend", "native"])
     assert asked == {
-        "decoder": None, "preview_decoder": None, "decoder_options": DecoderOptions(),
-        "precision": "fp8",
-        "fp8_backend": "native", "weights": "", "options": EngineOptions(slots=1),
+        "decoder": None, "preview_decoder": None,
+        "decoder_options": chosen, "precision": "fp8", "fp8_backend": "native", "weights": "",
+        "options": EngineOptions(slots=1),
         "open_when_needed": True,
     }  # fmt: skip
     shown = capsys.readouterr()

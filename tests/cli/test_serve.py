@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from metamorph.cli.command import main
 from metamorph.decoder.one_pass import OnePassDecoder
 from metamorph.decoder.vit_decoder import vit_decoder
 from metamorph.generation.engine import DEFAULT_OPTIONS
+from tests.tiny_run import tiny_decoder, tiny_one_pass
 
 PATIENCE = 60.0
 
@@ -62,6 +64,32 @@ def test_a_port_that_is_taken(unread, capsys):
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("decoder", "options", "said"),
+    [
+        (tiny_one_pass, ["--drawing-steps", "20"], "takes no steps, got 20"),
+        (tiny_one_pass, ["--sampler", "ddim"], "takes no sampler, got 'ddim'"),
+        (tiny_one_pass, ["--guidance", "2"], "takes no guidance, got 2.0"),
+        (tiny_one_pass, ["--guidance-rescale", "0.5"], "takes no guidance rescale, got 0.5"),
+        (tiny_one_pass, ["--guidance-interval", "0", "0.5"], "takes no guidance interval"),
+        (
+            tiny_decoder,
+            ["--drawing-steps", "1000"],
+            "drawing.num_inference_steps: 1000 steps of this sa",
+        ),
+        (lambda: None, ["--sampler", "ddim"], "the model has no decoder"),
+    ],
+)
+def test_it_does_not_begin_with_what_its_decoder_cannot_draw_by(
+    decoder, options, said, monkeypatch, capsys
+):
+    assistant = SimpleNamespace(model=None, decoder=decoder())
+    monkeypatch.setattr(serve, "open_assistant", lambda *given, **named: assistant)
+    assert main(["serve", "--port", "0", *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 def test_slots_are_the_engines():

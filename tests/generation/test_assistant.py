@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from metamorph.decoder import pipeline
+from metamorph.decoder.libraries import DecoderOptions
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.unopened import UnopenedDecoder, kind_of
 from metamorph.errors import UserError
@@ -263,8 +264,16 @@ def one_pass(tmp_path_factory):
 
 
 def test_a_one_pass_decoder_previews(whole, one_pass):
-    chat = Assistant.from_pretrained(whole, preview_decoder=one_pass)
+    options = DecoderOptions("bf16")
+    chat = Assistant.from_pretrained(whole, preview_decoder=one_pass, decoder_options=options)
     assert (kind_of(chat.decoder), kind_of(chat.queue.preview)) == ("diffusion", "rae")
+    assert chat.decoder.unet.dtype == chat.queue.preview.vit.dtype == torch.bfloat16
+
+
+def test_without_a_decoder_nothing_of_one_can_be_chosen(folder):
+    shutil.rmtree(folder / "decoder")
+    assert "has no decoder/" in refused(folder, decoder_options=DecoderOptions("bf16"))
+    assert Assistant.from_pretrained(folder).decoder is None
 
 
 def test_what_cannot_preview(folder, one_pass, tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from metamorph.decoder.denoising import noise_generator
 from metamorph.decoder.samplers import sampler
 from metamorph.errors import UserError
-from metamorph.generation.drawing import DrawingFailed, DrawingQueue
+from metamorph.generation.drawing import DrawingFailed, DrawingQueue, UnfitDrawing, check_drawing
 from metamorph.generation.events import DrawingProgress, ImageDrawn
 from metamorph.generation.settings import DrawingSettings
 from tests.tiny_run import tiny_decoder, tiny_one_pass
@@ -183,6 +183,16 @@ def test_more_steps_than_the_noise_schedule_has_cost_their_picture_alone(monkeyp
     assert isinstance(others[-1][1], ImageDrawn)
 
 
+def test_steps_that_an_open_decoder_cannot_take_are_refused_before_anything_is_answered():
+    for fits in (OWN, DrawingSettings(999), DrawingSettings(1000, scheduler="ddim")):
+        check_drawing(DECODER, fits)
+    with pytest.raises(
+        UnfitDrawing, match="1000 steps of this sampler would take a timestep"
+    ) as error:
+        check_drawing(DECODER, DrawingSettings(1000))
+    assert error.value.field == "num_inference_steps"
+
+
 def test_a_mistake_in_the_code_is_not_taken_for_a_picture_that_failed(monkeypatch):
     monkeypatch.setattr(DECODER, "_decode", None)
     queue = DrawingQueue(DECODER)
@@ -244,6 +254,16 @@ def test_a_decoder_that_draws_in_one_pass_shows_what_another_is_going_to_draw():
     assert sorted(drawn) == [0, 1, 2, 3]
     apart = np.abs(np.asarray(drawn[2], int) - alone(2, 0, 2, WAYS[1]))
     assert apart.max() <= 1
+
+
+def test_a_preview_that_fails_costs_its_neighbours_nothing(caplog):
+    queue = DrawingQueue(DECODER, preview=tiny_one_pass())
+    for key, which in enumerate((1, BROKEN, 2)):
+        add(queue, key, which, way=WAYS[1])
+    shown = queue.advance()
+    assert [key for key, event in shown if event.preview is not None] == [0, 2] and len(shown) == 2
+    [said] = caplog.messages
+    assert said.startswith("no preview: the decoder's pixels are NaN")
 
 
 def test_a_preview_that_fails_is_logged_and_keeps_no_picture_from_being_drawn(monkeypatch, caplog):

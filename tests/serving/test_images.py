@@ -23,10 +23,11 @@ from tests.serving.scripted import (
     colour_of,
     features_of,
     own_picture,
+    scripted_served,
     seen_by,
 )
-from tests.serving.scripted_server import error_of, scripted_app
-from tests.tiny_run import tiny_one_pass
+from tests.serving.scripted_server import client_of, error_of, scripted_app
+from tests.tiny_run import tiny_decoder, tiny_one_pass
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,40 @@ def test_a_server_of_a_one_pass_decoder_takes_no_settings_of_diffusion():
     assistant = SimpleNamespace(model=None, decoder=tiny_one_pass())
     with pytest.raises(UserError, match="draws in one pass and takes no sampler, got 'unipc'"):
         served_by(assistant, "tiny", "{prompt}", DrawingSettings(scheduler="unipc"))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "own", "asked", "said"),
+    [
+        (tiny_one_pass, {}, {"steps": 20}, "takes no steps, got 20"),
+        (tiny_one_pass, {}, {"sampler": "ddim"}, "takes no sampler, got 'ddim'"),
+        (tiny_one_pass, {}, {"guidance": 2.0}, "takes no guidance, got 2.0"),
+        (tiny_one_pass, {}, {"guidance_rescale": 0.5}, "takes no guidance rescale"),
+        (tiny_one_pass, {}, {"guidance_interval": [0, 0.5]}, "takes no guidance interval"),
+        (tiny_decoder, {}, {"steps": 1000}, "steps: 1000 steps of this sampler would take a time"),
+        (tiny_decoder, {"num_inference_steps": 1000, "scheduler": "ddim"}, {"sampler": "unipc"},
+         "steps: 1000 steps of this sampler"),
+    ],
+)  # fmt: skip
+def test_what_a_decoder_cannot_draw_by_is_refused_by_its_field(decoder, own, asked, said):
+    """Before anything is answered, and for no other fields of the request."""
+    [name] = asked
+    assistant = ScriptedAssistant()
+    served = scripted_served(decoder=decoder(), drawing=DrawingSettings(**own))
+    hello = {"messages": [{"role": "user", "content": "hello"}]}
+    with client_of(scripted_app(assistant, served)) as client:
+        for path, body, prefix in (
+            ("chat/completions", hello, "image_"),
+            ("images/generations", {"prompt": "a circle"}, ""),
+            ("metamorph/redraw", {"image_url": "data:,"}, ""),
+        ):
+            body = body | {prefix + field: value for field, value in asked.items()}
+            answer = client.post(f"/v1/{path}", json=body)
+            error = error_of(answer)
+            assert (answer.status_code, error["param"]) == (400, prefix + name)
+            assert said in error["message"] and "drawing." not in error["message"]
+        assert client.post("/v1/chat/completions", json=hello).status_code == 200
+    assert len(assistant.settings) == 1
 
 
 @pytest.mark.parametrize("size", ["8x64", "64x5000", "64", "large", "064x64", "64x64x64", ""])

@@ -84,11 +84,13 @@ def decode_attention(
 def decode_attention_on_host(
     lengths: Tensor, counts: list[int], scale: float
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`decode_attention` on a CPU without its checks, as a function of q, keys and values, for
-    whoever has made them: the layers of a model share lengths [B], and read them once (`counts`,
-    not empty). Nothing is differentiated.
+    """`decode_attention` on a CPU without its checks, as a function of q [B, Hq, D] and the caches
+    of keys and values [B, S, Hkv, D], which returns [B, Hq, D], for whoever has made them: the
+    layers of a model share lengths [B], and read them once (`counts`, not empty). Nothing is
+    differentiated.
 
-    It reads no key past the longest sequence, takes no mask where all are of one length, and copies
+    `lengths` must stay as they are until the last call of the function, which reads them again. It
+    reads no key past the longest sequence, takes no mask where all are of one length, and copies
     no cache, unless what a mask hides turns out not to be finite.
     """
     shortest, longest = min(counts), max(counts)
