@@ -48,8 +48,9 @@ def write_page_folder(folder: Path) -> None:
     teacher.save_pretrained(folder / "runs/quickstart/stages/decoder/decoder")
     write_data(folder)
     shutil.copy(folder / "my.yaml", folder / "runs/mine/config.yaml")  # a run folder
-    encoder = "metamorph/quickstart/assets/encoder"  # as configs/toy name it in a clone
-    shutil.copytree(ROOT / encoder, folder / encoder)
+    for part in ("encoder", "decoder_base"):  # as configs/toy name them in a clone
+        assets = Path("metamorph/quickstart/assets") / part
+        shutil.copytree(ROOT / assets, folder / assets)
     write_attention(folder / "bench/out")
     write_attention(folder / "bench/before")
     shutil.copy(ROOT / "README.md", folder)

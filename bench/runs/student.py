@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bench.harness.comparison import Comparison
-from bench.harness.machine import ROOT
 from bench.harness.providers import Provider
 from bench.harness.results import Result
 from bench.harness.timing import Candidate
 from bench.harness.verification import relative_error
+from bench.runs.drawing import toy_base
 from bench.runs.models import missing_package, speeds
 
 OPERATION = "drawing in few steps"
@@ -68,10 +68,8 @@ class _Trial:
 
     def __init__(self, case: Case, device: torch.device):
         from metamorph.decoder.adapter import FeatureAdapter
-        from metamorph.decoder.parts import load_base
 
-        base = ROOT / "metamorph" / "quickstart" / "assets" / "decoder_base"
-        vae, unet, self.noise_scheduler = load_base(base)
+        vae, unet, self.noise_scheduler = toy_base()
         width = 64
         torch.manual_seed(0)
         adapter = FeatureAdapter(width, 256, unet.config.cross_attention_dim)

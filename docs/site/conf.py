@@ -35,6 +35,7 @@ CONTENTS = """
 docs/chat
 docs/training
 docs/one_pass
+docs/student
 docs/data
 docs/recipes
 docs/generation

@@ -92,7 +92,7 @@ class Comparison:
             predicted = predict(self.weights.model, pictures, self.device, options.batch)
         scores: dict[Path, DecoderScores] = {}
         for folder, grid in self.grids.items():
-            decoder = open_decoder(folder).to(self.device)
+            decoder = open_decoder(folder, self.device)
             decoder.set_progress_bar_config(disable=True)
             # A one-pass decoder has neither steps nor guidance.
             own = options if self.kinds[folder] == "diffusion" else options.without_diffusion()

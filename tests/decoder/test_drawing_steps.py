@@ -92,6 +92,42 @@ def test_pictures_leave_a_batch_between_two_steps(decoder, guidance_scale, done)
     assert difference(third, whole[2]) <= 1 and difference(first, whole[0]) <= 1
 
 
+def test_a_callback_sees_and_may_change_the_latents_of_every_step(decoder):
+    seen = []
+
+    def callback(pipe, step, timestep, kwargs):
+        seen.append((pipe, step, int(timestep), kwargs["latents"].shape[0]))
+        return {"latents": torch.zeros_like(kwargs["latents"])} if step == 2 else {}
+
+    drawn = decoder.draw(
+        FEATURES, num_inference_steps=3, batch_size=2, callback_on_step_end=callback,
+        output_type="latent",
+    )  # fmt: skip
+    assert [(pipe is decoder, step, rows) for pipe, step, _, rows in seen] == [
+        (True, step, rows) for rows in (2, 1) for step in range(3)
+    ]
+    timesteps = [timestep for _, _, timestep, _ in seen]
+    assert timesteps[:3] == timesteps[3:] == sorted(timesteps[:3], reverse=True)
+    assert drawn.abs().max() == 0
+
+
+def test_an_interrupted_drawing_is_shown_as_it_is(decoder):
+    calls = []
+
+    def callback(pipe, step, timestep, kwargs):
+        calls.append(step)
+        pipe._interrupt = step == 1
+        return kwargs
+
+    options = {"seeds": [1, 2, 3], "num_inference_steps": 6, "output_type": "latent"}
+    stopped = decoder.draw(FEATURES, batch_size=2, callback_on_step_end=callback, **options)
+    assert len(stopped) == 2 and calls == [0, 1]  # the third was not begun
+    drawing = decoder.steps(FEATURES, **options)
+    next(drawing), next(drawing)
+    torch.testing.assert_close(stopped, drawing.latents[:2])
+    assert len(decoder.draw(FEATURES, **options)) == 3  # the next one goes to its end
+
+
 def test_what_cannot_be_drawn_is_refused_before_the_first_step(decoder):
     for wrong, problem in (
         ({"preview_every": -1}, "preview_every: expected at least 0, got -1"),

@@ -222,39 +222,6 @@ def test_latents_are_those_that_the_vae_decodes():
     assert difference(again, picture) <= 1
 
 
-def test_a_callback_sees_and_may_change_the_latents_of_every_step():
-    seen = []
-
-    def callback(pipe, step, timestep, kwargs):
-        seen.append((pipe, step, int(timestep), kwargs["latents"].shape[0]))
-        return {"latents": torch.zeros_like(kwargs["latents"])} if step == 2 else {}
-
-    drawn = DECODER.draw(
-        FEATURES[:3], num_inference_steps=3, batch_size=2, callback_on_step_end=callback,
-        output_type="latent",
-    )  # fmt: skip
-    assert [(pipe is DECODER, step, rows) for pipe, step, _, rows in seen] == [
-        (True, step, rows) for rows in (2, 1) for step in range(3)
-    ]
-    timesteps = [timestep for _, _, timestep, _ in seen]
-    assert timesteps[:3] == timesteps[3:] == sorted(timesteps[:3], reverse=True)
-    assert drawn.abs().max() == 0
-
-
-def test_an_interrupted_drawing_is_shown_as_it_is(calls):
-    def callback(pipe, step, timestep, kwargs):
-        pipe._interrupt = step == 1
-        return kwargs
-
-    options = {"seeds": [1, 2, 3], "num_inference_steps": 6, "output_type": "latent"}
-    stopped = DECODER.draw(FEATURES[:3], batch_size=2, callback_on_step_end=callback, **options)
-    assert len(stopped) == 2 and len(calls) == 2  # the third was not begun
-    drawing = DECODER.steps(FEATURES[:3], **options)
-    next(drawing), next(drawing)
-    torch.testing.assert_close(stopped, drawing.latents[:2])
-    assert len(DECODER.draw(FEATURES[:3], **options)) == 3  # the next one goes to its end
-
-
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [
