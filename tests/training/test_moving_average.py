@@ -96,8 +96,9 @@ def config_of(base, tmp_path, name: str = "run", **decoder) -> RunConfig:
     config = tiny_config(base, "decoder", steps=4)
     config.output, config.data.kinds = str(tmp_path / name), {"draw": 1.0}
     config.decoder = DecoderConfig(
-        base=str(base), batch_size=2, condition_dropout=0.0, adapter_hidden=16, **decoder
-    )
+        base=str(base), batch_size=2, condition_dropout=0.0, sampling_steps=2, adapter_hidden=16,
+        **decoder,
+    )  # fmt: skip
     return config
 
 
