@@ -10,7 +10,7 @@ import torch
 
 WARM_UP_CALLS = 5
 LEAST_ROUNDS, MOST_ROUNDS = 10, 100
-LONG_ROUND, LEAST_LONG_ROUNDS = 1.0, 5  # seconds, from which on fewer rounds have to do
+LONG_ROUND, LEAST_LONG_ROUNDS = 1.0, 3  # seconds, from which on fewer rounds have to do
 CYCLES_PER_SECOND = 2e9  # no less than any GPU's clock, so that a wait is never too short
 LONGEST_WAIT = 0.05  # seconds; a launch slower than this is slow for another reason
 
