@@ -272,7 +272,7 @@ class Assistant:
 
     def _document(self, messages: abc.Sequence[Message], settings: AnswerSettings) -> Document:
         """The conversation as tokens. `UserError` if it cannot be answered."""
-        if settings.drawing is not None and self._decoder is not None:
+        if settings.drawing is not None:
             check_drawing(self._decoder, settings.drawing)
         document = self.reader.document(messages)
         length, limit = len(document), self.engine.context

@@ -15,7 +15,7 @@ from metamorph.decoder.samplers import check_steps, sampler
 from metamorph.decoder.unopened import Decoder, UnopenedDecoder, kind_of, opened
 from metamorph.errors import UserError, in_words, shown
 from metamorph.generation.events import DrawingProgress, ImageDrawn
-from metamorph.generation.settings import DrawingSettings
+from metamorph.generation.settings import DEFAULT_DRAWING, DrawingSettings
 
 if TYPE_CHECKING:
     from metamorph.decoder.standalone_one_pass import OnePass
@@ -57,9 +57,18 @@ class UnfitDrawing(UserError):
         self.field = field
 
 
-def check_drawing(decoder: Decoder, settings: DrawingSettings) -> None:
-    """Raises `UnfitDrawing` as `check_kind`, and for more steps than the sampler can take, which
-    only an opened decoder tells: where it is not, the picture fails when it is begun."""
+def check_drawing(decoder: Decoder | None, settings: DrawingSettings) -> None:
+    """Raises `UnfitDrawing` as `check_kind`; for anything that is set where no decoder is; and for
+    more steps than the sampler can take, which only an opened decoder tells: where it is not, the
+    picture fails when it is begun."""
+    if decoder is None:
+        usual = DEFAULT_DRAWING.arguments()
+        for field, value in settings.arguments().items():
+            if value != usual[field]:
+                raise UnfitDrawing(
+                    field, "drawing: the model has no decoder, so nothing can be set for drawings"
+                )
+        return
     check_kind(decoder, settings)
     if kind_of(decoder) == "rae" or isinstance(decoder, UnopenedDecoder):
         return

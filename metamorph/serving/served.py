@@ -71,7 +71,7 @@ class Served:
             if value is not None
         }
         drawing = replace(self.drawing, preview_every=preview_every, **given)
-        if self.decoder is not None:
+        if self.decoder is not None or not self.draws:
             try:
                 check_drawing(self.decoder, drawing)
             except UnfitDrawing as error:
@@ -107,13 +107,8 @@ def served_by(
     check_image_prompt(image_prompt)
     model, decoder = assistant.model, assistant.decoder
     steps = drawing.num_inference_steps
-    if decoder is None and drawing != DEFAULT_DRAWING:
-        raise UserError(
-            "drawing: the model has no decoder, so there is nothing to set for its drawings; leave "
-            "that out, or name a decoder"
-        )
+    check_drawing(decoder, drawing)
     if decoder is not None:
-        check_drawing(decoder, drawing)
         steps = decoder.config.sampling_steps if steps is None else steps
     encoder = model.encoder
 

@@ -283,10 +283,12 @@ def test_a_picture_that_cannot_be_drawn_fails_its_answer(parts):
 def test_without_a_decoder_or_a_wish_pictures_stay_features(parts):
     draws, _, tokenizer = parts
     for chat, own in (
-        (Assistant(draws, tokenizer), ROOM),
+        (Assistant(draws, tokenizer), replace(ROOM, drawing=DrawingSettings())),
         (drawing(parts), replace(ROOM, drawing=None)),
     ):
         [reply] = chat.generate([[DRAW]], own)
         assert reply.pictures == [] and len(reply.features) == 1
     [reply] = drawing(parts).generate([[DRAW]], replace(ROOM, max_images=0))
     assert reply.drawings == []
+    with pytest.raises(UserError, match="the model has no decoder, so nothing can be set for"):
+        Assistant(draws, tokenizer).generate([[DRAW]], ROOM)

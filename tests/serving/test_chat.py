@@ -170,9 +170,11 @@ def test_a_model_without_a_decoder_answers_with_text_alone():
             lambda: client.images.generate(prompt="a circle"),
             lambda: client.chat.completions.create(**asked("hi"), extra_body={"max_images": 1}),
             lambda: client.chat.completions.create(**asked("hi", modalities=["text", "image"])),
+            lambda: client.chat.completions.create(**asked("hi"), extra_body={"image_steps": 4}),
         ):
-            with pytest.raises(BadRequestError, match="no decoder"):
+            with pytest.raises(BadRequestError, match="no decoder") as refused:
                 ask()
+        assert refused.value.param == "image_steps"
         [model] = client.models.list()
         assert model.metamorph["draws"] is False
 
