@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -22,10 +23,26 @@ from metamorph.errors import UserError
 from metamorph.evaluation.checker import CHANCE
 from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.evaluation.report import versions
+from metamorph.evaluation.scene_answers import Answer, answer_questions, question_accuracy
+from metamorph.evaluation.scene_drawings import (
+    Drawing,
+    checker_accuracy,
+    draw_scenes,
+    drawing_scores,
+    drawn_picture,
+    redrawn,
+)
+from metamorph.evaluation.teacher_forcing import visual_cosines
+from metamorph.evaluation.toy_tasks import (
+    JUDGED,
+    describe_split,
+    drawing_tasks,
+    other_questions,
+    tasks_of,
+)
 from metamorph.generation.assistant import Assistant
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig
-from metamorph.quickstart import held_out
 from metamorph.quickstart.report import AnsweredQuestion, write_report
 from metamorph.training.loop import train
 
@@ -36,7 +53,7 @@ DIFFUSION, ONE_PASS = DECODERS = "diffusion", "one pass"  # the first is trained
 QUESTIONS = 300
 SHOWN_QUESTIONS, SHOWN_CAPTIONS = 12, 8
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
-DRAWINGS = dict.fromkeys(held_out.JUDGED, 40) | {"captions": 150}
+DRAWINGS = dict.fromkeys(JUDGED, 40) | {"captions": 150}
 BARS = {"question_accuracy": 0.90, "checker_accuracy": 0.99}
 CAPTION_BARS = {"mean_of_attributes": 0.75, "all_right": 0.50}  # shares, of diffusion
 ONE_PASS_ALL_RIGHT = 0.90  # the same share of what the shipped decoder draws
@@ -102,27 +119,29 @@ def stage_config(stage: str, folder: Path):
 
 def evaluate(
     chat: Assistant,
-) -> tuple[dict, list[held_out.Answer], dict[str, dict[str, list[held_out.Drawing]]]]:
+) -> tuple[dict, list[Answer], dict[str, dict[str, list[Drawing]]]]:
     """Scores on the held-out split, with the answers and, by decoder and by kind, the drawings
     behind them: both decoders draw from the same predicted features."""
-    answers = held_out.answer_questions(chat, held_out.tasks_of("question", QUESTIONS))
-    tasks = {kind: held_out.drawing_tasks(kind, count) for kind, count in DRAWINGS.items()}
+    answers = answer_questions(chat, tasks_of("question", QUESTIONS))
+    tasks = {kind: drawing_tasks(kind, count) for kind, count in DRAWINGS.items()}
     one_pass = open_decoder_for(
         ONE_PASS_DECODER, chat.model.config, chat.model.encoder, chat.device
     )
-    drawings: dict[str, dict[str, list[held_out.Drawing]]] = {name: {} for name in DECODERS}
-    for kind, judged in held_out.JUDGED.items():
-        drawn = held_out.draw_scenes(chat, tasks[kind], judged)
+    drawings: dict[str, dict[str, list[Drawing]]] = {name: {} for name in DECODERS}
+    for kind, judged in JUDGED.items():
+        drawn = draw_scenes(chat, tasks[kind], judged)
         drawings[DIFFUSION][kind] = drawn
-        drawings[ONE_PASS][kind] = held_out.redrawn(one_pass, drawn)
+        drawings[ONE_PASS][kind] = redrawn(one_pass, drawn)
     others = {}
     for kind, count in OTHER_QUESTIONS.items():
-        answered = held_out.answer_questions(chat, held_out.other_questions(kind, count))
+        answered = answer_questions(chat, other_questions(kind, count))
         right = sum(answer.right for answer in answered)
         others[kind] = {"questions": len(answered), "right": right}
-    accuracy, by_attribute = held_out.question_accuracy(answers)
-    cosine, baseline = held_out.visual_cosines(
-        chat, tasks["captions"], held_out.drawing_tasks("captions", 500, "train")
+    accuracy, by_attribute = question_accuracy(answers)
+    cosines = visual_cosines(
+        chat,
+        [task.sample for task in tasks["captions"]],
+        [drawn_picture(task) for task in drawing_tasks("captions", 500, "train")],
     )
     report = {
         "questions": len(answers),
@@ -131,13 +150,13 @@ def evaluate(
         "question_accuracy_by_attribute": by_attribute,
         "other_questions": others,
         "drawings": {
-            decoder: {kind: held_out.drawing_scores(drawn) for kind, drawn in by_kind.items()}
+            decoder: {kind: drawing_scores(drawn) for kind, drawn in by_kind.items()}
             for decoder, by_kind in drawings.items()
         },
-        "checker_accuracy": held_out.checker_accuracy(tasks["captions"]),
-        "visual_cosine": cosine,
-        "mean_baseline_cosine": baseline,
-        "held_out": held_out.describe_split(),
+        "checker_accuracy": checker_accuracy(tasks["captions"]),
+        "visual_cosine": fmean(cosines.model),
+        "mean_baseline_cosine": fmean(cosines.mean_baseline),
+        "held_out": describe_split(),
     }
     return report, answers, drawings
 
@@ -191,7 +210,7 @@ def _quickstart(output: Path, seed: int) -> dict:
     return report
 
 
-def caption_sheet(drawings: dict[str, list[held_out.Drawing]]) -> Image.Image:
+def caption_sheet(drawings: dict[str, list[Drawing]]) -> Image.Image:
     """Each caption with the real picture and, by decoder, the drawings of it."""
     return contact_sheet(
         [
