@@ -16,7 +16,8 @@ from metamorph.data.toy.scenes import (
     render,
     zoom,
 )
-from metamorph.data.toy.tasks import DEFAULT_WEIGHTS, KINDS, QUESTIONS, answer_to, make_task
+from metamorph.data.toy.tasks import DEFAULT_WEIGHTS, KINDS, make_task
+from metamorph.data.toy.wording import PLAIN, QUESTIONS
 
 
 def test_same_arguments_give_the_same_text_and_pixels():
@@ -87,7 +88,7 @@ def test_captions_are_exact():
     one = Scene("circle", "red", "large", "top left")
     assert caption(one) == "a large red circle at the top left"
     assert caption(Scene("cross", "blue", "small", "center", 3)) == "three small blue crosses"
-    assert [answer_to(name, one) for name in QUESTIONS] == [
+    assert [PLAIN.answer(name, one) for name in QUESTIONS] == [
         "red", "circle", "large", "at the top left", "one",
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ import math
 
 from metamorph.data.conversation import Sample
 from metamorph.data.toy.tasks import DEFAULT_WEIGHTS, KINDS, make_task
+from metamorph.data.toy.wording import PLAIN, Wording
 from metamorph.errors import UserError
 
 
@@ -12,7 +13,9 @@ class ToyScenes:
 
     EPOCH = 1_000_000  # every index is another sample; an epoch is only a unit of counting
 
-    def __init__(self, seed: int, weights: dict[str, float], samples: int):
+    def __init__(
+        self, seed: int, weights: dict[str, float], samples: int, wording: Wording = PLAIN
+    ):
         unknown = sorted(set(weights) - set(KINDS))
         if unknown:
             raise UserError(f"data.kinds: unknown {unknown}, expected some of {sorted(KINDS)}")
@@ -21,9 +24,11 @@ class ToyScenes:
         self.seed = seed
         self.weights = weights or DEFAULT_WEIGHTS
         self.samples = samples or self.EPOCH
+        self.wording = wording
 
     def __len__(self) -> int:
         return self.samples
 
     def sample(self, index: int) -> Sample:
-        return make_task(self.seed, index % self.samples, "train", self.weights).sample
+        place = index % self.samples
+        return make_task(self.seed, place, "train", self.weights, self.wording).sample

@@ -2,7 +2,8 @@
 
 The kinds mirror the paper's data families: questions and captions (image QA), drawing
 (generation), edits (image to image), motion (video) and zoom-then-answer (visual thinking).
-`text` has no images at all and stands in for the language model's pretraining.
+`text` has no images at all and stands in for the language model's pretraining. What is said in
+each is a `Wording`'s to say.
 """
 
 import random
@@ -11,7 +12,6 @@ from dataclasses import dataclass, replace
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
 from metamorph.data.toy.scenes import (
     COLOURS,
-    COUNT_WORDS,
     MOVES,
     PLACES,
     Scene,
@@ -22,14 +22,8 @@ from metamorph.data.toy.scenes import (
     render,
     zoom,
 )
+from metamorph.data.toy.wording import PLAIN, QUESTIONS, REPEAT, Wording
 
-QUESTIONS = {  # attribute: question about the only shape (count: about all)
-    "colour": "What colour is the shape?",
-    "shape": "What shape is it?",
-    "size": "Is the shape small or large?",
-    "place": "Where is the shape?",
-    "count": "How many shapes are there?",
-}
 CORNERS = tuple(place for place in PLACES if place != "center")
 
 
@@ -43,78 +37,64 @@ class Task:
     attribute: str = ""  # of questions: the key of QUESTIONS
 
 
-def answer_to(attribute: str, scene: Scene) -> str:
-    """The one right answer to `QUESTIONS[attribute]`."""
-    if attribute == "count":
-        return COUNT_WORDS[scene.count]
-    if attribute == "place":
-        return f"at the {scene.place}"
-    return getattr(scene, attribute)
-
-
 def _turns(prompt: str, response: str) -> tuple[Turn, Turn]:
     return Turn(USER, prompt), Turn(ASSISTANT, response)
 
 
-def question(rng: random.Random, split: str) -> Task:
+def question(rng: random.Random, split: str, wording: Wording) -> Task:
     attribute = rng.choice(tuple(QUESTIONS))
     scene = (random_count_scene if attribute == "count" else random_scene)(rng, split)
-    turns = _turns(f"<image>{QUESTIONS[attribute]}", answer_to(attribute, scene))
+    request = wording.question(rng, attribute)
+    turns = _turns(f"<image>{request}", wording.answer(attribute, scene))
     return Task("question", Sample("", turns, (render(scene),)), scene, attribute)
 
 
-def describe(rng: random.Random, split: str) -> Task:
+def describe(rng: random.Random, split: str, wording: Wording) -> Task:
     scene = rng.choice((random_scene, random_count_scene))(rng, split)
-    turns = _turns("<image>Describe the image.", caption(scene))
+    turns = _turns(f"<image>{wording.description_request(rng)}", caption(scene))
     return Task("describe", Sample("", turns, (render(scene),)), scene)
 
 
-def draw(rng: random.Random, split: str) -> Task:
+def draw(rng: random.Random, split: str, wording: Wording) -> Task:
     scene = random_count_scene(rng, split) if rng.random() < 0.2 else random_scene(rng, split)
-    turns = _turns(f"Generate an image of {caption(scene)}.", "<image>")
+    turns = _turns(wording.drawing_request(rng, scene), "<image>")
     return Task("draw", Sample("", turns, (render(scene),)), scene)
 
 
-def edit(rng: random.Random, split: str) -> Task:
+def edit(rng: random.Random, split: str, wording: Wording) -> Task:
     before = random_scene(rng, split)
     recoloured = [replace(before, colour=c) for c in COLOURS if c != before.colour]
     after = rng.choice([scene for scene in recoloured if not is_held_out(scene)])
-    turns = _turns(f"<image>Make the {before.shape} {after.colour}.", "<image>")
+    turns = _turns(f"<image>{wording.edit_request(rng, before, after)}", "<image>")
     return Task("edit", Sample("", turns, (render(before), render(after))), after)
 
 
-def motion(rng: random.Random, split: str) -> Task:
+def motion(rng: random.Random, split: str, wording: Wording) -> Task:
     before = random_scene(rng, split, CORNERS)
     moves = [(d, replace(before, place=to)) for (p, d), to in MOVES.items() if p == before.place]
     direction, after = rng.choice([move for move in moves if not is_held_out(move[1])])
     images = (render(before), render(after))
     if rng.random() < 0.5:
-        turns = _turns(f"<image><image>Which way did the {before.shape} move?", direction)
+        turns = _turns(f"<image><image>{wording.direction_question(rng, before)}", direction)
     else:
-        prompt = f"<image>The {before.shape} moves {direction}. Show the next frame."
-        turns = _turns(prompt, "<image>")
+        request = wording.next_frame_request(rng, before, direction)
+        turns = _turns(f"<image>{request}", "<image>")
     return Task("motion", Sample("", turns, images), after)
 
 
-def zoom_then_answer(rng: random.Random, split: str) -> Task:
+def zoom_then_answer(rng: random.Random, split: str, wording: Wording) -> Task:
     scene = random_scene(rng, split)
     attribute = rng.choice(("colour", "shape"))
-    turns = _turns(
-        f"<image>Zoom in, then answer. {QUESTIONS[attribute]}",
-        f"<image>{answer_to(attribute, scene)}",
-    )
+    request = wording.zoom_request(rng, attribute)
+    turns = _turns(f"<image>{request}", f"<image>{wording.answer(attribute, scene)}")
     return Task("zoom", Sample("", turns, (render(scene), zoom(scene))), scene, attribute)
 
 
-def text(rng: random.Random, split: str) -> Task:
-    attribute = rng.choice((*QUESTIONS, "repeat"))
+def text(rng: random.Random, split: str, wording: Wording) -> Task:
+    attribute = rng.choice((*QUESTIONS, REPEAT))
     scene = (random_count_scene if attribute == "count" else random_scene)(rng, split)
-    words = caption(scene)
-    if attribute == "repeat":
-        turns = _turns(f"Say: {words}.", words)
-    else:
-        prompt = f"There is an image of {words}. {QUESTIONS[attribute]}"
-        turns = _turns(prompt, answer_to(attribute, scene))
+    answer = caption(scene) if attribute == REPEAT else wording.answer(attribute, scene)
+    turns = _turns(wording.text_request(rng, scene, attribute), answer)
     return Task("text", Sample("", turns), scene, attribute)
 
 
@@ -133,9 +113,14 @@ DEFAULT_WEIGHTS = {
 
 
 def make_task(
-    seed: int, index: int, split: str = "train", weights: dict[str, float] | None = None
+    seed: int,
+    index: int,
+    split: str = "train",
+    weights: dict[str, float] | None = None,
+    wording: Wording = PLAIN,
 ) -> Task:
-    """Task number `index` of a split: the same arguments give the same text and pixels.
+    """Task number `index` of a split: the same arguments give the same text and pixels, another
+    `wording` the same pixels.
 
     `weights` maps kinds to relative frequencies. Raises `ValueError` for an unknown kind.
     """
@@ -145,5 +130,6 @@ def make_task(
         raise ValueError(f"unknown kinds {unknown}, expected some of {sorted(KINDS)}")
     rng = random.Random(f"toy scenes {seed} {split} {index}")
     kind = rng.choices(list(weights), list(weights.values()))[0]
-    task = KINDS[kind](rng, split)
-    return replace(task, sample=replace(task.sample, id=f"toy-{split}-{seed}-{index}-{kind}"))
+    task = KINDS[kind](rng, split, wording)
+    name = f"{wording.name}-{split}-{seed}-{index}-{kind}"
+    return replace(task, sample=replace(task.sample, id=name))
