@@ -5,6 +5,7 @@ from typing import Literal
 
 from metamorph.config.options import LANGUAGE_STAGES, NAMES, NUMBERS, SHARE, SHARE_OR_PATH, option
 
+Generated = Literal["toy_scenes", "english_scenes"]
 FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 TooLong = Literal["skip", "truncate"]
@@ -17,9 +18,9 @@ MAX_ROW_LENGTH = 2**20  # eight times the longest context of Llama 3
 class SourceConfig:
     """One source of samples: its format, its family and where it lies."""
 
-    source: Literal["toy_scenes", FileFormat, "mixture"] = option("kind of source", "jsonl")
+    source: Literal[Generated, FileFormat, "mixture"] = option("kind of source", "jsonl")
     family: Family = option(
-        "what conversation a record stands for (all but toy_scenes), see docs/data.md",
+        "what conversation a record stands for (all but generated ones), see docs/data.md",
         "conversations",
     )
     path: str = option(
@@ -31,8 +32,12 @@ class SourceConfig:
     fields: NAMES = option("fields of your records under other names: {caption: TEXT}", {})
     frames_per_second: float = option("frames to take of a second of video", 1.0, above=0)
     max_frames: int = option("most frames of a video", 45, minimum=2)
-    kinds: NUMBERS = option("weight of each sample kind (toy_scenes)", {}, minimum=0)
-    samples: int = option("samples in an epoch, 0 for endless (toy_scenes)", 0, minimum=0)
+    kinds: NUMBERS = option(
+        "weight of each sample kind (toy_scenes, english_scenes)", {}, minimum=0
+    )
+    samples: int = option(
+        "samples in an epoch, 0 for endless (toy_scenes, english_scenes)", 0, minimum=0
+    )
 
 
 @dataclass
@@ -40,7 +45,7 @@ class PartConfig(SourceConfig):
     """One part of a mixture file; its paths start from the folder of that file."""
 
     # pyrefly: ignore[bad-override-mutable-attribute]  fewer kinds: nobody sets another one later
-    source: Literal["toy_scenes", FileFormat] = option("kind of source", "jsonl")
+    source: Literal[Generated, FileFormat] = option("kind of source", "jsonl")
     weight: float = option("relative share, 0 for the number of samples", 0.0, minimum=0)
 
 

@@ -31,10 +31,13 @@ from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
 from metamorph.data.mixture import PERIOD, Mixture, parts_of
 from metamorph.data.order import mixed
 from metamorph.data.sources import RecordSource, Source
+from metamorph.data.toy.english.wording import English
 from metamorph.data.toy.source import ToyScenes
+from metamorph.data.toy.wording import PLAIN, Wording
 from metamorph.errors import UserError, shown
 from metamorph.folders import check_data_set
 
+GENERATED: dict[str, Wording] = {"toy_scenes": PLAIN, "english_scenes": English()}
 LONGEST_NAME = 100  # of a part of a mixture, which stands before each line about it
 
 
@@ -65,7 +68,7 @@ def open_validation(config: DataConfig, seed: int, words: bool = True) -> Source
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         config = replace(config, source="mixture", path=name)
-    elif config.source in ("mixture", "toy_scenes"):
+    elif config.source == "mixture" or config.source in GENERATED:
         raise UserError(
             f"data.validation: {name} is no mixture file, whose name ends with .yaml, and "
             f"data.source {config.source} does not say how to read another"
@@ -90,7 +93,7 @@ def open_parts(config: DataConfig, seed: int, words: bool = True) -> dict[str, S
 
 def check_path(config: SourceConfig) -> None:
     """Raises `UserError` if a source that reads files names none."""
-    if config.source == "toy_scenes" or config.path:
+    if config.source in GENERATED or config.path:
         return
     what = "the file or folder of the samples"
     if config.source == "mixture":
@@ -106,8 +109,8 @@ def open_part(
     """One source that is no mixture; relative paths start from `base`. `data`: the section that
     it stands in, whose settings hold for all parts. `words` and `portion`: see `open_source`."""
     share = data.validation if isinstance(data.validation, float) and portion != "all" else None
-    if config.source == "toy_scenes":
-        scenes = ToyScenes(seed, config.kinds, config.samples)
+    if config.source in GENERATED:
+        scenes = ToyScenes(seed, config.kinds, config.samples, GENERATED[config.source])
         return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
     check_path(config)
     path = base / config.path
@@ -156,12 +159,12 @@ def check_pictures(config: SourceConfig, words: bool) -> None:
 
 
 def endless_parts(config: DataConfig) -> list[str]:
-    """The parts that have no last sample: `toy_scenes` where nobody says how many there are."""
-    parts: dict[str, SourceConfig] = {"data.source toy_scenes": config}
+    """The parts that have no last sample: generated ones where nobody says how many there are."""
+    parts: dict[str, SourceConfig] = {f"data.source {config.source}": config}
     if config.source == "mixture" and Path(config.path).is_file():
         mixture = read_mixture(Path(config.path))
         parts = {f"{config.path}: part '{name}'": part for name, part in mixture.items()}
-    return [n for n, part in parts.items() if part.source == "toy_scenes" and not part.samples]
+    return [n for n, part in parts.items() if part.source in GENERATED and not part.samples]
 
 
 def open_mixture(config: DataConfig, seed: int, words: bool, portion: Portion) -> Mixture:

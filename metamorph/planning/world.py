@@ -32,7 +32,7 @@ from metamorph.costs.sharding import (
 from metamorph.costs.step import GIBI, Costs, describe_flops, describe_memory, step_costs
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.documents import Documents
-from metamorph.data.opening import open_source
+from metamorph.data.opening import GENERATED, open_source
 from metamorph.data.packing import RowStream
 from metamorph.errors import UserError
 from metamorph.model.describe import describe_parameters
@@ -145,7 +145,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     """The first rows of the data where it and a tokenizer are there, else an assumption."""
     start = _start_with_tokenizer(config.model)
     data, length = config.data, config.data.row_length
-    if start and (data.source == "toy_scenes" or data.path and Path(data.path).exists()):
+    if start and (data.source in GENERATED or data.path and Path(data.path).exists()):
         tokenizer, _ = open_tokenizer(start)
         encoder = ChatEncoder(tokenizer, model.tokens_per_image)
         source = open_source(data, config.seed, portion="training")
