@@ -30,6 +30,7 @@ DecoderPrecision = Literal["fp32", "bf16"]
 DecoderAttention = Literal["flash_attn", "xformers"]
 DecoderGroupNorm = Literal["apex"]
 Recomputation = Literal["none", "selective", "full"]
+VisualLoss = Literal["cosine", "l1"]
 FeatureDtype = Literal["bf16", "fp16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # linear layers of a block
@@ -105,6 +106,11 @@ class TrainingConfig:
         None,
         minimum=0,
         **LANGUAGE_STAGES,
+    )
+    visual_loss: VisualLoss = option(
+        "what a prediction is from its feature: 1 - cosine, or the mean absolute difference (l1)",
+        "cosine",
+        **INSTRUCT_STAGE,
     )
     precision: Precision = option("arithmetic of the step", "fp32")
     fp8_backend: Fp8Backend = option(

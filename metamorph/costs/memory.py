@@ -13,7 +13,7 @@ from typing import get_args
 from transformers import SiglipVisionConfig
 
 from metamorph.config import RunConfig, TrainingConfig
-from metamorph.config.keys import Recomputation
+from metamorph.config.keys import Recomputation, VisualLoss
 from metamorph.costs.flops import (
     PROJECTIONS,
     PROJECTOR,
@@ -122,6 +122,7 @@ def activation_bytes(
     mode: str,
     widths: Widths,
     trained: Collection[str],
+    visual_loss: VisualLoss = "cosine",
 ) -> dict[str, float]:
     """What a step keeps or needs at its peak for one packed row, besides weights.
 
@@ -138,10 +139,12 @@ def activation_bytes(
     projector = (width + 2 * config.projector_hidden_size + hidden) * (PROJECTOR in trained)
     projector *= visual * widths.products
     states = work.tokens * hidden * (WIDE + widths.gathered)  # around the last norm
-    # Before the GELU, and the prediction; selected states and after the GELU, if trained.
-    head = config.vision_head_hidden_size + width
+    # Before the GELU; selected states and after the GELU, if trained.
+    head = config.vision_head_hidden_size
     head += (hidden + config.vision_head_hidden_size) * (VISION_HEAD in trained)
-    visual_head = work.visual_targets * (head * widths.products + width * WIDE)
+    # The target, and the prediction or, in float32, its difference from the target.
+    compared = width * (WIDE + (widths.products if visual_loss == "cosine" else WIDE))
+    visual_head = work.visual_targets * (head * widths.products + compared)
     # The gradient is computed beside the loss, from selected states that are let go then.
     text = work.text_targets * hidden * widths.products
     text += vocabulary * hidden * WIDE * (TEXT_HEAD in trained)

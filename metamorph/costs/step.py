@@ -63,7 +63,8 @@ def step_costs(
         encoder = encoder_flops(vision.config, work.images, len(vision.tokens_read))
     activations = {
         mode: activation_bytes(
-            model.config, vision and vision.config, row, mode, widths, trained
+            model.config, vision and vision.config, row, mode, widths, trained,
+            training.visual_loss,
         )
         for mode in CHECKPOINTING
     }  # fmt: skip

@@ -15,6 +15,7 @@ VALIDATED = {  # what is told of a look at `data.validation`, of those losses th
     "validation_pixel_error": "pixels",
     "validation_feature_error": "features",
     "validation_text_loss": "text",
+    "validation_visual_l1": "L1",
     "validation_visual_cosine": "cosine",
 }
 

@@ -148,6 +148,7 @@ class LanguageTelemetry:
         self.baseline = MeanBaseline(
             model.config.tokens_per_image, model.config.visual_width, device
         )
+        self.visual_loss = config.training.visual_loss
         self.work, self.meter = StepWork(model), Meter()
         self.peak = peak_teraflops(device, config.training.precision)
         self.waited = 0.0  # for data, until the last step
@@ -162,7 +163,7 @@ class LanguageTelemetry:
         """What to log of a step, on the device. All processes call this.
 
         Args:
-            losses: `text_loss` and `visual_loss`.
+            losses: `text_loss`, `visual_loss` and `cosine_distance`.
             rows: those of this process.
             targets: of each, the features [images, tokens, C] that it predicts.
             counts: the targets of the whole step.
@@ -185,12 +186,14 @@ class LanguageTelemetry:
             "packing_efficiency": counts.tokens / self.row_tokens,
         }
         if counts.visual:
-            cosine = 1 - losses["visual_loss"]
+            cosine = 1 - losses["cosine_distance"]
             values |= {
                 "visual_cosine": cosine,
                 "mean_baseline_cosine": score,
                 "visual_cosine_over_mean": cosine - score,
             }
+            if self.visual_loss == "l1":
+                values["visual_l1"] = losses["visual_loss"]
         return values
 
     def read_meters(self) -> dict[str, float]:
@@ -214,6 +217,8 @@ class LanguageTelemetry:
         if "visual_cosine" in values:
             parts.append(f"cosine {values['visual_cosine']:.3f}")
             parts.append(f"(mean {values['mean_baseline_cosine']:.3f})")
+        if "visual_l1" in values:
+            parts.append(f"L1 {values['visual_l1']:.3g}")
         parts.append(f"{values['tokens_per_second']:.0f} tok/s")
         if "mfu" in values:
             parts.append(f"MFU {values['mfu']:.0%} + encoder {values['encoder_mfu']:.0%}")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
+from metamorph.config.keys import VisualLoss
 from metamorph.costs.flops import Workload
 from metamorph.costs.sharding import units
 from metamorph.costs.step import describe_flops, describe_memory, step_costs
@@ -44,29 +45,32 @@ from metamorph.training.trainable import choose_trainable, frozen_rows, mask_fro
 ROW_TITLES = ("first row", "second row")  # those that a plan shows
 
 
-def batch_losses(model: MetaMorph, batch: Batch, counts: TargetCounts) -> tuple[Losses, Tensor]:
-    """Forward of one packed row: its share of the step's losses, and its target features
-    [images, tokens, C]."""
+def batch_losses(
+    model: MetaMorph, batch: Batch, counts: TargetCounts, visual_loss: VisualLoss = "cosine"
+) -> tuple[Losses, Tensor]:
+    """Forward of one packed row: its share of the step's losses, as `vpit_losses` says, and its
+    target features [images, tokens, C]."""
     features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
     states = model(
         batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
     )
     targets = features.flatten(0, 1).index_select(0, batch.visual_targets)
-    losses = vpit_losses(model, states, targets, batch, counts)
+    losses = vpit_losses(model, states, targets, batch, counts, visual_loss)
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
 
 
 class StepLosses(nn.Module):
     """A model with its losses: the whole forward of a step, which is what FSDP has to wrap."""
 
-    def __init__(self, model: MetaMorph):
+    def __init__(self, model: MetaMorph, visual_loss: VisualLoss):
         super().__init__()
-        self.model = model
+        self.model, self.visual_loss = model, visual_loss
 
-    def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor]:
-        """Text loss, visual loss and target features, as `batch_losses` gives them."""
-        losses, targets = batch_losses(self.model, batch, counts)
-        return losses.text, losses.visual, targets
+    def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Text loss, visual loss, cosine distance and target features, as `batch_losses` gives
+        them; a tuple, whose tensors FSDP finds."""
+        losses, targets = batch_losses(self.model, batch, counts, self.visual_loss)
+        return losses.text, losses.visual, losses.cosine_distance, targets
 
 
 class LanguageStage:
@@ -84,7 +88,7 @@ class LanguageStage:
         self.float8 = None
         if training.precision == "fp8":
             self.float8 = convert_to_float8(model, training.fp8_backend, device)
-        self.step_losses = StepLosses(model)
+        self.step_losses = StepLosses(model, training.visual_loss)
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
         self.optimizer = make_optimizer(model, config)
@@ -126,8 +130,8 @@ class LanguageStage:
         """Nothing: the weights themselves are saved."""
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
-        """Gradients of an optimizer step, and its `text_loss` and `visual_loss` (1 - cosine), means
-        over the targets of all processes."""
+        """Gradients of an optimizer step, and its `text_loss`, `visual_loss` and `cosine_distance`,
+        means over the targets of all processes."""
         training = self.config.training
         self.rows, self.targets = self.lanes.next_rows(), []
         self.counts = counts = TargetCounts.of(self.rows)
@@ -137,20 +141,20 @@ class LanguageStage:
                 f"data: none of {skips.tried} samples can be used; first of each cause: "
                 f"{skips.examples}"
             )
-        losses = torch.zeros(2, device=self.device)  # text, visual
+        losses = torch.zeros(3, device=self.device)  # text, visual, cosine distance
         for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.encoder, self.device)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
             with autocast(training.precision, self.device):
-                text, visual, targets = self.step_losses(batch, counts)
+                text, visual, distance, targets = self.step_losses(batch, counts)
                 total = text + training.visual_coefficient * visual
             total.backward()
-            losses += torch.stack([text.detach(), visual.detach()])
+            losses += torch.stack([text.detach(), visual.detach(), distance])
             self.targets.append(targets)
         if self.frozen_rows is not None:
             mask_frozen_rows(self.module, self.frozen_rows)
-        text_loss, visual_loss = add_up(losses)
-        return {"text_loss": text_loss, "visual_loss": visual_loss}
+        text_loss, visual_loss, distance = add_up(losses)
+        return {"text_loss": text_loss, "visual_loss": visual_loss, "cosine_distance": distance}
 
     def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """What to log of the last step. All processes call this."""

@@ -1,5 +1,5 @@
-"""The VPiT loss of one packed row: text cross-entropy plus visual cosine regression; and its means
-over samples that a run does not train on."""
+"""The VPiT loss of one packed row: text cross-entropy plus visual regression; and its means over
+samples that a run does not train on."""
 
 from dataclasses import dataclass
 from itertools import count, islice
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig
+from metamorph.config.keys import VisualLoss
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
 from metamorph.data.packing import TargetCounts
@@ -19,7 +20,7 @@ from metamorph.monitor.telemetry import MeanBaseline
 from metamorph.processes import add_up, rank, totals, world_size
 from metamorph.training.batch import Batch
 from metamorph.training.measuring import measuring
-from metamorph_kernels import linear_cross_entropy
+from metamorph_kernels import cosine_loss, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Losses:
     """Scalars that add up over the rows of a step to the means over all of its targets."""
 
     text: Tensor  # cross-entropy, nats
-    visual: Tensor  # 1 - cosine
+    visual: Tensor  # 1 - cosine, or the mean absolute difference
+    cosine_distance: Tensor  # 1 - cosine in any case, without gradient
 
 
 def vpit_losses(
@@ -36,6 +38,7 @@ def vpit_losses(
     targets: Tensor,
     batch: Batch,
     counts: TargetCounts,
+    visual_loss: VisualLoss = "cosine",
 ) -> Losses:
     """Losses of one row, divided by the counts of the step (paper section 3, equation of VPiT).
 
@@ -45,6 +48,8 @@ def vpit_losses(
         batch: with the indices of the supervised rows.
         counts: targets of the whole step. Without any of a kind its loss is exactly 0, with
             finite zero gradients.
+        visual_loss: `cosine` is 1 - cosine; `l1` the mean, over C, of the absolute difference of
+            the target and what the vision head says, which is not made a unit vector.
     """
     text_sum = linear_cross_entropy(
         states.index_select(0, batch.text_rows),
@@ -52,8 +57,18 @@ def vpit_losses(
         batch.text_labels,
         reduction="sum",
     )
-    visual_sum = model.visual_loss(states.index_select(0, batch.visual_rows), targets)
-    return Losses(text_sum / max(counts.text, 1), visual_sum / max(counts.visual, 1))
+    predicting = states.index_select(0, batch.visual_rows)
+    if visual_loss == "cosine":
+        visual_sum = model.visual_loss(predicting, targets)
+        distance_sum = visual_sum.detach()
+    else:
+        prediction = model.vision_head(predicting)
+        visual_sum = (prediction.float() - targets.float()).abs().mean(-1).sum()
+        distance_sum = cosine_loss(prediction.detach(), targets, reduction="sum")
+    visual_count = max(counts.visual, 1)
+    return Losses(
+        text_sum / max(counts.text, 1), visual_sum / visual_count, distance_sum / visual_count
+    )
 
 
 class Validation:
@@ -89,7 +104,7 @@ class Validation:
                 f"data.validation: none of {used} samples can be used; first of each cause: "
                 f"{skips.examples}"
             )
-        text_sum, visual_sum, baseline_sum = add_up(sums).tolist()
+        text_sum, visual_sum, distance_sum, baseline_sum = add_up(sums).tolist()
         skipped = skips.counts.total()
         values: dict[str, float] = {
             "validation_samples": used - skipped,
@@ -97,18 +112,20 @@ class Validation:
         }
         values["validation_text_loss"] = values["validation_loss"] = text_sum / text
         if visual:
-            loss = visual_sum / visual
-            values["validation_loss"] += self.config.training.visual_coefficient * loss
-            values["validation_visual_cosine"] = 1 - loss
+            training, loss = self.config.training, visual_sum / visual
+            values["validation_loss"] += training.visual_coefficient * loss
+            values["validation_visual_cosine"] = 1 - distance_sum / visual
+            if training.visual_loss == "l1":
+                values["validation_visual_l1"] = loss
             values["validation_mean_baseline_cosine"] = baseline_sum / visual
         return values
 
     def _sums(
         self, step_losses: nn.Module, vision: VisionEncoder, baseline: MeanBaseline
     ) -> tuple[Tensor, int, int]:
-        """Text losses, visual losses and baseline cosines [3] of this process, and how many text
-        and visual targets all have."""
-        sums, text, visual = torch.zeros(3, device=self.device), 0, 0
+        """Text losses, visual losses, cosine distances and baseline cosines [4] of this process,
+        and how many text and visual targets all have."""
+        sums, text, visual = torch.zeros(4, device=self.device), 0, 0
         self.lanes.load_state_dict(self.start)
         for _ in islice(count(), self.rounds):
             if totals([self.lanes.used()])[0] == self.samples:
@@ -118,9 +135,10 @@ class Validation:
             for row in rows:
                 batch = Batch.of(row, vision, self.device)
                 with autocast(self.config.training.precision, self.device):
-                    text_share, visual_share, targets = step_losses(batch, counts)
+                    text_share, *visual_shares, targets = step_losses(batch, counts)
                 score = baseline.score(targets) if len(targets) else sums.new_zeros(())
-                shares = [text_share * counts.text, visual_share * counts.visual]
+                shares = [text_share * counts.text]
+                shares += [share * counts.visual for share in visual_shares]
                 sums += torch.stack([*shares, score * len(row.visual_rows)])
             text, visual = text + counts.text, visual + counts.visual
         return sums, text, visual

@@ -14,14 +14,11 @@ from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path, endless_parts
-from metamorph.decoder.samplers import FLOW_MATCHING, NO_FLOW
 from metamorph.errors import UserError, shown
 from metamorph.libraries import LIBRARIES, REFUSED, require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
 from metamorph.processes import gather, share_of, world_size
-from metamorph.training.decoders.one_pass_rules import check_one_pass
-from metamorph.training.decoders.student_rules import check_student
-from metamorph.training.lora import UNET_LAYERS
+from metamorph.training.decoders.decoder_rules import check_decoder
 
 # What each process may have its own way: it changes neither results nor what they tell each other.
 OWN_KEYS = ("device", "data.workers")
@@ -69,7 +66,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
         check_decoder(config, world_size())
         return
     check_parallel(config, world_size())
-    check_visual_coefficient(config)
+    check_visual_loss(config)
     check_factors(config)
     check_float8(config, device)
 
@@ -83,7 +80,7 @@ def check_plan(config: RunConfig, processes: int) -> None:
         check_decoder(config, processes)
     else:
         check_parallel(config, processes)
-        check_visual_coefficient(config)
+        check_visual_loss(config)
         check_factors(config)
 
 
@@ -167,37 +164,6 @@ def check_monitor(config: RunConfig) -> None:
             )
 
 
-def check_decoder(config: RunConfig, processes: int) -> None:
-    """A decoder's stage is asked for nothing of a language model, and its batch can be shared."""
-    training, decoder = config.training, config.decoder
-    if training.precision == "fp8":
-        raise UserError(
-            f"training.precision: fp8 is for a language model, not for stage {config.stage}"
-        )
-    if training.activation_checkpointing == "selective":
-        raise UserError(
-            "training.activation_checkpointing: selective is a language model's; take none or full"
-        )
-    if is_set(config, "training.lora_targets"):
-        if strange := [name for name in training.lora_targets if name not in UNET_LAYERS]:
-            raise UserError(
-                f"training.lora_targets: a UNet's attention has no layer {strange[0]}; stage "
-                f"{config.stage} takes some of {', '.join(UNET_LAYERS)}"
-            )
-    mesh_shape(processes, config.parallel.shard)
-    own = share_of("decoder.batch_size", decoder.batch_size, processes)
-    if own % decoder.accumulate:
-        raise UserError(
-            f"decoder.accumulate: {own} images of a process cannot be shared evenly by "
-            f"{decoder.accumulate} parts of a step"
-        )
-    if decoder.kind == "rae":
-        check_one_pass(decoder)
-    if decoder.sampler == FLOW_MATCHING:
-        raise UserError(f"decoder.sampler: {NO_FLOW}")
-    check_student(config)
-
-
 def check_parallel(config: RunConfig, processes: int) -> None:
     """So many processes can share the rows and the weights."""
     training, parallel = config.training, config.parallel
@@ -273,14 +239,19 @@ def check_optimizer(config: RunConfig, device: torch.device) -> None:
         )
 
 
-def check_visual_coefficient(config: RunConfig) -> None:
-    """The visual loss counts only where the vision head is trained."""
+def check_visual_loss(config: RunConfig) -> None:
+    """The visual loss counts only where the vision head is trained; what it is, where it counts."""
     coefficient = config.training.visual_coefficient
     if config.stage != "instruct" and coefficient:
         raise UserError(
             f"training.visual_coefficient: got {coefficient:g}, but stage {config.stage} leaves "
             f"the vision head as it is, random at first, and a loss through it is noise; leave the "
             f"key out (0), and set it in stage instruct, which trains the head"
+        )
+    if is_set(config, "training.visual_loss") and not coefficient:
+        raise UserError(
+            f"training.visual_loss: nothing is learned by {config.training.visual_loss} where "
+            f"training.visual_coefficient is 0; leave out one of the two"
         )
 
 

@@ -1,5 +1,8 @@
 """Estimated memory against the bytes of real tensors."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,6 +17,9 @@ from metamorph.costs.memory import (
     working_bytes,
 )
 from metamorph.costs.sharding import fake_processes, units
+from metamorph.data.packing import TargetCounts
+from metamorph.model.precision import autocast
+from metamorph.training.loss import vpit_losses
 from metamorph.training.optimizer import make_optimizer
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.trainable import choose_trainable
@@ -176,3 +182,33 @@ def test_gradients_stay_whole_until_the_last_row():
     assert two - one == 4 * block.whole  # of three blocks
     gathered = working_bytes(found, training, 1)["gathered weights"]
     assert gathered == 2 * (two / 4 - block.whole)
+
+
+def test_activations_of_what_is_predicted_by_l1():
+    """In bf16 within 2 percent: the difference is kept in float32, twice as wide as a prediction;
+    the targets, which are held for the log, are counted too."""
+    model, row = random_model(0, layers=1), RandomRow(**BASE)
+    choose_trainable(model, "instruct")
+    hidden, counts = model.config.language.hidden_size, TargetCounts(0, 1)
+
+    def kept(count: int) -> int:
+        states = torch.ones(count, hidden, dtype=torch.bfloat16, requires_grad=True)
+        none = torch.zeros(0, dtype=torch.int64)
+        batch = SimpleNamespace(text_rows=none, text_labels=none, visual_rows=torch.arange(count))
+        targets = torch.ones(count, 24)
+        with autocast("bf16", CPU):
+            kept = kept_bytes(
+                lambda: vpit_losses(model, states, targets, batch, counts, "l1").visual,
+                model.parameters(),
+            )
+        return kept + size([targets]) - size([batch.visual_rows])
+
+    def estimated(count: int) -> float:
+        work = replace(row.workload(model), visual_targets=count)
+        found = activation_bytes(
+            model.config, None, work, "none", Widths(4, 4, 2), trained_parts(model), "l1"
+        )
+        return found["projector and heads"]
+
+    measured = kept(2000) - kept(1000)
+    assert estimated(2000) - estimated(1000) == pytest.approx(measured, rel=0.02)
