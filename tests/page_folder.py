@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from PIL import Image
 
 from metamorph.decoder.adapter import FeatureAdapter
@@ -13,6 +14,7 @@ from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.samplers import sampler
 from metamorph.decoder.vit_decoder import vit_decoder
 from metamorph.model import MetaMorph, assemble
+from metamorph.model.adapter_files import heads_and_rows, language_sample, write_adapter
 from tests.bench.bench_records import write_attention
 from tests.pages import ROOT, blocks
 from tests.six_families import MIXTURE, write_six_families
@@ -34,6 +36,7 @@ def write_page_folder(folder: Path) -> None:
     parts = folder / "models/Llama-3.1-8B-Instruct", folder / "models/siglip-so400m-patch14-384"
     torch.manual_seed(0)
     model, tokenizer = assemble(*parts, grid=GRID)
+    write_lora(folder / "runs/instruct/adapter", model, tokenizer)
     let_draw(model)
     vae, unet, noise_scheduler = tiny_diffusion()
     adapter = FeatureAdapter(FEATURE_WIDTH, 16, unet.config.cross_attention_dim)
@@ -54,6 +57,16 @@ def write_page_folder(folder: Path) -> None:
     write_attention(folder / "bench/out")
     write_attention(folder / "bench/before")
     shutil.copy(ROOT / "README.md", folder)
+
+
+def write_lora(folder: Path, model: MetaMorph, tokenizer) -> None:
+    """What a run with LoRA leaves to be passed on, with one adapter."""
+    weight = model.language.model.layers[0].self_attn.q_proj.weight
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    adapters = {name.format("A"): weight[:2].detach(), name.format("B"): weight[:, :2].contiguous()}
+    heads, sample = heads_and_rows(model), language_sample(model.language)
+    write_adapter(folder, adapters, heads, sample, model.config, tokenizer.chat_template)
+    LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(folder)
 
 
 @torch.no_grad()

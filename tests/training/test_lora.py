@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from metamorph.cli.command import main
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.opening import open_model
@@ -18,7 +19,7 @@ from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
 from tests.processes import run_processes
-from tests.tiny_run import tiny_config
+from tests.tiny_run import tiny_config, write_language, write_vision
 from tests.training.test_parallel import train_and_record
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj.weight"
@@ -57,7 +58,8 @@ def test_peft_reads_the_adapters_and_merges_them_to_the_same_model(folder):
     for name, weight in found.items():
         torch.testing.assert_close(weight, merged["language." + name], rtol=1e-5, atol=1e-6)
     heads = load_file(adapter / "projector_and_vision_head.safetensors")
-    assert len(heads) == 8 and all(torch.equal(merged[name], heads[name]) for name in heads)
+    named = [name for name in heads if name.startswith(("projector.", "vision_head."))]
+    assert len(named) == 8 and all(torch.equal(merged[name], heads[name]) for name in named)
 
 
 def test_two_processes_train_the_same_adapters_and_resume(folder):
@@ -134,3 +136,113 @@ def test_what_adapters_cannot_do_is_named(folder, change, message):
     config.training.fp8_backend = "native"
     with pytest.raises(UserError, match=message):
         train(config)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """An adapter of a run that went on from an align stage, and the folder around it."""
+    folder = tmp_path_factory.mktemp("adapted")
+    write_language(folder / "llama")
+    write_vision(folder / "siglip")
+    align = tiny_config(folder, "align", steps=2)
+    config = tiny_config(folder, "instruct", steps=2, lora_rank=4)
+    config.model = ModelConfig(folder=str(train(align)))
+    train(config)
+    return folder
+
+
+def import_adapter(folder, adapter, *arguments) -> int:
+    starts = [f"--language={folder / 'llama'}", f"--vision={folder / 'siglip'}"]
+    return main(["import", str(adapter), str(folder / "again"), *(arguments or starts)])
+
+
+def test_an_adapter_with_its_language_model_and_encoder_is_the_whole_model(adapted):
+    """What align taught the rows of added tokens is in it, too."""
+    assert import_adapter(adapted, adapted / "instruct" / "adapter") == 0
+    whole, again = adapted / "instruct" / "model", adapted / "again"
+    expected, found = weights_of(whole), weights_of(again)
+    assert expected.keys() == found.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+    for name in ("config.json", "chat_template.jinja"):
+        assert (whole / name).read_text() == (again / name).read_text()
+    shutil.rmtree(again)
+
+
+def spoil_alpha(adapter):
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(written | {"lora_alpha": "16"}))
+
+
+def spoil_way(adapter):
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(written | {"use_dora": True}))
+
+
+def spoil_layer(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("q_proj", "p_proj"): weight for name, weight in weights.items()}
+    save_file(renamed, adapter / "adapter_model.safetensors")
+
+
+def spoil_shape(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    cut = {name: weight[:, :-1].contiguous() for name, weight in weights.items()}
+    save_file(cut, adapter / "adapter_model.safetensors")
+
+
+def spoil_pair(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.pop(next(name for name in weights if "lora_B" in name))
+    save_file(weights, adapter / "adapter_model.safetensors")
+
+
+def spoil_sample(adapter):
+    heads = load_file(adapter / "projector_and_vision_head.safetensors")
+    heads["language_sample"] += 1
+    save_file(heads, adapter / "projector_and_vision_head.safetensors")
+
+
+def spoil_heads(adapter):
+    heads = load_file(adapter / "projector_and_vision_head.safetensors")
+    heads.pop("added_input_rows")
+    save_file(heads, adapter / "projector_and_vision_head.safetensors")
+
+
+def spoil_grid(adapter):
+    written = json.loads((adapter / "config.json").read_text())
+    written["language"]["rope_theta"] = 500.0
+    (adapter / "config.json").write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_alpha, "r and lora_alpha are 4 and '16', expected numbers"),
+        (spoil_way, "use_dora is True, which is not served"),
+        (spoil_layer, "p_proj' is no linear layer of the model"),
+        (spoil_shape, "expected the product to be"),
+        (spoil_pair, "expected a matrix"),
+        (spoil_sample, "its run began with another language model than"),
+        (spoil_heads, "'added_input_rows' is missing"),
+        (spoil_grid, "config.json: language is"),
+        (lambda adapter: (adapter / "chat_template.jinja").unlink(), "chat_template.jinja"),
+    ],
+)
+def test_what_does_not_belong_together_is_one_sentence(adapted, tmp_path, spoil, message, capsys):
+    adapter = shutil.copytree(adapted / "instruct" / "adapter", tmp_path / "adapter")
+    spoil(adapter)
+    assert import_adapter(adapted, adapter) == 2
+    assert message in capsys.readouterr().err
+    assert not (adapted / "again").exists()
+
+
+def test_options_of_other_imports_are_refused(adapted, capsys):
+    adapter, vision = adapted / "instruct" / "adapter", f"--vision={adapted / 'siglip'}"
+    assert import_adapter(adapted, adapter, vision) == 2
+    assert "is an adapter; give --language" in capsys.readouterr().err
+    language = f"--language={adapted / 'llama'}"
+    assert import_adapter(adapted, adapter, vision, language, "--grid=2") == 2
+    assert "--grid does not apply" in capsys.readouterr().err
+    assert import_adapter(adapted, adapted / "llama", vision, language) == 2
+    assert "--language does not apply" in capsys.readouterr().err
