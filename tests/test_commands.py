@@ -70,6 +70,7 @@ NOT_RUN_HERE = {
     "pip install ./kernels '.[gguf]'": NETWORK,
     "metamorph import smollm2 models/SmolLM2-135M-Instruct": NETWORK,
     "python examples/english/own_answers.py models/SmolLM2-135M-Instruct data/english": NETWORK,
+    "python examples/english/known_facts.py models/SmolLM2-135M-Instruct": NETWORK,
     "metamorph validate-data data/english/english.yaml "
     "--model.language models/SmolLM2-135M-Instruct "
     "--model.vision metamorph/quickstart/assets/encoder --model.grid 4 "
