@@ -10,12 +10,13 @@ import json
 import torch
 import torch.distributed as dist
 
+from metamorph.combinations import LIBRARIES, REFUSED
 from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path, endless_parts
 from metamorph.errors import UserError, shown
-from metamorph.libraries import LIBRARIES, REFUSED, require, torchao_optim_absence
+from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import MULTIPLE, check_precision
 from metamorph.processes import gather, share_of, world_size
 from metamorph.training.decoders.decoder_rules import check_decoder

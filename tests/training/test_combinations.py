@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metamorph.combinations import LIBRARIES, REFUSED, WAYS
 from metamorph.errors import UserError
-from metamorph.libraries import LIBRARIES, REFUSED, WAYS
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
 from metamorph.training.rules import check_combinations, libraries_of, ways_of
