@@ -159,6 +159,16 @@ def gguf_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"gguf": needed})
 
 
+def lmms_eval_absence(device_type: str) -> str | None:
+    """Why lmms-eval cannot evaluate MetaMorph models here, or None where it can."""
+    needed = {
+        "lmms_eval.api.model": ["lmms"],
+        "lmms_eval.api.instance": ["GenerationResult", "TokenCounts"],
+        "lmms_eval.models.registry_v2": ["ModelManifest"],
+    }
+    return _absence(device_type, None, needed)
+
+
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
@@ -179,6 +189,7 @@ PROBES = {  # distribution: its probe
     "torchmetrics": torchmetrics_absence,
     "torch-fidelity": torch_fidelity_absence,
     "gguf": gguf_absence,
+    "lmms-eval": lmms_eval_absence,
 }
 
 

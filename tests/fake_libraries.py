@@ -23,6 +23,7 @@ from tests.fake_attention import (
     flash_attn_varlen_func,
     memory_efficient_attention,
 )
+from tests.fake_lmms_eval import GenerationResult, ModelManifest, TokenCounts, lmms
 
 
 class LigerRMSNormFunction:
@@ -258,6 +259,17 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
         "transformer_engine.common": {},
         "transformer_engine.common.recipe": {"Float8CurrentScaling": Float8CurrentScaling},
         "transformer_engine.pytorch": {"Linear": Linear, "autocast": autocast},
+    },
+    "lmms-eval": {
+        "lmms_eval": {},
+        "lmms_eval.api": {},
+        "lmms_eval.api.model": {"lmms": lmms},
+        "lmms_eval.api.instance": {
+            "GenerationResult": GenerationResult,
+            "TokenCounts": TokenCounts,
+        },
+        "lmms_eval.models": {},
+        "lmms_eval.models.registry_v2": {"ModelManifest": ModelManifest},
     },
 }
 

@@ -1,6 +1,7 @@
 """Write tests/signatures.json: the parameters of the real libraries, read in their sources.
 
-    pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.9.0
+    pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.9.0 \
+        lmms-eval==0.7.3
     # and flash_attn-2.8.3.tar.gz from PyPI; unpack all into one folder
     python -m tests.record_signatures FOLDER
 
@@ -13,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+LMMS_EVAL = "lmms-eval 0.7.3 (wheel)"
 RECORD = Path(__file__).with_name("signatures.json")
 SOURCES = {  # stand-in: distribution and version, file, where in it
     "flash_attn_varlen_func": (
@@ -75,18 +77,34 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "transformer_engine/pytorch/module/linear.py",
         "Linear.forward",
     ),
+    "lmms.generate_until": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.generate_until"),
+    "lmms.generate_visual_cot": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.generate_visual_cot"),
+    "lmms.loglikelihood": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.loglikelihood"),
+    "lmms.generate_until_multi_round": (
+        LMMS_EVAL,
+        "lmms_eval/api/model.py",
+        "lmms.generate_until_multi_round",
+    ),
+    "TokenCounts": (LMMS_EVAL, "lmms_eval/api/instance.py", "TokenCounts"),
+    "GenerationResult": (LMMS_EVAL, "lmms_eval/api/instance.py", "GenerationResult"),
+    "ModelManifest": (LMMS_EVAL, "lmms_eval/models/registry_v2.py", "ModelManifest"),
 }
 
 
 def parameters(source: str, place: str) -> list[str]:
-    """Names in their order, `*` before keywords alone; without self, cls and ctx."""
+    """Names in their order, `*` before keywords alone; without self, cls and ctx. Those of a
+    dataclass are its fields."""
     body = ast.parse(source).body
     *classes, name = place.split(".")
     for outer in classes:
         [body] = [
             node.body for node in body if isinstance(node, ast.ClassDef) and node.name == outer
         ]
-    *_, found = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    kinds = ast.FunctionDef | ast.ClassDef
+    *_, found = [node for node in body if isinstance(node, kinds) and node.name == name]
+    if isinstance(found, ast.ClassDef):
+        fields = [node.target for node in found.body if isinstance(node, ast.AnnAssign)]
+        return [field.id for field in fields if isinstance(field, ast.Name)]
     arguments = found.args
     names = [argument.arg for argument in arguments.posonlyargs + arguments.args]
     names = [name for name in names if name not in ("self", "cls", "ctx")]

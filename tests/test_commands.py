@@ -45,6 +45,7 @@ NETWORK, SUITE, HERE = (
     "a part of this suite",
 )
 SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
+LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
 COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
@@ -85,6 +86,15 @@ NOT_RUN_HERE = {
     "--fit crop --image-root "
     "\"$(python -c 'import os, skimage; print(os.path.dirname(skimage.__file__))')/data\" "
     "--output evaluation-photographs": NETWORK,
+    "pip install ./kernels '.[lmms-eval]'": NETWORK,
+    "python examples/lmms_eval/toy_scenes.py --count 40 --output runs/lmms_eval": HERE,
+    "lmms-eval --model metamorph --model_args pretrained=runs/quickstart/model "
+    "--tasks metamorph_toy_questions,metamorph_toy_drawn "
+    "--include_path examples/lmms_eval --batch_size 16 --output_path runs/lmms_eval/results "
+    "--log_samples": LMMS_EVAL,
+    "torchrun --nproc-per-node 2 -m lmms_eval --model metamorph "
+    "--model_args pretrained=runs/quickstart/model --tasks metamorph_toy_questions "
+    "--include_path examples/lmms_eval --batch_size 16": LMMS_EVAL,
     "git clone https://github.com/NVIDIA/apex": NETWORK,
     "cd apex": NETWORK,
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_GROUP_NORM=1 "

@@ -42,6 +42,7 @@ docs/generation
 docs/drawing
 docs/serving
 docs/evaluation
+docs/lmms_eval
 docs/reliability
 docs/libraries
 docs/library

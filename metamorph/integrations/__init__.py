@@ -1,0 +1,1 @@
+"""MetaMorph models inside other people's programs."""
