@@ -22,7 +22,7 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 build_start(folder / "llama", seed=0)
 model, tokenizer = assemble(folder / "llama", ASSETS / "encoder", grid=4)
 model.to(device)  # its encoder is frozen
-encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
+encoder = ChatEncoder(tokenizer, model.config.tokens_per_image, model.config.prompt_images)
 
 picture = Image.open(Path(__file__).parent / "pictures" / "a green circle.png")
 question = (Turn("user", "<image>What colour is it?"), Turn("assistant", "Green."))

@@ -31,6 +31,7 @@ DecoderAttention = Literal["flash_attn", "xformers"]
 DecoderGroupNorm = Literal["apex"]
 Recomputation = Literal["none", "selective", "full"]
 VisualLoss = Literal["cosine", "l1"]
+PromptImages = Literal["causal", "bidirectional"]
 FeatureDtype = Literal["bf16", "fp16", "int8", "fp32"]
 ExportFormat = Literal["hf", "official"]
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # linear layers of a block
@@ -49,6 +50,12 @@ class ModelConfig:
         "chat format: a file with a jinja template, or llama3; empty for the tokenizer's own",
         "",
         **LANGUAGE_STAGES,
+    )
+    prompt_images: PromptImages = option(
+        "what a token of an image in a prompt sees of that image: those before it, or all of them; "
+        "by default as model.folder was trained, and causal for a new model",
+        None,
+        **PICTURE_STAGES,
     )
     attention: Literal["interval", "flash_attn", "xformers"] = option(
         "who computes attention", "interval", **LANGUAGE_STAGES

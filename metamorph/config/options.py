@@ -25,7 +25,8 @@ PICTURE_STAGES = {"stages": ("align", "instruct")}
 
 def option(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """A config field: its help, its limits (minimum, above, maximum, below, filled, names), its
-    stages and kinds. A default of None stands for one that `RunConfig` chooses."""
+    stages and kinds. A default of None stands for one that `RunConfig` chooses, or that
+    `model.folder` says."""
     metadata = {"help": help, **metadata}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: copy(default), metadata=metadata)

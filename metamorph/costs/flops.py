@@ -48,7 +48,8 @@ class Workload:
     def of(cls, row: PackedRow, tokens_per_image: int) -> "Workload":
         return cls(
             tokens=len(row.token_ids),
-            visible_pairs=causal_pairs(row.document_lengths),
+            visible_pairs=causal_pairs(row.document_lengths)
+            + later_pairs([end - start for start, end in row.bidirectional_spans]),
             text_targets=len(row.text_rows),
             visual_targets=len(row.visual_rows),
             images=len(row.visual_positions) // tokens_per_image,
@@ -87,6 +88,11 @@ class Flops:
 def causal_pairs(document_lengths: Collection[int]) -> int:
     """Pairs of query and key in a packed row where each document is causal."""
     return sum(length * (length + 1) // 2 for length in document_lengths)
+
+
+def later_pairs(span_lengths: Collection[int]) -> int:
+    """Pairs of a query and a later key: what images that see themselves whole have besides."""
+    return sum(length * (length - 1) // 2 for length in span_lengths)
 
 
 def block_weights(language: LanguageConfig) -> int:

@@ -72,9 +72,19 @@ class Document:
     images: tuple[Image.Image | Picture, ...] = ()
     features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
     was_cut: bool = False  # to the length of a row
+    prompt_images: str = "causal"  # or bidirectional
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def bidirectional_spans(self) -> list[tuple[int, int]]:
+        """Spans of the images that see themselves whole: of prompts, never of responses, whose
+        tokens would be known to those before, which predict them."""
+        if self.prompt_images == "causal":
+            return []
+        pairs = zip(self.spans, self.is_target, strict=True)
+        return [span for span, is_target in pairs if not is_target]
 
     def cut(self, length: int) -> "Document":
         """Its first tokens, `length` at most: it ends before an image rather than within one."""
@@ -141,12 +151,13 @@ class ChatEncoder:
 
     Template and words are encoded together where they meet, as transformers does it, but words are
     never searched for control tokens; and whatever stands before a response is encoded without
-    looking at it, so that a prompt is how training begins, token for token.
+    looking at it, so that a prompt is how training begins, token for token. `prompt_images` is the
+    model's: its documents say which images see themselves whole, in training and in generation.
     """
 
-    def __init__(self, tokenizer, tokens_per_image: int):
+    def __init__(self, tokenizer, tokens_per_image: int, prompt_images: str = "causal"):
         self.tokenizer = tokenizer
-        self.tokens_per_image = tokens_per_image
+        self.tokens_per_image, self.prompt_images = tokens_per_image, prompt_images
         self.vocabulary = tokenizer.get_vocab()
         missing = [name for name in (IMAGE_START, IMAGE_END) if name not in self.vocabulary]
         if missing or tokenizer.chat_template is None:
@@ -187,7 +198,8 @@ class ChatEncoder:
             pieces = self.template.pieces(skeleton, begin_response)
         except SampleError as error:
             raise SampleError(error.cause, f"sample {sample.id}: {error}") from error
-        writer = _Writer(self, Document(sample_id=sample.id, images=sample.images))
+        document = Document(sample.id, images=sample.images, prompt_images=self.prompt_images)
+        writer = _Writer(self, document)
         for piece in pieces:
             if piece.begins_response:
                 writer.flush()

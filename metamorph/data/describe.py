@@ -20,6 +20,7 @@ def describe_row(title: str, row: PackedRow, tokenizer) -> str:
     ids = row.token_ids.tolist()
     learned = {at + 1 for rows in (row.text_rows, row.visual_rows) for at in rows.tolist()}
     visual = set(row.visual_positions.tolist())
+    whole = {start for start, _ in row.bidirectional_spans}
     pictures = iter(row.images)  # none where their features are cached
     numbers = count(1)
 
@@ -27,7 +28,8 @@ def describe_row(title: str, row: PackedRow, tokenizer) -> str:
         if is_picture:
             image = next(pictures, None)
             size = "cached" if image is None else f"{image.width} x {image.height}"
-            return f"[picture {next(numbers)}: {size}, {len(places)} tokens]"
+            sees = ", sees itself whole" if places[0] in whole else ""
+            return f"[picture {next(numbers)}: {size}, {len(places)} tokens{sees}]"
         return tokenizer.decode([ids[at] for at in places], clean_up_tokenization_spaces=False)
 
     start = 0

@@ -45,6 +45,7 @@ class PackedRow:
     sample_ids: tuple[str, ...]
     used: int  # tokens that are not padding
     features: Tensor | None = None  # [images, tokens, C] in place of images, where cached
+    bidirectional_spans: tuple[tuple[int, int], ...] = ()  # images of prompts that see all of them
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
         raise ValueError(f"documents of {used} tokens do not fit a row of {row_length}")
     token_ids, positions, images = [], [], []
     visual_positions, text_rows, text_labels, visual_rows, visual_targets = [], [], [], [], []
+    whole: list[tuple[int, int]] = []
     for document in documents:
         start = len(token_ids)
         token_ids += document.token_ids
@@ -92,6 +94,7 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
                 visual_rows += range(start + first - 1, start + end - 1)
                 visual_targets += range(len(visual_positions), len(visual_positions) + end - first)
             visual_positions += range(start + first, start + end)
+        whole += [(start + first, start + end) for first, end in document.bidirectional_spans]
         images += document.images
     padding = row_length - used
     if padding:
@@ -108,7 +111,7 @@ def pack_row(documents: list[Document], row_length: int, pad_id: int) -> PackedR
         index(token_ids), index(positions), tuple(lengths), tuple(images), index(visual_positions),
         index(text_rows), index(text_labels), index(visual_rows), index(visual_targets),
         tuple(document.sample_id for document in documents), used,
-        torch.cat(cached) if cached else None,
+        torch.cat(cached) if cached else None, tuple(whole),
     )  # fmt: skip
 
 

@@ -61,12 +61,12 @@ class Assistant:
         precision: str = "fp32",
         options: EngineOptions = DEFAULT_OPTIONS,
     ):
-        limit = model.config.language.max_position_embeddings
+        config, limit = model.config, model.config.language.max_position_embeddings
         if options.context is not None and options.context > limit:
             raise UserError(f"context: the model has positions for {limit}, got {options.context}")
         self.model = model.eval()
         self.precision = precision
-        self.encoder = ChatEncoder(tokenizer, model.config.tokens_per_image)
+        self.encoder = ChatEncoder(tokenizer, config.tokens_per_image, config.prompt_images)
         self.reader = Reader(model, self.encoder)
         self._decoder = decoder
         self.device = model.projector.linear_1.weight.device

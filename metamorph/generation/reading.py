@@ -55,7 +55,8 @@ class Reader:
                 features.append(self._seen(keys[-1], shown))
         positions = [place for first, end in document.spans for place in range(first, end)]
         stacked = torch.stack(features) if features else None
-        return Prompt(document.token_ids, positions, stacked, image_keys=keys)
+        spans = document.bidirectional_spans
+        return Prompt(document.token_ids, positions, stacked, spans, image_keys=keys)
 
     def _checked(self, features: Tensor) -> Tensor:
         shape = [self.model.config.tokens_per_image, self.model.config.visual_width]

@@ -108,6 +108,7 @@ def open_adapted(
     template = check_file(folder / TEMPLATE_FILE, "the chat template of an adapter")
     model, tokenizer = assemble(language, vision, grid=config.grid, chat_template=str(template))
     model = model.float()
+    model.config.prompt_images = config.prompt_images  # the run's to say, not its parts'
     heads = read_file(folder / HEADS_FILE)
     sample = heads.pop(SAMPLE, None)
     own = language_sample(model.language)

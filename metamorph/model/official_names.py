@@ -83,7 +83,8 @@ def export_model(model: MetaMorph, folder: str | Path, tokenizer, form: str) -> 
         "pad_token_id": model.config.pad_id,
     }
     dtype = str(model.language.output_weight.dtype).removeprefix("torch.")
-    config = model.config.language.to_dict() | special | {"dtype": dtype}
+    own = {"dtype": dtype, "prompt_images": model.config.prompt_images}
+    config = model.config.language.to_dict() | special | own
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", special)
 
@@ -131,6 +132,7 @@ def import_model(
         **ids,
         projector_hidden_size=_hidden_size(tensors, "projector", folder),
         vision_head_hidden_size=_hidden_size(tensors, "vision_head", folder),
+        prompt_images=settings.get("prompt_images", "causal"),
     )
     with torch.device("meta"):
         model = MetaMorph(config)

@@ -71,6 +71,7 @@ def open_model(
     """
     start = config.model
     # What is missing or does not fit should be known before weights are read.
+    prompt_images = prompt_images_of(start)
     parts = choose_parts(start, device)
     if start.folder:
         folder = check_folder(start.folder, "model.folder")
@@ -90,6 +91,7 @@ def open_model(
         raise UserError("model: give either model.folder, or model.language and model.vision")
     if model.vision is None:
         raise UserError(f"model.folder: {start.folder} has no encoder/ folder")
+    model.config.prompt_images = prompt_images
     dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
     install_parts(model, parts, device, dtype)
     return model, tokenizer
@@ -128,6 +130,22 @@ def grid_of(start: ModelConfig) -> int:
     if not start.folder:
         return start.grid
     return MetaMorphConfig.read(Path(start.folder)).grid
+
+
+def prompt_images_of(start: ModelConfig) -> str:
+    """`model.prompt_images` if it is given, else as `model.folder` was trained; causal for a new
+    model. Raises `UserError` where they are bidirectional and model.attention computes causal rows.
+    """
+    chosen = start.prompt_images or "causal"
+    if start.folder and start.prompt_images is None:
+        with within("model.folder"):
+            chosen = MetaMorphConfig.read(check_folder(start.folder)).prompt_images
+    if chosen == "bidirectional" and start.attention != "interval":
+        raise UserError(
+            f"model.attention: {start.attention} computes causal rows alone, but images in prompts "
+            f"are bidirectional (model.prompt_images); leave it out (interval)"
+        )
+    return chosen
 
 
 def open_encoder(start: ModelConfig) -> VisionEncoder:

@@ -12,6 +12,7 @@ import torch
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.opening import prompt_images_of
 from metamorph.model.tokenizer import TokenIds, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder, vision_config
@@ -29,6 +30,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
     folder = Path(start.folder)
     if start.folder and folder.is_dir():
         config = MetaMorphConfig.read(folder)
+        config.prompt_images = prompt_images_of(start)
         vision = read_json(folder / "encoder" / "config.json")
         sources = [f"sizes of model.folder, {folder}"]
     elif start.language and start.vision:
@@ -36,6 +38,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
         language, language_source = _sizes("model.language", start.language)
         vision, vision_source = _sizes("model.vision", start.vision)
         config = _unified(start, language, vision)
+        config.prompt_images = prompt_images_of(replace(start, folder=""))
         sources = [*absent, language_source, vision_source]
     else:
         raise UserError(

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metamorph.config.keys import PromptImages
 from metamorph.errors import UserError, shown, within
 from metamorph.folders import check_result
 from metamorph.model.encoder_files import check_encoder
@@ -40,6 +41,8 @@ class MetaMorphConfig:
     `visual_width` is C; an image is grid x grid features. The hidden sizes of projector and
     vision head default to the language model's. Token ids come from the tokenizer; `added_ids` are
     of the tokens that a pretrained language model had not seen, the two image tokens at least.
+    `prompt_images` says whether images in prompts are causal, as all else is, or see themselves
+    whole; a folder from before there was a choice is causal.
     """
 
     language: LanguageConfig
@@ -52,6 +55,7 @@ class MetaMorphConfig:
     projector_hidden_size: int = COMPUTED
     vision_head_hidden_size: int = COMPUTED
     added_ids: list[int] = COMPUTED
+    prompt_images: str = "causal"
 
     def __post_init__(self):
         if self.projector_hidden_size is COMPUTED:
@@ -64,6 +68,10 @@ class MetaMorphConfig:
         for name in ("visual_width", "grid", "projector_hidden_size", "vision_head_hidden_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.prompt_images not in (choices := get_args(PromptImages)):
+            raise UserError(
+                f"prompt_images: expected {' or '.join(choices)}, got {shown(self.prompt_images)}"
+            )
         if not self.eos_ids:
             raise UserError("eos_ids: expected at least one token id, got none")
         image_ids = (self.image_start_id, self.image_end_id)

@@ -7,7 +7,7 @@ on your data replaces them with what is there.
 
 from dataclasses import dataclass
 
-from metamorph.costs.flops import Workload, causal_pairs
+from metamorph.costs.flops import Workload, causal_pairs, later_pairs
 
 PACKED = 0.95  # share of a row that is not padding
 TEMPLATE = 10  # tokens around the two turns of a conversation
@@ -28,11 +28,12 @@ class Family:
         images = (self.images_read + self.images_drawn) * (tokens_per_image + 2)
         return TEMPLATE + images + self.prompt_tokens + self.answer_tokens
 
-    def workload(self, tokens_per_image: int) -> Workload:
+    def workload(self, tokens_per_image: int, prompt_images: str) -> Workload:
         length = self.length(tokens_per_image)
+        whole = self.images_read if prompt_images == "bidirectional" else 0
         return Workload(
             tokens=length,
-            visible_pairs=causal_pairs([length]),
+            visible_pairs=causal_pairs([length]) + later_pairs([tokens_per_image] * whole),
             text_targets=self.answer_tokens + 2 * self.images_drawn + 1,
             visual_targets=self.images_drawn * tokens_per_image,
             images=self.images_read + self.images_drawn,
@@ -54,13 +55,15 @@ FAMILIES = {
 }
 
 
-def assumed_row(stage: str, row_length: int, tokens_per_image: int) -> tuple[Workload, float]:
+def assumed_row(
+    stage: str, row_length: int, tokens_per_image: int, prompt_images: str
+) -> tuple[Workload, float]:
     """The mean packed row of a stage, and how many samples are in it."""
     families = FAMILIES[stage]
     total = sum(family.samples for family in families)
     mean = Workload()
     for family in families:
-        mean += family.workload(tokens_per_image) * (family.samples / total)
+        mean += family.workload(tokens_per_image, prompt_images) * (family.samples / total)
     samples = PACKED * row_length / mean.tokens
     padding = round((1 - PACKED) * row_length)
     return mean * samples + Workload(padding, causal_pairs([padding])), samples

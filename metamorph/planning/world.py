@@ -147,7 +147,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
     data, length = config.data, config.data.row_length
     if start and (data.source in GENERATED or data.path and Path(data.path).exists()):
         tokenizer, _ = open_tokenizer(start)
-        encoder = ChatEncoder(tokenizer, model.tokens_per_image)
+        encoder = ChatEncoder(tokenizer, model.tokens_per_image, model.prompt_images)
         source = open_source(data, config.seed, portion="training")
         documents = Documents(source, encoder, length, too_long=data.too_long)
         stream = RowStream(documents, model.pad_id)
@@ -156,7 +156,7 @@ def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:
         samples = sum(len(row.sample_ids) for row in seen) / len(seen)
         source = [f"  as in the first {len(seen)} rows of the data"]
         return Rows(work, samples, source, len(documents))
-    work, samples = assumed_row(config.stage, length, model.tokens_per_image)
+    work, samples = assumed_row(config.stage, length, model.tokens_per_image, model.prompt_images)
     source = [
         f"  assumed, for the data or a tokenizer is not there: rows {PACKED:.0%} full of",
         *describe_families(config.stage, model.tokens_per_image),

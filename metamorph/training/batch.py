@@ -38,7 +38,7 @@ class Batch:
             pixels=pixels,
             token_ids=send(row.token_ids, device),
             positions=send(row.positions, device),
-            intervals=key_intervals(row.document_lengths, device=device),
+            intervals=key_intervals(row.document_lengths, row.bidirectional_spans, device),
             visual_positions=send(row.visual_positions, device),
             text_rows=send(row.text_rows, device),
             text_labels=send(row.text_labels, device),

@@ -92,7 +92,7 @@ class LanguageStage:
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
         self.optimizer = make_optimizer(model, config)
-        encoder = ChatEncoder(self.tokenizer, tokens_per_image)
+        encoder = ChatEncoder(self.tokenizer, tokens_per_image, model.config.prompt_images)
         if source is None:
             source = open_source(config.data, config.seed, portion="training")
         documents = open_documents(config.data, source, encoder, vision)

@@ -73,7 +73,7 @@ def test_the_papers_run_in_numbers(capsys):
     assert figure(text, "summing gradients") == pytest.approx(4 * 7 / 8 * trained / 1e9, rel=1e-3)
     rate = float(re.search(r"predicted ([\d.]+) samples/s/GPU", text)[1])
     step = figure(text, "step")
-    _, samples = assumed_row("instruct", 4096, 64)
+    _, samples = assumed_row("instruct", 4096, 64, "causal")
     assert rate == pytest.approx(samples / step, rel=0.01)
     assert "at least 0.73 samples/s/GPU" in text
     assert rate > 0.73
@@ -217,7 +217,7 @@ def test_an_outline_has_the_sizes_of_the_folders(folder):
 
 @pytest.mark.parametrize("stage", FAMILIES)
 def test_an_assumed_row_is_full(stage):
-    work, samples = assumed_row(stage, 4096, 64)
+    work, samples = assumed_row(stage, 4096, 64, "causal")
     assert work.tokens == pytest.approx(4096, abs=1)
     assert samples > 1 and 0 < work.text_targets < work.tokens
     visual = work.visual_targets + work.images
