@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from metamorph.libraries import AMPERE, PROBES, first_line, import_absence
-from metamorph_kernels import HOPPER, ROWS, cuda_absence, probe, triton_absence
+from metamorph_kernels import HOPPER, ROWS, cpp_absence, cuda_absence, probe, triton_absence
 
 # Seen in the code of 12.8.93, 12.9.86 and 13.0.88; 13.1.80 and 13.5.37 assemble the same rightly.
 FIRST_WRONG_PTXAS, FIRST_RIGHT_PTXAS = (12, 8), (13, 1)
@@ -58,6 +58,7 @@ def report() -> dict:
             "Triton, matrix products": triton_absence(device_type, HOPPER),
             "Triton, rows": triton_absence(device_type, ROWS),
             "CUDA C++": cuda_absence("cuda"),
+            "C++, on a CPU": cpp_absence("cpu"),
         },
         "ops": probe(),
     }

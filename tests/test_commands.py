@@ -46,7 +46,7 @@ NETWORK, SUITE, HERE = (
 )
 SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
-COMPILER, GPU = "it needs nvcc and CMake", "it needs a GPU"
+COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
     "make test": SUITE,
@@ -101,6 +101,7 @@ NOT_RUN_HERE = {
     "pip install -v --no-build-isolation .": COMPILER,
     "pip install --no-build-isolation ./kernels": COMPILER,
     "cd kernels && METAMORPH_CUDA=1 python setup.py build_ext --inplace": COMPILER,
+    "cd kernels && METAMORPH_CPU=1 METAMORPH_CUDA=0 python setup.py build_ext --inplace": COMPILER,
     "cmake -B build && cmake --build build": COMPILER,
     "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
     "python -m pytest tests/csrc": HERE,
@@ -114,6 +115,7 @@ NOT_RUN_HERE = {
     "python -m bench.runs.entries attention-spans-8192-128": GPU,
     "python -m bench.runs.entries data-toy --device cpu": SUITE,
     "python -m bench.runs.entries decoder-cached --device cpu": SUITE,
+    "python -m bench.runs.entries decode-16-toy --device cpu": SUITE,
     "python -m bench.runs.entries drawing-2 --device cpu": SUITE,
     "python -m bench.runs.entries one-pass-toy --device cpu": SUITE,
     "python -m bench.runs.entries student --device cpu": SUITE,

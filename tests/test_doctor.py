@@ -16,7 +16,7 @@ from tests import fake_libraries
 @pytest.fixture
 def with_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in ("triton_absence", "cuda_absence"):
+    for name in ("triton_absence", "cuda_absence", "cpp_absence"):
         monkeypatch.setattr(doctor, name, lambda device_type, needs=None: None)
     monkeypatch.setattr(doctor, "probe", dict)
     monkeypatch.setattr(libraries, "gpu_absence", lambda device_type, oldest, below=None: None)
@@ -42,7 +42,8 @@ def test_report_is_plain_and_complete():
         assert values["versions"][name] == metamorph_kernels.__version__
     assert values["ops"] == metamorph_kernels.probe()
     assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
-    assert set(values["kernels"]) == {"Triton, matrix products", "Triton, rows", "CUDA C++"}
+    kernels = {"Triton, matrix products", "Triton, rows", "CUDA C++", "C++, on a CPU"}
+    assert set(values["kernels"]) == kernels
     for backend in values["backends"].values():
         assert backend["usable"] == (backend["reason"] is None)
 

@@ -32,7 +32,7 @@ def wheels(tmp_path_factory) -> dict[str, Path]:
         subprocess.run(
             [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
             + ["--wheel-dir", folder, folder / project],
-            env=os.environ | {"METAMORPH_CUDA": "0"},
+            env=os.environ | {"METAMORPH_CPU": "0", "METAMORPH_CUDA": "0"},
             check=True,
         )
     unpacked = {}

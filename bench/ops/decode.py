@@ -88,10 +88,15 @@ class Case:
 
 
 def cases(device_type: str) -> list[Case]:
-    """All of a device; a CPU has a tiny one in float32, to rehearse."""
+    """All of a device; a CPU has a tiny one to rehearse, and the quickstart's widths."""
     if device_type == "cpu":
         small = {"head_dim": 64, "query_heads": 4, "key_heads": 2, "dtype": torch.float32}
-        return [Case("decode-3-small", (300, 7, 150), **small)]
+        toy = {"head_dim": 32, "query_heads": 6, "key_heads": 2, "dtype": torch.float32}
+        return [
+            Case("decode-3-small", (300, 7, 150), **small),
+            # As long as the mixed requests of bench/runs/engine.py, half of their answers said.
+            Case("decode-16-toy", tuple(288 if i % 2 else 33 + 17 * i for i in range(16)), **toy),
+        ]
     return [
         Case("decode-32-8192", (8192,) * 32),
         Case("decode-1-8192", (8192,)),
@@ -112,7 +117,7 @@ def _flash(name: str, module: str) -> Provider:
 
 
 PROVIDERS = [
-    *ours(decode_attention, "triton", "torch"),
+    *ours(decode_attention, "triton", "cpp", "torch"),
     _flash("flash-attn 2", "flash_attn"),
     _flash("flash-attn 3", "flash_attn_interface"),
 ]

@@ -159,7 +159,8 @@ def _build() -> Step:
     """The CUDA library, beside its Python functions."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     folder = ROOT / "kernels"
-    return Step("build", command, 180, _judge_build, {"METAMORPH_CUDA": "1"}, folder)
+    alone = {"METAMORPH_CUDA": "1", "METAMORPH_CPU": "0"}
+    return Step("build", command, 180, _judge_build, alone, folder)
 
 
 def _judge_build(outcome: Outcome) -> Result:

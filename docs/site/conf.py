@@ -58,6 +58,7 @@ docs/losses
 docs/float8
 docs/kernels
 docs/cuda
+docs/cpu
 docs/transformers
 ```
 ```{toctree}

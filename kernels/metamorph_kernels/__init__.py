@@ -14,6 +14,7 @@ from metamorph_kernels.attention.fp8 import interval_attention_fp8
 from metamorph_kernels.attention.interval import interval_attention
 from metamorph_kernels.attention.prefill import prefill_attention
 from metamorph_kernels.backends import probe
+from metamorph_kernels.cpu_library import cpp_absence
 from metamorph_kernels.cuda_library import cuda_absence
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 from metamorph_kernels.linear.float8_linear import linear_fp8, mlp_gelu_fp8
@@ -41,6 +42,7 @@ __all__ = [
     "MLPGelu",
     "PrefillRow",
     "cosine_loss",
+    "cpp_absence",
     "cuda_absence",
     "decode_attention",
     "decode_attention_on_host",

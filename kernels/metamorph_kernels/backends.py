@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from metamorph_kernels.absence import HOPPER, ROWS, gluon_absence, triton_absence
+from metamorph_kernels.cpu_library import cpp_absence
 from metamorph_kernels.cuda_library import cuda_absence
 
-BACKENDS = ("triton", "gluon", "cuda", "torch")
-LANGUAGES = {"triton": "Triton", "gluon": "Gluon", "cuda": "CUDA C++"}  # of kernels
-IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
+BACKENDS = ("triton", "gluon", "cuda", "cpp", "torch")
+LANGUAGES = {"triton": "Triton", "gluon": "Gluon", "cuda": "CUDA C++", "cpp": "C++"}  # of kernels
+IMPLEMENTED = {  # "auto" takes the first that can run a call; on a CPU those of `ON_CPU` alone
     "interval_attention": ("triton", "torch"),
     "interval_attention_fp8": ("triton", "torch"),
-    "decode_attention": ("triton", "torch"),
+    "decode_attention": ("triton", "cpp", "torch"),
     "prefill_attention": ("triton", "torch"),
     "cosine_loss": ("triton", "cuda", "torch"),
     "linear_cosine_loss": ("triton", "cuda", "torch"),
@@ -25,6 +26,7 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call on a GPU
     "mlp_gelu_fp8": ("triton", "torch"),
     "pool_normalize": ("triton", "cuda", "torch"),
 }
+ON_CPU = ("cpp", "torch")  # Triton's interpreter is for tests, and must be asked for
 ONLY_IF_ASKED_FOR = {"interval_attention": ("gluon",)}  # no GPU has shown them right and faster
 # Triton kernels without matrix products of their own; the others want a Hopper GPU.
 ROW_OPERATIONS = (
@@ -44,25 +46,27 @@ def resolve(
     triton_limit: str | None = None,
     cuda_limit: str | None = None,
     gluon_limit: str | None = None,
+    cpp_limit: str | None = None,
 ) -> str:
     """The backend that `impl` means for `operation` on the device of `tensor`.
 
-    `"auto"` is the first of `IMPLEMENTED` that can run this call on a GPU, and `"torch"` elsewhere;
-    all backends of an op mean the same. A limit says what of this call its kernel cannot do.
+    `"auto"` is the first of `IMPLEMENTED` that can run this call on a GPU, or on a CPU without an
+    interpreter, and `"torch"` elsewhere; all backends of an op mean the same. A limit says what of
+    this call its kernel cannot do.
 
     Raises ValueError, naming what exists or is missing, for an `impl` that cannot run this call.
     """
     present = IMPLEMENTED[operation]
     limits = {
-        "triton": triton_limit, "gluon": gluon_limit, "cuda": cuda_limit, "torch": None
+        "triton": triton_limit, "gluon": gluon_limit, "cuda": cuda_limit, "cpp": cpp_limit,
+        "torch": None,
     }  # fmt: skip
     if impl == "auto":
-        if not tensor.is_cuda:
-            return "torch"
         return next(
             backend
             for backend in present
-            if (absence(operation, backend, tensor.device.type) or limits[backend]) is None
+            if (tensor.is_cuda or backend in ON_CPU)
+            and (absence(operation, backend, tensor.device.type) or limits[backend]) is None
         )
     if impl not in implementations(operation):
         choices = ", ".join(repr(name) for name in ("auto", *implementations(operation)))
@@ -125,6 +129,8 @@ def absence(operation: str, backend: str, device_type: str) -> str | None:
         return None
     if backend == "cuda":
         return cuda_absence(device_type)
+    if backend == "cpp":
+        return cpp_absence(device_type)
     if backend == "gluon":
         return gluon_absence(device_type)
     return triton_absence(device_type, ROWS if operation in ROW_OPERATIONS else HOPPER)

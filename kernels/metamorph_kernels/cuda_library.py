@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metamorph_kernels.absence import gpu_absence
 from metamorph_kernels.arguments import neighbouring_columns
+from metamorph_kernels.compiled_library import load_library
 from metamorph_kernels.graphs import constant_in_graphs
 
 LIBRARY = Path(__file__).with_name("metamorph_ops.abi3.so")
@@ -107,13 +108,9 @@ def _require(tensor: Tensor) -> None:
 @cache
 def _load() -> str | None:
     """Load the library and register the ops' fake versions; why that failed, or None."""
-    if not LIBRARY.exists():
-        return "not built; install with METAMORPH_CUDA=1 to build it or to learn what is missing"
-    try:
-        torch.ops.load_library(LIBRARY)
-    except OSError as error:
-        [reason, *_] = str(error.__cause__ or error).splitlines()
-        return f"torch {torch.__version__} cannot load it: {reason}"
+    reason = load_library(LIBRARY, "METAMORPH_CUDA")
+    if reason is not None:
+        return reason
     torch.library.register_fake("metamorph_ops::cosine_rows", _fake_cosine_rows)
     torch.library.register_fake("metamorph_ops::pool_normalize", _fake_pool_normalize)
     torch.library.register_fake("metamorph_ops::quantise_rows", _fake_quantise_rows)

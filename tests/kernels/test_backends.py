@@ -95,8 +95,8 @@ def test_gluon_is_there_for_those_who_ask_for_it(monkeypatch):
     resolve, x = backends.resolve, torch.ones(1)
     with pytest.raises(ValueError, match="cannot run in Gluon here: Gluon kernels run on a GPU"):
         resolve("interval_attention", "gluon", x)
-    with pytest.raises(ValueError, match="decode_attention takes 'auto', 'triton', 'torch', got"):
-        resolve("decode_attention", "gluon", x)
+    with pytest.raises(ValueError, match="prefill_attention takes 'auto', 'triton', 'torch', got"):
+        resolve("prefill_attention", "gluon", x)
     for name in ("triton_absence", "gluon_absence"):
         monkeypatch.setattr(backends, name, lambda *_: None)
     assert resolve("interval_attention", "auto", OnGpu) == "triton"
@@ -139,11 +139,28 @@ def test_auto_takes_the_first_that_runs_on_a_gpu(monkeypatch):
 def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
     absence = {"cuda": None}
     monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: absence[device_type])
-    assert backends.resolve("decode_attention", "auto", OnGpu) == "triton"
-    assert backends.resolve("decode_attention", "auto", torch.ones(1)) == "torch"
-    assert backends.resolve("decode_attention", "auto", OnGpu, "a limit") == "torch"
+    assert backends.resolve("prefill_attention", "auto", OnGpu) == "triton"
+    assert backends.resolve("prefill_attention", "auto", torch.ones(1)) == "torch"
+    assert backends.resolve("prefill_attention", "auto", OnGpu, "a limit") == "torch"
     absence["cuda"] = "too old"
-    assert backends.resolve("decode_attention", "auto", OnGpu) == "torch"
+    assert backends.resolve("prefill_attention", "auto", OnGpu) == "torch"
+
+
+def test_auto_takes_cpp_on_a_cpu_where_it_is_built(monkeypatch):
+    absence = {"cpu": None, "cuda": "for CPUs", "meta": "for CPUs"}
+    monkeypatch.setattr(backends, "cpp_absence", absence.get)
+    monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: None)
+    resolve, x = backends.resolve, torch.ones(1)
+    assert resolve("decode_attention", "auto", x) == "cpp"  # not Triton in its interpreter
+    assert resolve("decode_attention", "auto", x, cpp_limit="a limit") == "torch"
+    assert resolve("decode_attention", "auto", x.to("meta")) == "torch"
+    assert resolve("decode_attention", "auto", OnGpu) == "triton"
+    with pytest.raises(ValueError, match="decode_attention cannot run in C\\+\\+ here: a limit"):
+        resolve("decode_attention", "cpp", x, cpp_limit="a limit")
+    absence["cpu"] = "not built"
+    assert resolve("decode_attention", "auto", x) == "torch"
+    with pytest.raises(ValueError, match="decode_attention cannot run in C\\+\\+ here: not built"):
+        resolve("decode_attention", "cpp", x)
 
 
 GPUS = {  # compute capability, bytes of shared memory that a block may use

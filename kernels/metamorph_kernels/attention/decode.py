@@ -20,6 +20,7 @@ from metamorph_kernels.attention.interval import (
     head_dim_limit,
 )
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.cpu_library import DTYPES, cpp_absence, decode_attention_cpp
 from metamorph_kernels.transforms import OnceOnly, may_be_transformed, readable
 
 
@@ -40,7 +41,8 @@ def decode_attention(
     cache holds past a length has no effect, NaN included.
 
     Triton takes head dimensions 64, 80, 96 and 128, not float64, and has no backward; it reads
-    nothing on the host, so a CUDA graph can hold it.
+    nothing on the host, so a CUDA graph can hold it. C++, for CPUs, takes float32 and bfloat16, and
+    has no backward either.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
     positive, for an `impl` that cannot run this call, and in eager mode on the CPU for lengths
@@ -63,13 +65,24 @@ def decode_attention(
             raise ValueError(f"lengths: expected 0 to {slots}, got {outside}")
 
     scale = softmax_scale(scale, head_dim)
-    backend = resolve("decode_attention", impl, q, inference_limit(q, k_cache, v_cache))
-    if backend == "torch" and counts and not may_be_transformed((q, k_cache, v_cache)):
-        return decode_attention_on_host(lengths, counts, scale)(q, k_cache, v_cache)
+    backend = resolve(
+        "decode_attention",
+        impl,
+        q,
+        inference_limit(q, k_cache, v_cache),
+        cpp_limit=_cpp_limit(q, k_cache, v_cache),
+    )
+    if counts and not may_be_transformed((q, k_cache, v_cache)):
+        if backend == "cpp":
+            return decode_attention_cpp(q, k_cache, v_cache, lengths, scale)
+        if backend == "torch":
+            return _on_host_by_torch(lengths, counts, scale)(q, k_cache, v_cache)
 
     def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor]:
         if backend == "torch":
             return (_decode_attention_torch(q, k_cache, v_cache, lengths, scale),)
+        if backend == "cpp":
+            return (decode_attention_cpp(q, k_cache, v_cache, lengths, scale),)
         from metamorph_kernels.attention.decode_triton import decode_attention_triton
 
         return (decode_attention_triton(q, k_cache, v_cache, lengths, scale),)
@@ -89,10 +102,26 @@ def decode_attention_on_host(
     layers of a model share lengths [B], and read them once (`counts`, not empty). Nothing is
     differentiated.
 
-    `lengths` must stay as they are until the last call of the function, which reads them again. It
-    reads no key past the longest sequence, takes no mask where all are of one length, and copies
-    no cache, unless what a mask hides turns out not to be finite.
+    `lengths` must stay as they are until the last call of the function, which reads them again.
+    float32 and bfloat16 are computed in C++ where that is built, everything else in PyTorch.
     """
+    by_torch = _on_host_by_torch(lengths, counts, scale)
+    if cpp_absence("cpu") is not None:
+        return by_torch
+
+    def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        if q.dtype not in DTYPES:
+            return by_torch(q, k_cache, v_cache)
+        return decode_attention_cpp(q, k_cache, v_cache, lengths, scale)
+
+    return attention
+
+
+def _on_host_by_torch(
+    lengths: Tensor, counts: list[int], scale: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The same in PyTorch. It reads no key past the longest sequence, takes no mask where all are
+    of one length, and copies no cache, unless what a mask hides turns out not to be finite."""
     shortest, longest = min(counts), max(counts)
     visible = None
     if shortest < longest:
@@ -147,10 +176,26 @@ def _zeros_for_empty(out: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(lengths[:, None, None] > 0, out, 0)
 
 
+def _cpp_limit(q: Tensor, *caches: Tensor) -> str | None:
+    """What of a call the C++ kernel cannot do, or None."""
+    if q.dtype not in DTYPES:
+        return f"float32 and bfloat16 only, got {q.dtype}"
+    if torch.compiler.is_compiling():
+        return _gradient_limit(q, *caches)
+    return _NO_TRANSFORMS if may_be_transformed((q, *caches)) else None
+
+
+_NO_BACKWARD = "its kernel has no backward; call it under torch.no_grad()"
+_NO_TRANSFORMS = f"{_NO_BACKWARD} and outside of transforms of torch.func"
+
+
+def _gradient_limit(*tensors: Tensor) -> str | None:
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return _NO_BACKWARD if wanted else None
+
+
 def inference_limit(*tensors: Tensor) -> str | None:
     """What of a call the Triton kernels over a cache cannot do, or None."""
     if tensors[0].dtype == torch.float64:
         return "float64 runs in PyTorch only"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "its kernel has no backward; call it under torch.no_grad()"
-    return head_dim_limit(tensors[0].shape[-1])
+    return _gradient_limit(*tensors) or head_dim_limit(tensors[0].shape[-1])

@@ -160,7 +160,7 @@ def test_compiled_equals_eager():
         ({"lengths": torch.tensor([1, 8, 2, 3])}, "lengths: expected 0 to 7, got 8"),
         ({"lengths": torch.tensor([1, 2, -1, 3])}, "lengths: expected 0 to 7, got -1"),
         ({"lengths": LENGTHS.to("meta")}, "lengths: expected device cpu, got meta"),
-        ({"impl": "cuda"}, "impl: decode_attention takes 'auto', 'triton', 'torch', got 'cuda'"),
+        ({"impl": "cuda"}, "impl: .* takes 'auto', 'triton', 'cpp', 'torch', got 'cuda'"),
         ({"scale": -1.0}, "scale: expected a positive number, got -1.0"),
     ],
 )

@@ -1,0 +1,58 @@
+// What the kernels for CPUs take, in plain C++, and the levels of instructions that they exist for.
+#pragma once
+
+#include <cstdint>
+
+namespace metamorph::cpu {
+
+enum class Element { FLOAT32, BFLOAT16 };
+
+// A tensor whose last dimension lies together in memory; strides are counted in elements.
+struct Heads {
+  const void* data;
+  int64_t sequence_stride, head_stride;
+};
+
+struct Cache {
+  const void* data;
+  int64_t sequence_stride, place_stride, head_stride;
+};
+
+// out = softmax(scale q k^T) v of one query a sequence over the first lengths[b] places of a cache.
+struct DecodeAttention {
+  Element element;
+  Heads q;              // [B, Hq, D]
+  Cache keys, values;   // [B, S, Hkv, D]
+  void* out;            // [B, Hq, D], dense
+  const int64_t* lengths;  // [B], each in 1..S for the sequences that a kernel is asked for
+  int64_t query_heads, key_heads, head_dim;
+  float scale;
+};
+
+// The queries of one key head of one sequence. `scratch` are floats of the thread's own.
+using AttendHead = void (*)(const DecodeAttention&, int64_t sequence, int64_t key_head,
+                            float* scratch);
+
+struct Kernels {
+  int64_t lanes;  // floats of a vector
+  AttendHead attend_head;
+};
+
+constexpr int64_t KEYS_AT_ONCE = 64;    // of which scores are held
+constexpr int64_t QUERIES_AT_ONCE = 4;  // that share a load of a value
+
+// What `attend_head` needs: a query and a result in whole vectors, a maximum and a sum for each
+// query of a key head, and scores.
+inline int64_t scratch_floats(const DecodeAttention& a, int64_t lanes) {
+  const int64_t width = (a.head_dim + lanes - 1) / lanes * lanes;
+  return a.query_heads / a.key_heads * (2 * width + 2) + QUERIES_AT_ONCE * KEYS_AT_ONCE;
+}
+
+// The same source compiled for each level; a level is called on processors that have it only.
+Kernels baseline_kernels();
+#if defined(__x86_64__)
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+#endif
+
+}  // namespace metamorph::cpu
