@@ -104,6 +104,7 @@ NOT_RUN_HERE = {
     "cd kernels && METAMORPH_CPU=1 METAMORPH_CUDA=0 python setup.py build_ext --inplace": COMPILER,
     "cmake -B build && cmake --build build": COMPILER,
     "python -c \"import torch; torch.ops.load_library('build/metamorph_ops.abi3.so')\"": COMPILER,
+    "metamorph study --figure f1,f5,f3 --seeds 3 --jobs 2 --output runs/study": HERE,
     "python -m pytest tests/csrc": HERE,
     "python -m pytest tests/training/test_kills.py -s": HERE,
     "SOAK_MINUTES=10 python -m pytest tests/serving/test_soak.py": HERE,

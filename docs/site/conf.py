@@ -43,6 +43,7 @@ docs/drawing
 docs/serving
 docs/evaluation
 docs/lmms_eval
+docs/findings
 docs/reliability
 docs/libraries
 docs/library

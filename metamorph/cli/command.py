@@ -20,6 +20,7 @@ from metamorph.cli import (
     join,
     quickstart,
     serve,
+    study,
     train,
     validate_data,
 )
@@ -30,7 +31,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
     verb.NAME: verb
     for verb in (
-        quickstart, train, validate_data, encode, generate, chat, serve, evaluate, join,
+        quickstart, train, validate_data, encode, generate, chat, serve, evaluate, study, join,
         export, import_weights, doctor,
     )
 }  # fmt: skip

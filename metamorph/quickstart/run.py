@@ -3,16 +3,18 @@
 import json
 import shutil
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
 from metamorph import lock
+from metamorph.config import RunConfig
 from metamorph.config.reading import load_config
 from metamorph.config.shipped import configs_folder
 from metamorph.data.images import opened
@@ -50,6 +52,14 @@ ASSETS = Path(__file__).parent / "assets"
 ONE_PASS_DECODER = ASSETS / "decoder_rae"
 STAGES = ("language", "align", "instruct", "decoder")
 DIFFUSION, ONE_PASS = DECODERS = "diffusion", "one pass"  # the first is trained here and joined
+SIZES = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
 QUESTIONS = 300
 SHOWN_QUESTIONS, SHOWN_CAPTIONS = 12, 8
 OTHER_QUESTIONS = {"motion": 40, "other wordings": 100}
@@ -61,18 +71,13 @@ ABOVE_CHANCE = 0.25  # of each drawn attribute
 MARKER = "quickstart"  # a file that says that a folder may be replaced by the next quickstart
 
 
-def build_start(folder: Path, seed: int) -> None:
-    """A random small Llama and the toy tokenizer, in Hugging Face's layout."""
+def build_start(folder: Path, seed: int, sizes: Mapping[str, Any] = SIZES) -> None:
+    """A random small Llama of such `sizes` and the toy tokenizer, in Hugging Face's layout."""
     tokenizer = build_toy_tokenizer()
     torch.manual_seed(seed)
     language = Llama(
         LanguageConfig(
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=32,
+            **sizes,
             vocab_size=len(tokenizer),
             max_position_embeddings=4096,
             rope_theta=10000.0,
@@ -102,8 +107,9 @@ def claimed_folder(folder: Path) -> Generator[None]:
         yield
 
 
-def stage_config(stage: str, folder: Path):
-    """The stage's YAML with its folders below `folder`."""
+def stage_config(stage: str, folder: Path, keys: Mapping[str, Any] | None = None) -> RunConfig:
+    """The stage's YAML with its folders below `folder`, and `keys` {dotted key: value}, which go
+    before those."""
     overrides = {"output": str(folder / "stages" / stage), "device": "cpu"}
     if stage == "language":
         overrides["model.language"] = str(folder / "start")
@@ -114,7 +120,7 @@ def stage_config(stage: str, folder: Path):
     if stage in ("align", "instruct"):
         before = {"align": "language", "instruct": "align"}[stage]
         overrides["model.folder"] = str(folder / "stages" / before / "model")
-    return load_config(configs_folder() / "toy" / f"{stage}.yaml", overrides)
+    return load_config(configs_folder() / "toy" / f"{stage}.yaml", overrides | dict(keys or {}))
 
 
 def evaluate(

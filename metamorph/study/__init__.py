@@ -1,0 +1,1 @@
+"""Experiments with the toy: grids of small trainings over seeds, their tables and verdicts."""
