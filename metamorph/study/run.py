@@ -1,8 +1,12 @@
 """A study from its first training to its figures; a second run goes on with what is left."""
 
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metamorph.errors import Stopped
+from metamorph.signals import StopSignal
 from metamorph.study.figures import DRAWINGS_RIGHT, QUESTIONS_RIGHT
 from metamorph.study.folder import STUDY, claimed_folder
 from metamorph.study.found import Found
@@ -22,7 +26,7 @@ def study(output: Path, plan: Plan, jobs: int) -> Records:
         records = Records(output, plan)
         try:
             if records.left():
-                with workers(jobs) as pool:
+                with _interruptible(), workers(jobs) as pool:
                     _train(pool, output, records, jobs)
         except (KeyboardInterrupt, Stopped):
             done, of = len(records.done), len(plan.trainings)
@@ -32,6 +36,21 @@ def study(output: Path, plan: Plan, jobs: int) -> Records:
         finally:
             write_results(output, records)
     return records
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """Whatever asks a run to stop does what Ctrl-C does: a training is short enough to be lost."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in StopSignal.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _train(pool: Workers, output: Path, records: Records, jobs: int) -> None:

@@ -1,5 +1,6 @@
 """Trainings of no time in the place of real ones: cell and seed alone say what they find."""
 
+import os
 import random
 import time
 from pathlib import Path
@@ -19,6 +20,11 @@ SECONDS = 0.05  # of a training, so that a study can be killed between two
 
 def train_start(folder: Path, seed: int, cell: Cell, scale: Scale) -> None:
     folder.mkdir(parents=True)
+
+
+def end_at_once(*arguments: object) -> None:
+    """As a process ends that has no memory left."""
+    os._exit(9)
 
 
 def train_cell(work: Path, start: Path, cell: Cell, seed: int, scale: Scale) -> dict:

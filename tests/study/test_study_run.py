@@ -14,7 +14,7 @@ from PIL import Image
 
 from metamorph.cli.command import main
 from metamorph.disk import is_running
-from metamorph.errors import UserError
+from metamorph.errors import Halted, UserError
 from metamorph.study import run as study_module
 from metamorph.study.figures import figures
 from metamorph.study.listing import listing
@@ -78,14 +78,14 @@ def stopped(output: Path, number: signal.Signals) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "asked to"])
 def test_one_that_was_stopped_goes_on_and_comes_to_the_same(number, fake, whole, tmp_path):
     plan, output = Plan.of(FIGURES, 3, SMOKE), tmp_path / "stopped"
     result = stopped(output, number)
     records = output / "records"
     early = {path.name: path.stat().st_mtime_ns for path in records.glob("*.json")}
     assert 3 <= len(early) < len(plan.trainings)
-    if number == signal.SIGINT:
+    if number == signal.SIGTERM:
         told = f"metamorph: stopped with {len(early)} of {len(plan.trainings)} trainings done; "
         assert result.stderr.endswith(f"{told}the same command goes on\n")
         assert result.returncode == 130
@@ -124,6 +124,18 @@ def test_progress_is_told(fake, tmp_path, capsys):
     assert two.endswith("about 0 minutes left")
 
 
+def test_a_process_that_ends_is_said_and_what_is_done_stays(fake, monkeypatch, whole, tmp_path):
+    output = shutil.copytree(whole, tmp_path / "copy")
+    plan = Plan.of(FIGURES, 3, SMOKE)
+    lost = [Records(output, plan).path(training) for training in plan.trainings[-2:]]
+    for path in lost:
+        path.unlink()
+    monkeypatch.setattr(study_module, "train_cell", fake_training.end_at_once)
+    with pytest.raises(Halted, match="a process of the study ended at once or was killed"):
+        study_module.study(output, plan, jobs=2)
+    assert [training.name for training in Records(output, plan).left()] == [p.stem for p in lost]
+
+
 def test_what_is_not_trained_yet_is_said(tmp_path):
     """Tables of a study of which one figure is done, and of another a part."""
     plan = Plan.of(["f3", "f5"], 3, SMOKE)
@@ -135,8 +147,10 @@ def test_what_is_not_trained_yet_is_said(tmp_path):
     study_module.write_results(tmp_path, records)
     [figure, other] = found(tmp_path).values()
     assert figure["trainings"] == {"done": 4, "of": 12}
-    assert [len(p["scores"]["questions right"]["values"]) for p in figure["points"][:2]] == [3, 1]
-    assert figure["points"][2]["scores"]["questions right"] is None
+    spreads = {point["cell"]: point["scores"]["questions right"] for point in figure["points"]}
+    first, second, *others = (spreads[cell.name] for cell in plan.figures[0].cells)
+    assert (len(first["values"]), len(second["values"])) == (3, 1)
+    assert others == [None] * 2
     assert {claim["verdict"] for claim in other["claims"]} == {"unclear at this scale"}
     assert "no value yet" in (tmp_path / "tables.md").read_text()
 
