@@ -33,9 +33,19 @@ struct DecodeAttention {
 using AttendHead = void (*)(const DecodeAttention&, int64_t sequence, int64_t key_head,
                             float* scratch);
 
+// The heads of one token: cos and sin are as long as a head, the sign of the first half in sin.
+using RotateToken = void (*)(const float* from, const float* cos, const float* sin, float* to,
+                             int64_t heads, int64_t head_dim);
+using NormRow = void (*)(const float* from, const float* weight, float* to, int64_t columns,
+                         float eps);
+using SwigluRow = void (*)(const float* gate, const float* up, float* to, int64_t columns);
+
 struct Kernels {
   int64_t lanes;  // floats of a vector
   AttendHead attend_head;
+  RotateToken rotate_token;
+  NormRow norm_row;
+  SwigluRow swiglu_row;
 };
 
 constexpr int64_t KEYS_AT_ONCE = 64;    // of which scores are held

@@ -5,9 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -18,8 +20,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Keys of a head that are worth a thread: fewer take less time than it takes to wake one.
+// What is worth a thread: less takes less time than it takes to wake one.
 constexpr int64_t KEYS_OF_A_THREAD = 4096;
+constexpr int64_t NUMBERS_OF_A_THREAD = 32768;
 
 template <typename... Parts>
 void require(bool holds, const Parts&... parts) {
@@ -29,7 +32,7 @@ void require(bool holds, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-// The best that this processor has, or less where PyTorch's own variable asks for less.
+// The best kernels that this processor has, or less where PyTorch's own variable asks for less.
 Kernels best_kernels() {
 #if defined(__x86_64__)
   const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
@@ -44,13 +47,18 @@ Kernels best_kernels() {
   return baseline_kernels();
 }
 
+const Kernels& kernels() {
+  static const Kernels best = best_kernels();
+  return best;
+}
+
 void require_tensor(const char* name, const Tensor& tensor, int64_t dimensions,
                     const char* letters, ScalarType type) {
   require(tensor.is_cpu(), name, ": expected a tensor on the CPU");
   require(tensor.dim() == dimensions, name, ": expected shape ", letters, ", got ", tensor.dim(),
           " dimensions");
   require(tensor.scalar_type() == type, name, ": expected ", torch::headeronly::toString(type),
-          " as q has, got ", torch::headeronly::toString(tensor.scalar_type()));
+          ", got ", torch::headeronly::toString(tensor.scalar_type()));
   require(tensor.stride(dimensions - 1) == 1 || tensor.size(dimensions - 1) <= 1, name,
           ": expected neighbouring columns in memory, got a stride of ",
           tensor.stride(dimensions - 1));
@@ -79,7 +87,6 @@ std::vector<int64_t> lengths_of(const Tensor& lengths, int64_t batch, int64_t pl
 
 Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& values,
                            const Tensor& lengths, double scale) {
-  static const Kernels kernels = best_kernels();
   const ScalarType type = q.scalar_type();
   require(type == ScalarType::Float || type == ScalarType::BFloat16,
           "q: expected float32 or bfloat16, got ", torch::headeronly::toString(type));
@@ -113,12 +120,12 @@ Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& va
   int64_t all_keys = 0;
   for (const int64_t count : counts) all_keys += count * arguments.key_heads;
   const auto attend = [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(scratch_floats(arguments, kernels.lanes));
+    std::vector<float> scratch(scratch_floats(arguments, kernels().lanes));
     int64_t first = 0;
     for (int64_t sequence = 0; sequence < batch; ++sequence) {
       for (int64_t head = 0; head < arguments.key_heads && counts[sequence] > 0; ++head) {
         if (begin <= first && first < end) {
-          kernels.attend_head(arguments, sequence, head, scratch.data());
+          kernels().attend_head(arguments, sequence, head, scratch.data());
         }
         first += counts[sequence];
       }
@@ -128,6 +135,126 @@ Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& va
   return out;
 }
 
+const float* floats(const Tensor& tensor) {
+  return static_cast<const float*>(tensor.const_data_ptr());
+}
+
+// Rows of float32 to threads, each of so many numbers.
+template <typename Row>
+void for_rows(int64_t rows, int64_t numbers, const Row& row) {
+  if (rows == 0) return;
+  torch::stable::parallel_for(
+      0, rows, NUMBERS_OF_A_THREAD / (numbers + 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) row(i);
+      });
+}
+
+Tensor rotate_op(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t heads) {
+  require_tensor("x", x, 3, "[T, H, D]", ScalarType::Float);
+  const int64_t tokens = x.size(0), head_dim = x.size(2);
+  require(0 <= heads && heads <= x.size(1), "heads: expected 0 to ", x.size(1), ", got ", heads);
+  require(x.stride(1) == head_dim || x.size(1) <= 1, "x: expected neighbouring heads in memory");
+  require(head_dim % 2 == 0, "x: expected heads of an even number of columns, got ", head_dim);
+  for (const auto& [name, table] : {std::pair("cos", &cos), std::pair("sin", &sin)}) {
+    require_tensor(name, *table, 3, "[T, 1, D]", ScalarType::Float);
+    require(table->size(0) == tokens && table->size(1) == 1 && table->size(2) == head_dim, name,
+            ": expected shape [", tokens, ", 1, ", head_dim, "]");
+  }
+  Tensor out = torch::stable::new_empty(x, {tokens, heads, head_dim});
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  const float *from = floats(x), *cosines = floats(cos), *sines = floats(sin);
+  const int64_t x_stride = x.stride(0), cos_stride = cos.stride(0), sin_stride = sin.stride(0);
+  for_rows(tokens, heads * head_dim, [&](int64_t token) {
+    kernels().rotate_token(from + token * x_stride, cosines + token * cos_stride,
+                           sines + token * sin_stride, to + token * heads * head_dim, heads,
+                           head_dim);
+  });
+  return out;
+}
+
+Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps) {
+  require_tensor("x", x, 2, "[T, H]", ScalarType::Float);
+  require_tensor("weight", weight, 1, "[H]", ScalarType::Float);
+  const int64_t tokens = x.size(0), columns = x.size(1);
+  require(weight.size(0) == columns, "weight: expected shape [", columns, "], got [",
+          weight.size(0), "]");
+  Tensor out = torch::stable::new_empty(x, {tokens, columns});
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  const float *from = floats(x), *weights = floats(weight);
+  const int64_t stride = x.stride(0);
+  for_rows(tokens, columns, [&](int64_t token) {
+    kernels().norm_row(from + token * stride, weights, to + token * columns, columns,
+                       static_cast<float>(eps));
+  });
+  return out;
+}
+
+Tensor swiglu_op(const Tensor& gate_up) {
+  require_tensor("gate_up", gate_up, 2, "[T, 2 F]", ScalarType::Float);
+  const int64_t tokens = gate_up.size(0), columns = gate_up.size(1) / 2;
+  require(gate_up.size(1) == 2 * columns, "gate_up: expected an even number of columns, got ",
+          gate_up.size(1));
+  Tensor out = torch::stable::new_empty(gate_up, {tokens, columns});
+  float* to = static_cast<float*>(out.mutable_data_ptr());
+  const float* from = floats(gate_up);
+  const int64_t stride = gate_up.stride(0);
+  for_rows(tokens, 2 * columns, [&](int64_t token) {
+    const float* gate = from + token * stride;
+    kernels().swiglu_row(gate, gate + columns, to + token * columns, columns);
+  });
+  return out;
+}
+
+// Copies the heads of each token to its place in one of the caches.
+void store_one(const char* name, const Tensor& cache, const char* rows_name, const Tensor& rows,
+               const int64_t* sequences, const int64_t* places) {
+  const ScalarType type = cache.scalar_type();
+  require_tensor(name, cache, 4, "[B, S, Hkv, D]", type);
+  require_tensor(rows_name, rows, 3, "[N, Hkv, D]", type);
+  const int64_t heads = cache.size(2), head_bytes = cache.size(3) * cache.element_size();
+  require(rows.size(1) == heads && rows.size(2) == cache.size(3), rows_name, ": expected [N, ",
+          heads, ", ", cache.size(3), "] as ", name, " has, got [N, ", rows.size(1), ", ",
+          rows.size(2), "]");
+  char* to = static_cast<char*>(cache.mutable_data_ptr());
+  const char* from = static_cast<const char*>(rows.const_data_ptr());
+  const int64_t size = cache.element_size();
+  const int64_t sequence_stride = cache.stride(0) * size, place_stride = cache.stride(1) * size;
+  const int64_t head_stride = cache.stride(2) * size;
+  const int64_t row_stride = rows.stride(0) * size, row_head_stride = rows.stride(1) * size;
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    char* place = to + sequences[i] * sequence_stride + places[i] * place_stride;
+    for (int64_t head = 0; head < heads; ++head) {
+      std::memcpy(place + head * head_stride, from + i * row_stride + head * row_head_stride,
+                  head_bytes);
+    }
+  }
+}
+
+const int64_t* indices(const char* name, const Tensor& tensor, int64_t count, int64_t bound) {
+  require(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 &&
+              tensor.size(0) == count && tensor.is_contiguous(),
+          name, ": expected a contiguous int64 tensor of shape [", count, "] on the CPU");
+  const int64_t* found = static_cast<const int64_t*>(tensor.const_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    require(0 <= found[i] && found[i] < bound, name, ": expected 0 to ", bound - 1, ", got ",
+            found[i]);
+  }
+  return found;
+}
+
+void store_op(Tensor keys, Tensor values, const Tensor& sequences, const Tensor& places,
+              const Tensor& k, const Tensor& v) {
+  require(keys.dim() == 4 && values.dim() == 4 && k.dim() == 3 && v.dim() == 3,
+          "keys, values: expected shape [B, S, Hkv, D]; k, v: [N, Hkv, D]");
+  require(keys.size(0) == values.size(0) && keys.size(1) == values.size(1),
+          "values: expected as many sequences and places as keys has");
+  require(k.size(0) == v.size(0), "v: expected ", k.size(0), " rows as k has, got ", v.size(0));
+  const int64_t* owners = indices("sequences", sequences, k.size(0), keys.size(0));
+  const int64_t* targets = indices("places", places, k.size(0), keys.size(1));
+  store_one("keys", keys, "k", k, owners, targets);
+  store_one("values", values, "v", v, owners, targets);
+}
+
 }  // namespace
 }  // namespace metamorph::cpu
 
@@ -135,9 +262,19 @@ STABLE_TORCH_LIBRARY(metamorph_cpu_ops, library) {
   library.def(
       "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, float scale) "
       "-> Tensor");
+  library.def("rotate(Tensor x, Tensor cos, Tensor sin, int heads) -> Tensor");
+  library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  library.def("swiglu(Tensor gate_up) -> Tensor");
+  library.def(
+      "store(Tensor(a!) keys, Tensor(b!) values, Tensor sequences, Tensor places, Tensor k, "
+      "Tensor v) -> ()");
 }
 
 // For tensors of every device, so that those of a wrong one meet the checks above.
 STABLE_TORCH_LIBRARY_IMPL(metamorph_cpu_ops, CompositeExplicitAutograd, library) {
   library.impl("decode_attention", TORCH_BOX(&metamorph::cpu::decode_attention_op));
+  library.impl("rotate", TORCH_BOX(&metamorph::cpu::rotate_op));
+  library.impl("rms_norm", TORCH_BOX(&metamorph::cpu::rms_norm_op));
+  library.impl("swiglu", TORCH_BOX(&metamorph::cpu::swiglu_op));
+  library.impl("store", TORCH_BOX(&metamorph::cpu::store_op));
 }

@@ -2,7 +2,8 @@
 
 Beside the ops: who can run them (`probe` and the functions that give a reason; HOPPER and ROWS are
 what matrix products and kernels of rows in Triton ask of a GPU), and what programs around them need
-(`send`, `without_autocast`, `tokens_read`, the sizes of chunks).
+(`send`, `without_autocast`, `tokens_read`, the sizes of chunks; what stands between the products
+of a layer on a CPU, where `runs_in_cpp`).
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +15,14 @@ from metamorph_kernels.attention.fp8 import interval_attention_fp8
 from metamorph_kernels.attention.interval import interval_attention
 from metamorph_kernels.attention.prefill import prefill_attention
 from metamorph_kernels.backends import probe
-from metamorph_kernels.cpu_library import cpp_absence
+from metamorph_kernels.cpu_library import (
+    cpp_absence,
+    rms_norm_cpp,
+    rotate_cpp,
+    runs_in_cpp,
+    store_cpp,
+    swiglu_cpp,
+)
 from metamorph_kernels.cuda_library import cuda_absence
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
 from metamorph_kernels.linear.float8_linear import linear_fp8, mlp_gelu_fp8
@@ -61,7 +69,12 @@ __all__ = [
     "prefill_row",
     "probe",
     "register_with_transformers",
+    "rms_norm_cpp",
+    "rotate_cpp",
+    "runs_in_cpp",
     "send",
+    "store_cpp",
+    "swiglu_cpp",
     "tokens_read",
     "triton_absence",
     "without_autocast",

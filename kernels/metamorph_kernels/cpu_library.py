@@ -43,12 +43,55 @@ def decode_attention_cpp(
     return torch.ops.metamorph_cpu_ops.decode_attention(*columns, lengths, scale)
 
 
+def runs_in_cpp(x: Tensor) -> bool:
+    """Whether the functions below take `x`: float32 on a CPU, and nothing is differentiated."""
+    fits = x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return fits and cpp_absence("cpu") is None
+
+
+def rotate_cpp(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """x cos + roll(x, D / 2) sin of the first `heads` of x [T, H, D], dense within a token.
+
+    cos and sin [T, 1, D]. All float32; returns [T, heads, D]. RuntimeError for tensors that do not
+    fit, and for an odd D.
+    """
+    return torch.ops.metamorph_cpu_ops.rotate(x, cos, sin, heads)
+
+
+def rms_norm_cpp(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Each row of x [T, H] over the root of its mean square and eps, times weight [H], float32.
+
+    RuntimeError for tensors that do not fit.
+    """
+    return torch.ops.metamorph_cpu_ops.rms_norm(x, weight, eps)
+
+
+def swiglu_cpp(gate_up: Tensor) -> Tensor:
+    """silu(gate) up of gate_up [T, 2 F], float32, in which gate stands before up; returns [T, F].
+
+    RuntimeError for a tensor that does not fit.
+    """
+    return torch.ops.metamorph_cpu_ops.swiglu(gate_up)
+
+
+def store_cpp(
+    keys: Tensor, values: Tensor, sequences: Tensor, places: Tensor, k: Tensor, v: Tensor
+) -> None:
+    """Copies k and v [N, Hkv, D] to (sequences [N], places [N]) of the caches [B, S, Hkv, D].
+
+    Indices are int64, dense; of the others the columns. RuntimeError for tensors that do not fit,
+    and for indices outside the caches.
+    """
+    torch.ops.metamorph_cpu_ops.store(keys, values, sequences, places, k, v)
+
+
 @cache
 def _load() -> str | None:
     """Load the library and register the ops' fake versions; why that failed, or None."""
     reason = load_library(LIBRARY, "METAMORPH_CPU")
     if reason is None:
-        torch.library.register_fake("metamorph_cpu_ops::decode_attention", _fake_decode_attention)
+        for name, fake in FAKES.items():
+            torch.library.register_fake(f"metamorph_cpu_ops::{name}", fake)
     return reason
 
 
@@ -56,3 +99,12 @@ def _fake_decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
     return q.new_empty(q.shape)
+
+
+FAKES = {
+    "decode_attention": _fake_decode_attention,
+    "rotate": lambda x, cos, sin, heads: x.new_empty(x.shape[0], heads, x.shape[2]),
+    "rms_norm": lambda x, weight, eps: x.new_empty(x.shape),
+    "swiglu": lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),
+    "store": lambda keys, values, sequences, places, k, v: None,
+}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metamorph.model.language_config import LanguageConfig
+from metamorph_kernels import runs_in_cpp, store_cpp
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class KeyValueCache:
         """Store k and v [N, Hkv, D] of one layer at (sequences [N], places [N]), int64. Returns all
         keys and values of the layer."""
         keys, values = self.layers[layer_index]
-        keys.index_put_((sequences, places), k)
-        values.index_put_((sequences, places), v)
+        if runs_in_cpp(keys) and k.dtype == keys.dtype:
+            store_cpp(keys, values, sequences, places, k, v)
+        else:
+            keys.index_put_((sequences, places), k)
+            values.index_put_((sequences, places), v)
         return keys, values

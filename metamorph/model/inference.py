@@ -1,7 +1,8 @@
 """What makes a model fast to generate with, done once when it is opened; training never sees it.
 
 A step of decoding is little arithmetic in many calls, so the projections of a layer that read the
-same input become one, and on a CPU norms and rotation take as few calls as PyTorch allows.
+same input become one, and on a CPU norms and rotation take as few calls as PyTorch allows, or one
+in C++ where its library is built.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from metamorph.model.language import Attention, Llama, RMSNorm, rotary_tables
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph
-from metamorph_kernels import mlp_gelu
+from metamorph_kernels import mlp_gelu, rms_norm_cpp, rotate_cpp, runs_in_cpp, swiglu_cpp
 
 
 def lean_rms_norm(eps: float) -> Callable[..., Tensor]:
@@ -26,6 +27,8 @@ def lean_rms_norm(eps: float) -> Callable[..., Tensor]:
     def compute(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32:
             return F.rms_norm(x, weight.shape, weight, eps)
+        if runs_in_cpp(x):
+            return rms_norm_cpp(x, weight, eps)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [T, 1]
         scale = torch.addcmul(floor, length, length, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).mul_(weight)
@@ -93,8 +96,11 @@ class MergedAttention(nn.Module):
     ) -> Tensor:
         heads = self.qkv_proj(x).view(-1, self.heads, self.head_dim)  # [T, Hq + 2 Hkv, D]
         rotated, v = heads.split_with_sizes(self.rotated_and_values, dim=1)
-        other_half = rotated.roll(self.head_dim // 2, dims=-1)
-        rotated = torch.addcmul(rotated * cos, other_half, sin)  # [T, Hq + Hkv, D]
+        if runs_in_cpp(heads) and cos.dtype == torch.float32:
+            rotated = rotate_cpp(heads, cos, sin, self.rotated_and_values[0])
+        else:
+            other_half = rotated.roll(self.head_dim // 2, dims=-1)
+            rotated = torch.addcmul(rotated * cos, other_half, sin)  # [T, Hq + Hkv, D]
         q, k = rotated.split_with_sizes(self.queries_and_keys, dim=1)
         return self.o_proj(attention(layer_index, q, k, v).flatten(1))
 
@@ -110,7 +116,10 @@ class MergedMLP(nn.Module):
         save_apart(self, "gate_up_proj", dict.fromkeys(("gate_proj", "up_proj"), self.halves[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).split_with_sizes(self.halves, dim=-1)  # [T, F] each
+        gate_up = self.gate_up_proj(x)  # [T, 2 F]
+        if runs_in_cpp(gate_up):
+            return self.down_proj(swiglu_cpp(gate_up))
+        gate, up = gate_up.split_with_sizes(self.halves, dim=-1)  # [T, F] each
         return self.down_proj(F.silu(gate).mul_(up))
 
 

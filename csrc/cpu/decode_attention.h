@@ -1,5 +1,7 @@
 // Attention of one query a sequence over a cache: a key head at a time, with all its queries, keys
-// in tiles, and an online softmax. Compiled once for each level of instructions.
+// in tiles, and an online softmax.
+#pragma once
+
 #include "kernels.h"
 #include "vector.h"
 
@@ -194,10 +196,5 @@ void attend_head(const DecodeAttention& a, int64_t sequence, int64_t key_head, f
 }
 
 }  // namespace
-
-#define NAME(level) level##_kernels
-#define KERNELS(level) NAME(level)
-
-Kernels KERNELS(METAMORPH_LEVEL)() { return {LANES, attend_head}; }
 
 }  // namespace metamorph::cpu

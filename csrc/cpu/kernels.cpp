@@ -1,0 +1,16 @@
+// All kernels of one level of instructions, METAMORPH_LEVEL; compiled once for each.
+#include "kernels.h"
+
+#include "decode_attention.h"
+#include "rows.h"
+
+#define NAME(level) level##_kernels
+#define KERNELS(level) NAME(level)
+
+namespace metamorph::cpu {
+
+Kernels KERNELS(METAMORPH_LEVEL)() {
+  return {LANES, attend_head, rotate_token, norm_row, swiglu_row};
+}
+
+}  // namespace metamorph::cpu
