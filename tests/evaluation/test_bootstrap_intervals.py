@@ -2,6 +2,7 @@
 
 from math import comb
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,23 @@ def test_the_interval_of_successes_is_that_of_the_binomial(successes, count):
     # One success more or less is as near as 2000 resamples come.
     assert found.low == pytest.approx(quantile(successes, count, 0.025), abs=1.01 / count)
     assert found.high == pytest.approx(quantile(successes, count, 0.975), abs=1.01 / count)
+
+
+def test_nine_in_ten_intervals_and_more_hold_the_truth():
+    generator, chance, held = np.random.default_rng(0), 0.7, 0
+    for seed in range(200):
+        right = (generator.random(50) < chance).astype(float).tolist()
+        found = estimate(right, seed)
+        held += found.low <= chance <= found.high
+    assert 180 <= held < 200  # 95 % of them are expected, a little less of so few values
+
+
+def test_a_weight_counts_as_often_as_the_value():
+    weighted, repeated = estimate([1.0, 0.0], weights=[3, 1]), estimate([1.0, 1.0, 1.0, 0.0])
+    assert weighted.mean == repeated.mean == 0.75
+    assert (weighted.low, weighted.high, weighted.count) == (0, 1, 2)
+    equal = [0.1, 0.5, 0.7]
+    assert estimate(equal, 3) == estimate(equal, 3, weights=[1, 1, 1])
 
 
 def test_equal_values_have_an_interval_of_no_width_and_no_values_none():
