@@ -20,12 +20,14 @@ from metamorph.data.toy.scenes import (
 from metamorph.pixels import as_shown
 
 ATTRIBUTES = ("colour", "shape", "size", "place")
+ALL_RIGHT = "all right"  # every attribute that is asked for
 CHANCE = {  # of guessing right
     "colour": 1 / len(COLOURS),
     "shape": 1 / len(SHAPES),
     "size": 1 / len(SIZES),
     "place": 1 / len(PLACES),
 }
+ZOOMED = ("colour", "shape", "size")  # what a picture of the shape alone shows
 CONTRAST = 50.0  # least RGB distance from the ground of a pixel that is part of a shape
 LEAST_PIXELS = 30  # fewer shape pixels mean an empty picture
 PRESENT_FRACTION = 0.25  # of the square around a die's place that must be filled
@@ -110,3 +112,16 @@ def score(image: Image.Image, scene: Scene) -> dict[str, bool]:
         name: reading is not None and getattr(reading, name) == getattr(scene, name)
         for name in (*ATTRIBUTES, "count")
     }
+
+
+def score_zoom(image: Image.Image, scene: Scene) -> dict[str, bool]:
+    """The same of a picture of the only shape twice as large, as `zoom` makes it: all but place and
+    number, which it does not show."""
+    side = IMAGE_SIZE // 2
+    shown = as_shown(image)
+    border = [shown.getpixel((x, y)) for x in (0, IMAGE_SIZE - 1) for y in (0, IMAGE_SIZE - 1)]
+    ground = tuple(np.median(np.array(border), axis=0).astype(int).tolist())
+    whole = Image.new("RGB", image.size, ground)
+    whole.paste(shown.resize((side, side), Image.Resampling.BOX), (side // 2, side // 2))
+    right = score(whole, scene)
+    return {name: right[name] for name in ZOOMED}

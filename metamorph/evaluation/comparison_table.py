@@ -1,7 +1,6 @@
 """The scores of decoders as a table for people."""
 
-from metamorph.evaluation.checker import ATTRIBUTES
-from metamorph.evaluation.measures import ALL_RIGHT
+from metamorph.evaluation.checker import ALL_RIGHT, ATTRIBUTES
 from metamorph.evaluation.report import text_table
 
 SOURCES = {  # what a line is of, by its key in the report

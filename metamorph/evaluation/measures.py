@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from metamorph.data.toy.scenes import IMAGE_SIZE
-from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.evaluation.checker import ALL_RIGHT, ATTRIBUTES, score
 from metamorph.evaluation.held_out_pictures import HeldOutPicture
 from metamorph.evaluation.intervals import estimate
 from metamorph.evaluation.learned_scores import ClipScore, FrechetDistance
@@ -24,8 +24,6 @@ from metamorph.evaluation.similarity import (
     token_cosines,
 )
 from metamorph.pixels import Square
-
-ALL_RIGHT = "all right"
 
 
 class Measures:

@@ -10,6 +10,7 @@ from pathlib import Path
 import metamorph
 from metamorph.disk import write_text
 
+MODELS = "models"  # the kind of a report of a whole model
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
 
 
@@ -22,13 +23,14 @@ def versions(*others: str) -> dict[str, str]:
     }
 
 
-def heading(command: Sequence[str], seed: int, device: str) -> dict:
-    """How every report begins: the command that made it, its seed, the device and versions."""
+def heading(command: Sequence[str], seed: int, device: str, *packages: str) -> dict:
+    """How every report begins: the command that made it, its seed, the device and versions, those
+    of `packages` as well."""
     return {
         "command": shlex.join(command),
         "seed": seed,
         "device": device,
-        "versions": versions("torchmetrics"),
+        "versions": versions(*packages),
     }
 
 

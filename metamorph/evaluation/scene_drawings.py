@@ -1,5 +1,6 @@
 """What a model draws of toy scenes, and which attributes an exact checker reads right in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,15 @@ from PIL import Image
 from torch import Tensor
 
 from metamorph.data.images import opened
+from metamorph.data.toy.scenes import IMAGE_SIZE
 from metamorph.data.toy.tasks import Task
 from metamorph.decoder.kinds import OpenedDecoder
 from metamorph.evaluation.checker import ATTRIBUTES, score
+from metamorph.evaluation.options import DEFAULT, Options
 from metamorph.evaluation.scene_answers import conversation, in_batches_of_tasks
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.settings import AnswerSettings
+from metamorph.pixels import Square
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
 LONGEST_TEXT = 48  # tokens beside those of one picture
@@ -27,22 +31,41 @@ class Drawing:
 
 
 def draw_scenes(
-    chat: Assistant, tasks: list[Task], attributes: tuple[str, ...] = ATTRIBUTES
+    chat: Assistant,
+    tasks: list[Task],
+    attributes: tuple[str, ...] = ATTRIBUTES,
+    options: Options = DEFAULT,
 ) -> list[Drawing]:
-    """What the model draws, each from a seed of its own, and which attributes are right."""
-    settings = AnswerSettings(chat.model.config.tokens_per_image + LONGEST_TEXT, drawing=None)
+    """What the model draws, and which attributes are right."""
+    settings = drawing_answer(chat)
     drawings = []
     for part in in_batches_of_tasks(tasks):
         replies = chat.generate([conversation(task) for task in part], settings)
         features = [reply.features[:1] for reply in replies]
-        seeds = range(len(drawings), len(drawings) + len(part))
-        pictures = chat.draw_batch(features, seeds=seeds)
+        pictures = draw_features(chat, features, len(drawings), options)
         for task, first, drawn in zip(part, features, pictures, strict=True):
             if first:
                 drawings.append(_scored(task, first[0], drawn[0], attributes))
             else:
                 drawings.append(Drawing(task, None, None, dict.fromkeys(attributes, False)))
     return drawings
+
+
+def draw_features(
+    chat: Assistant, features: Sequence[Sequence[Tensor]], number: int, options: Options
+) -> list[list[Image.Image]]:
+    """Pictures of the features [tokens, C] of answers, of which the first has this number, in the
+    size that the checker reads."""
+    first = options.seed + number
+    seeds = range(first, first + len(features))
+    drawn = chat.draw_batch(features, seeds=seeds, **options.drawing.arguments())
+    square = Square(IMAGE_SIZE)
+    return [[square(picture) for picture in pictures] for pictures in drawn]
+
+
+def drawing_answer(chat: Assistant) -> AnswerSettings:
+    """Room for one picture and a few words; the picture as features."""
+    return AnswerSettings(chat.model.config.tokens_per_image + LONGEST_TEXT, drawing=None)
 
 
 def redrawn(decoder: OpenedDecoder, drawings: list[Drawing]) -> list[Drawing]:

@@ -1,6 +1,6 @@
 """What a model predicts of samples that it is shown whole: no token of its own comes before."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from metamorph.data.conversation import Sample
+from metamorph.data.conversation import Document, Sample
 from metamorph.data.packing import PackedRow, pack_row
 from metamorph.generation.assistant import Assistant
+from metamorph.model.language import Llama
 from metamorph.model.precision import autocast
-from metamorph_kernels import key_intervals
+from metamorph.model.unified import interval_row
+from metamorph_kernels import key_intervals, linear_cross_entropy
 
-BATCH = 50  # samples in a row
+ROW = 4096  # tokens at once, or one document
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ def visual_cosines(
     encoder = model.encoder
     seen = encoder(encoder.preprocess([*known]).to(chat.device))  # [known, tokens, C]
     mean = F.normalize(seen.float().mean(0), dim=-1)  # [tokens, C]
-    for start in range(0, len(samples), BATCH):
-        documents = [chat.encoder.encode(sample) for sample in samples[start : start + BATCH]]
+    for documents in _rows(map(chat.encoder.encode, samples)):
         row = pack_row(documents, sum(map(len, documents)), model.config.pad_id)
         features = encoder(encoder.preprocess([*row.images]).to(chat.device))
         states = _states(chat, row, features)
@@ -52,6 +53,18 @@ def visual_cosines(
     return found
 
 
+def _rows(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """In order, as many as `ROW` has room for at a time."""
+    row: list[Document] = []
+    for document in documents:
+        if row and sum(map(len, row)) + len(document) > ROW:
+            yield row
+            row = []
+        row.append(document)
+    if row:
+        yield row
+
+
 def _states(chat: Assistant, row: PackedRow, features: Tensor) -> Tensor:
     """[T, H] of a packed row whose pictures have `features` [images, tokens, C]."""
     device = chat.device
@@ -59,10 +72,39 @@ def _states(chat: Assistant, row: PackedRow, features: Tensor) -> Tensor:
         return chat.model(
             row.token_ids.to(device),
             row.positions.to(device),
-            key_intervals(row.document_lengths, device=device),
+            key_intervals(row.document_lengths, row.bidirectional_spans, device),
             features,
             row.visual_positions.to(device),
         )
+
+
+@torch.no_grad()
+def text_losses(
+    language: Llama, documents: Sequence[Document], pad_id: int, precision: str = "fp32"
+) -> list[tuple[float, int]]:
+    """Of each document without pictures the sum of the cross-entropies of its supervised tokens, in
+    nats, and how many these are."""
+    table = language.model.embed_tokens.weight
+    found = []
+    for part in _rows(documents):
+        row = pack_row(part, sum(map(len, part)), pad_id)
+        intervals = key_intervals(row.document_lengths, device=table.device)
+        with autocast(precision, table.device):
+            states = language(
+                language.model.embed_tokens(row.token_ids.to(table.device)),
+                row.positions.to(table.device),
+                interval_row(intervals),
+            )
+            losses = linear_cross_entropy(
+                states[row.text_rows.to(table.device)],
+                language.output_weight,
+                row.text_labels.to(table.device),
+                reduction="none",
+            )
+        counts = [sum(document.supervised) for document in part]
+        sums = [of.double().sum().item() for of in losses.split(counts)]
+        found += zip(sums, counts, strict=True)
+    return found
 
 
 def _means(values: Tensor, pictures: Sequence[int], tokens: int) -> list[float]:

@@ -14,10 +14,9 @@ from metamorph.data.toy.scenes import render
 from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.samplers import sampler
-from metamorph.evaluation.checker import ATTRIBUTES
+from metamorph.evaluation.checker import ALL_RIGHT, ATTRIBUTES
 from metamorph.evaluation.decoders import DrawingOptions, evaluate_decoder
 from metamorph.evaluation.held_out_pictures import ToyPictures
-from metamorph.evaluation.measures import ALL_RIGHT
 from metamorph.generation.settings import DEFAULT_DRAWING
 from metamorph.model import assemble
 from metamorph.model.encoder_identity import identity

@@ -115,10 +115,13 @@ def _draw_until(split: str, any_scene: Callable[[], Scene]) -> Scene:
 def caption(scene: Scene) -> str:
     """The exact description, without an article for the whole sentence: `a large red circle at
     the top left` or `three small blue squares`."""
-    plural = "crosses" if scene.shape == "cross" else scene.shape + "s"
     if scene.count > 1:
-        return f"{COUNT_WORDS[scene.count]} {scene.size} {scene.colour} {plural}"
+        return f"{COUNT_WORDS[scene.count]} {scene.size} {scene.colour} {plural(scene.shape)}"
     return f"a {scene.size} {scene.colour} {scene.shape} at the {scene.place}"
+
+
+def plural(shape: str) -> str:
+    return "crosses" if shape == "cross" else shape + "s"
 
 
 def centres(scene: Scene) -> list[tuple[float, float]]:

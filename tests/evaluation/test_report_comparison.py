@@ -1,0 +1,127 @@
+"""Reports are compared sample by sample, or refused in a sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metamorph.cli.command import main
+from metamorph.errors import UserError
+from metamorph.evaluation.report_comparison import compare
+
+RIGHT = [True] * 6 + [False] * 2
+LATER = [True, *RIGHT[1:6], True, True]
+
+
+def sample(number: int, **scores) -> dict:
+    return {"id": f"s{number}", "request": f"What is {number}?", "scores": scores}
+
+
+def report(right=RIGHT, **changes) -> dict:
+    questions = [sample(number, right=value) for number, value in enumerate(right)]
+    cosines = [sample(number, cosine=0.5 + 0.1 * number) for number in range(3)]
+    return {
+        "kind": "models", "seed": 0, "wording": "toy",
+        "suites": {"questions": {"samples": questions}, "cosine": {"samples": cosines}},
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content: dict | str) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_what_differs_stands_beside_how_sure_that_is(written):
+    first, second = written(report()), written(report(LATER))
+    head, questions, cosine = compare([first], [second]).splitlines()
+    assert head.split() == "suite measure samples first second second - first p".split()
+    assert questions.split()[:5] == ["questions", "right", "8", "75.0%", "100.0%"]
+    assert "+25.0% (+0.0% to" in questions
+    assert questions.split()[-1] == "0.5"  # two discordant, both for the second: 2 / 4
+    assert cosine.split() == ["cosine", "cosine", "3", "0.600", "0.600", "+0.000",
+                              "(+0.000", "to", "+0.000)"]  # fmt: skip
+
+
+def test_only_common_samples_are_compared_and_a_note_says_so(written):
+    said = compare([written(report())], [written(report(RIGHT[:5]))])
+    assert said.splitlines()[-1] == "questions: compared on the 5 of 8 samples that all have"
+
+
+def test_a_measure_of_some_samples_is_compared_on_those(written):
+    mixed = report()
+    mixed["suites"]["questions"]["samples"][0]["scores"]["place"] = True
+    path = written(mixed)
+    lines = [line.split()[:3] for line in compare([path], [path]).splitlines()]
+    assert ["questions", "place", "1"] in lines and ["questions", "right", "8"] in lines
+
+
+def test_several_trainings_are_compared_by_their_means(written):
+    before = [written(report()) for _ in range(2)]
+    after = [written(report(LATER)), written(report(LATER))]
+    said = compare(before, after, ["questions"]).splitlines()
+    assert said[1].split()[3:5] == ["75.0%", "100.0%"] and said[1].endswith(")")  # no p
+    assert said[-1].startswith("first is the mean of 2 trainings, second of 2")
+
+
+OTHER_REQUEST = report()
+OTHER_REQUEST["suites"]["questions"]["samples"][3]["request"] = "Who is 3?"
+TWICE = report()
+TWICE["suites"]["questions"]["samples"].append(sample(0, right=True))
+NO_SCORES = report(suites={"questions": {"samples": [{"id": "s0", "request": "?"}]}})
+FEWER = report(suites={"questions": report()["suites"]["questions"]})
+ELSEWHERE = report(suites={"questions": {"samples": [sample(99, right=True)]}})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (report(seed=1), "seed: it is 0 in "),
+        (report(wording="english-train"), "wording: it is 'toy' in "),
+        ({"decoders": []}, "is a report of decoders, expected one that metamorph evaluate --model"),
+        ({"scores": 1}, "is a report of something else"),
+        ("nothing", "cannot be read as JSON"),
+        (report(suites={}), "suites: expected the suites by their names"),
+        (NO_SCORES, "suite questions: expected samples with id, request and scores"),
+        (OTHER_REQUEST, "sample s3 has the request 'What is 3?' in "),
+        (TWICE, "suite questions: a sample stands twice in it"),
+        (FEWER, "has cosine; --suite names what to compare"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_sentence(written, other, said):
+    with pytest.raises(UserError, match=".*") as caught:
+        compare([written(report())], [written(other)])
+    assert said in str(caught.value)
+
+
+def test_a_suite_that_is_named_has_to_be_there(written):
+    whole, fewer = written(report()), written(FEWER)
+    assert "questions" in compare([whole], [fewer], ["questions"])
+    with pytest.raises(UserError, match="--suite: .* has no cosine, it has questions"):
+        compare([whole], [fewer], ["cosine"])
+    with pytest.raises(UserError, match="no sample in common"):
+        compare([fewer], [written(ELSEWHERE)])
+
+
+def fails(capsys, *arguments: object) -> str:
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_verb_compares_two_and_refuses_what_does_not_belong(written, capsys):
+    first, second = written(report()), written(report(LATER))
+    assert main(["evaluate", "--compare", str(first), str(second)]) == 0
+    assert "+25.0%" in capsys.readouterr().out
+    grouped = ["--compare", str(first), "--against", str(second), str(second)]
+    assert main(["evaluate", *grouped]) == 0
+    assert "second of 2" in capsys.readouterr().out
+    assert "expected two reports, got 1" in fails(capsys, "--compare", first)
+    said = fails(capsys, "--compare", first, second, "--count", 3)
+    assert "--count goes with --decoder or --model without --decoder, not with --compare" in said
+    assert "no such file" in fails(capsys, "--compare", first, first.parent / "gone.json")
+    assert "give --decoder, --model or --compare" in fails(capsys)
+    assert "--against goes with --compare" in fails(capsys, "--model", "m", "--against", first)
