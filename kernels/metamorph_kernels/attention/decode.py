@@ -105,14 +105,13 @@ def decode_attention_on_host(
     `lengths` must stay as they are until the last call of the function, which reads them again.
     float32 and bfloat16 are computed in C++ where that is built, everything else in PyTorch.
     """
-    by_torch = _on_host_by_torch(lengths, counts, scale)
     if cpp_absence("cpu") is not None:
-        return by_torch
+        return _on_host_by_torch(lengths, counts, scale)
 
     def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        if q.dtype not in DTYPES:
-            return by_torch(q, k_cache, v_cache)
-        return decode_attention_cpp(q, k_cache, v_cache, lengths, scale)
+        if q.dtype in DTYPES:
+            return decode_attention_cpp(q, k_cache, v_cache, lengths, scale)
+        return _on_host_by_torch(lengths, counts, scale)(q, k_cache, v_cache)
 
     return attention
 
