@@ -1,6 +1,8 @@
 """Reports are compared sample by sample, or refused in a sentence."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,13 @@ def test_the_verb_compares_two_and_refuses_what_does_not_belong(written, capsys)
     assert "no such file" in fails(capsys, "--compare", first, first.parent / "gone.json")
     assert "give --decoder, --model or --compare" in fails(capsys)
     assert "--against goes with --compare" in fails(capsys, "--model", "m", "--against", first)
+
+
+def test_comparing_imports_no_torch(written):
+    program = (
+        "import sys; from metamorph.cli.command import main; "
+        "code = main(['evaluate', '--compare', *sys.argv[1:]]); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    path = str(written(report()))
+    subprocess.run([sys.executable, "-c", program, path, path], check=True, timeout=300)
