@@ -61,7 +61,7 @@ clean: ## remove build output and caches; .venv and runs/ stay
 
 # torch comes first and without build isolation, because building csrc/ needs this very torch.
 PROJECTS := pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py
-$(INSTALLED): $(PROJECTS) constraints.txt $(wildcard CMakeLists.txt csrc/*)
+$(INSTALLED): $(PROJECTS) constraints.txt $(wildcard CMakeLists.txt csrc/* csrc/cpu/*)
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) was not found; MetaMorph needs Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "MetaMorph needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
