@@ -14,6 +14,7 @@ from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.samplers import sampler
 from metamorph.decoder.vit_decoder import vit_decoder
 from metamorph.model import MetaMorph
+from metamorph.model.efficientnet_lite import EfficientNetLite, LiteConfig, Stage
 
 GRID = 2
 ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
@@ -41,6 +42,15 @@ def write_vision(folder: Path, width: int = 24, patch: int = 16) -> Path:
         image_size=64, patch_size=patch,
     )  # fmt: skip
     SiglipVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_efficientnet(folder: Path) -> Path:
+    """A random EfficientNet-Lite of width 24 for 64 px pictures, as `write_vision` has them."""
+    torch.manual_seed(0)
+    stages = (Stage(1, 8, 1, 1, 3), Stage(2, 12, 2, 2, 5), Stage(2, 16, 1, 2, 3))
+    config = LiteConfig(64, stem_width=8, stages=stages, head_width=24, classes=5)
+    EfficientNetLite(config, GRID).save_pretrained(folder)
     return folder
 
 

@@ -33,7 +33,7 @@ class Encoder:
     def build(self, width: int, device: torch.device) -> nn.Module:
         from transformers import SiglipVisionConfig
 
-        from metamorph.model.vision import VisionEncoder
+        from metamorph.model.siglip import SiglipEncoder
 
         config = SiglipVisionConfig(
             hidden_size=width,
@@ -43,7 +43,7 @@ class Encoder:
             image_size=self.image_size,
             patch_size=self.patch_size,
         )
-        return VisionEncoder(config, grid=8).to(device)
+        return SiglipEncoder(config, grid=8).to(device)
 
 
 @dataclass(frozen=True)

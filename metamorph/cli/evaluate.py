@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoder = parser.add_mutually_exclusive_group()
     encoder.add_argument(
         "--vision", type=Path, metavar="FOLDER",
-        help="the encoder: a SigLIP folder, or a model folder for that in it",
+        help="the encoder: its folder, or a model folder for that in it",
     )  # fmt: skip
     encoder.add_argument(
         "--model", type=Path, metavar="FOLDER",

@@ -55,7 +55,7 @@ def diffusion_flops(
     parts = {
         UNET: Flops(adapting + predicting, backward),
         VAE: Flops(encoding),
-        ENCODER: encoder_flops(vision.config, kept, len(vision.tokens_read)),
+        ENCODER: encoder_flops(vision, kept),
     }
     if is_student:  # it draws, and the teacher beside it, with guidance in two branches
         steps = config.decoder.sampling_steps
@@ -76,7 +76,7 @@ def one_pass_flops(
         features = torch.empty(1, vision.tokens_per_image, vision.width)
     drawn, forward = _count(lambda: functional_call(vit, _outline(vit), features))
     _, backward = _count(lambda: drawn.sum().backward())
-    encoder = encoder_flops(vision.config, 1, len(vision.tokens_read))
+    encoder = encoder_flops(vision, 1)
     parts = {VIT: Flops(forward, backward)}
     if looks_again:
         parts[LOOK] = Flops(encoder.forward, encoder.forward)

@@ -12,11 +12,10 @@ The frozen encoder is counted apart from the language model: figures of others m
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from transformers import SiglipVisionConfig
-
 from metamorph.data.packing import PackedRow
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
+from metamorph.model.vision import VisionEncoder
 
 PROJECTIONS, ATTENTION, TEXT_HEAD = "language projections", "language attention", "text head"
 PROJECTOR, VISION_HEAD, ENCODER = "projector", "vision head", "encoder"
@@ -31,7 +30,7 @@ FORMULA = """\
   text head             2 Nt H V forward; input gradient; weight gradient where trained
   projector             2 Nv (C P + P H) forward; nothing below it is trained
   vision head           2 Nr (H F + F C) forward; input gradient; weight gradient where trained
-  encoder               forward alone; its last layer only for the tokens that pooling reads"""
+  encoder               forward alone; SigLIP's last layer only for the tokens that pooling reads"""
 
 
 @dataclass(frozen=True)
@@ -144,23 +143,9 @@ def language_flops(
     }
 
 
-def encoder_flops(vision: SiglipVisionConfig, images: float, tokens_read: int) -> Flops:
-    """The frozen encoder over some images; `tokens_read` of each are what its pooling reads.
-
-    Its last layer computes queries, output and MLP for those tokens alone.
-    """
-    width, inner = vision.hidden_size, vision.intermediate_size
-    patches = (vision.image_size // vision.patch_size) ** 2
-    patch_size = vision.num_channels * vision.patch_size**2
-
-    def layer(tokens: int) -> int:
-        every = 2 * patches * 2 * width * width  # keys and values
-        read = 2 * tokens * (2 * width * width + 2 * width * inner)
-        return every + read + 4 * tokens * patches * width
-
-    embed = 2 * patches * width * patch_size
-    layers = (vision.num_hidden_layers - 1) * layer(patches) + layer(tokens_read)
-    return Flops(images * (embed + layers))
+def encoder_flops(vision: VisionEncoder, images: float) -> Flops:
+    """The frozen encoder over some images."""
+    return Flops(images * vision.operations())
 
 
 def repeated_flops(parts: dict[str, Flops], activation_checkpointing: str) -> float:

@@ -10,8 +10,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import get_args
 
-from transformers import SiglipVisionConfig
-
 from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.keys import Recomputation, VisualLoss
 from metamorph.costs.flops import (
@@ -24,6 +22,7 @@ from metamorph.costs.flops import (
 from metamorph.costs.sharding import Unit
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.vision import VisionEncoder
 from metamorph_kernels import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 
 WIDE = 4  # bytes of float32
@@ -117,7 +116,7 @@ def block_bytes(language: LanguageConfig, mode: str, widths: Widths, is_trained:
 
 def activation_bytes(
     config: MetaMorphConfig,
-    vision: SiglipVisionConfig | None,
+    vision: VisionEncoder | None,
     work: Workload,
     mode: str,
     widths: Widths,
@@ -153,10 +152,7 @@ def activation_bytes(
     logits_at_once += min(GRADIENT_BYTES_AT_ONCE, logits * widths.products)
     encoder = 0
     if vision is not None:
-        patches = work.images * (vision.image_size // vision.patch_size) ** 2
-        # Residual stream and its sum in float32; the MLP's two results.
-        encoder = patches * 2 * (vision.hidden_size * WIDE)
-        encoder += patches * 2 * vision.intermediate_size * widths.products
+        encoder = work.images * vision.working_bytes(widths.products)
     return {
         "blocks": work.tokens * (language.num_hidden_layers * block + recomputed),
         "projector and heads": projector + states + visual_head + text,

@@ -60,10 +60,10 @@ def step_costs(
     flops = language_flops(model.config, work, trained)
     encoder = Flops(0)
     if vision is not None:
-        encoder = encoder_flops(vision.config, work.images, len(vision.tokens_read))
+        encoder = encoder_flops(vision, work.images)
     activations = {
         mode: activation_bytes(
-            model.config, vision and vision.config, row, mode, widths, trained,
+            model.config, vision, row, mode, widths, trained,
             training.visual_loss,
         )
         for mode in CHECKPOINTING

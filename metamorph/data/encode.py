@@ -124,7 +124,7 @@ def _feature_cache(
         identity(vision), vision.grid, vision.width, dtype=dtype, decoding=DECODING, fit=fit
     )
     index, done = resume(folder, wanted, ("encoder", "grid", "width", "dtype", "fit"))
-    device = vision.tower.embeddings.patch_embedding.weight.device
+    device = vision.device
 
     def features(images: list[Image.Image]) -> tuple[dict[str, Tensor], Tensor]:
         with autocast(precision, device):

@@ -24,8 +24,8 @@ from metamorph.evaluation.held_out_pictures import HeldOutPictures
 from metamorph.evaluation.learned_scores import FEATURES, ClipScore, inception_file, open_frechet
 from metamorph.evaluation.predictions import predict
 from metamorph.folders import check_folder
+from metamorph.model.encoders import open_vision
 from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
 
 WITHOUT_CLIP = (
     "CLIP score was not measured: it needs the weights of a CLIP, and nothing is downloaded "
@@ -35,8 +35,8 @@ WITHOUT_CLIP = (
 
 @dataclass(frozen=True)
 class Weights:
-    """Where other networks lie: a SigLIP folder, or a model folder for its encoder; a model that
-    predicts features; Inception for FID; a CLIP. None is not at hand."""
+    """Where other networks lie: an encoder's folder, or a model folder for its encoder; a model
+    that predicts features; Inception for FID; a CLIP. None is not at hand."""
 
     vision: Path
     model: Path | None = None
@@ -58,7 +58,7 @@ class Comparison:
         self.encoder, otherwise = _encoder_of(check_folder(weights.vision))
         self.grids = {folder: grid_of(folder, of, otherwise) for folder, of in settings.items()}
         self.encoders = {
-            grid: VisionEncoder.from_pretrained(self.encoder, grid).to(device)
+            grid: open_vision(self.encoder, grid).to(device)
             for grid in sorted({*self.grids.values()})
         }
         for folder, of in settings.items():
@@ -143,8 +143,8 @@ class Comparison:
 
 
 def _encoder_of(folder: Path) -> tuple[Path, int]:
-    """The SigLIP folder that is given itself, or that of a model folder, and the tokens a side of a
-    picture where a decoder does not say them."""
+    """The encoder's folder that is given itself, or that of a model folder, and the tokens a side
+    of a picture where a decoder does not say them."""
     if (folder / "encoder").is_dir():
         return folder / "encoder", MetaMorphConfig.read(folder).grid
     return folder, ModelConfig().grid

@@ -13,8 +13,8 @@ from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.decoder.vit_decoder import ViTDecoder
 from metamorph.disk import temporary_beside
 from metamorph.folders import check_folder
+from metamorph.model.encoders import open_vision
 from metamorph.model.unified import MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_tokenizer
 
 WEIGHTS = ".safetensors"
@@ -33,7 +33,7 @@ def join(model: str | Path, decoder: str | Path, output: Path) -> None:
     read_tokenizer(model)
     vision = None
     if (model / "encoder").exists():
-        vision = VisionEncoder.from_pretrained(model / "encoder", config.grid)
+        vision = open_vision(model / "encoder", config.grid)
     opened = open_decoder_for(decoder, config, vision)
     parts = {
         model: Path(),

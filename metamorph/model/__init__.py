@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from metamorph.model.encoders import open_vision
     from metamorph.model.language import Llama
     from metamorph.model.language_config import LanguageConfig
     from metamorph.model.opening import assemble
@@ -19,6 +20,7 @@ _HOMES = {
     "VisionEncoder": "vision",
     "add_image_tokens": "tokenizer",
     "assemble": "opening",
+    "open_vision": "encoders",
 }
 __all__ = [
     "LanguageConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "VisionEncoder",
     "add_image_tokens",
     "assemble",
+    "open_vision",
 ]
 
 

@@ -1,14 +1,18 @@
 """The files of an encoder's folder that are read without the model that they are of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from metamorph.errors import UserError, shown
-from metamorph.model.weights import read_json, read_tensors
+from metamorph.errors import UserError, shown, within
+from metamorph.model.weights import read_json, read_tensors, write_json
+from metamorph.pixels import Square
 
+SIGLIP = ("siglip", "siglip_vision_model")  # model_type of a config.json
+EFFICIENTNET_LITE = "efficientnet_lite"
 TOWER_PREFIX = "vision_model."
 DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
 STEPS = {  # of a preprocessor, as `VisionEncoder.preprocess` does them
@@ -17,6 +21,17 @@ STEPS = {  # of a preprocessor, as `VisionEncoder.preprocess` does them
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
+
+
+def check_kind(config: dict) -> None:
+    """Raises `UserError` for the config.json of what is no encoder that is served."""
+    served = (*SIGLIP, EFFICIENTNET_LITE)
+    kind = config.get("model_type")
+    if kind not in served:
+        raise UserError(
+            f"expected an encoder, of model_type {', '.join(served[:-1])} or {served[-1]}, "
+            f"got {shown(kind)}"
+        )
 
 
 def read_tower(folder: Path) -> dict[str, Tensor]:
@@ -35,13 +50,16 @@ def read_tower(folder: Path) -> dict[str, Tensor]:
 
 
 def check_encoder(folder: Path) -> None:
-    """Raises `UserError` for files that are missing or damaged. Whether they make an encoder is for
-    `VisionEncoder.from_pretrained` to say."""
-    size = read_json(folder / "config.json").get("image_size")
+    """Raises `UserError` for files that are missing or damaged, or of another model. Whether they
+    make an encoder is for `open_vision` to say."""
+    config = read_json(folder / "config.json")
+    with within(folder / "config.json"):
+        check_kind(config)
+    size = config.get("image_size")
     if type(size) is not int:
         raise UserError(f"{folder / 'config.json'}: image_size: expected pixels, got {shown(size)}")
     read_preprocessing(folder / "preprocessor_config.json", size)
-    read_tower(folder)
+    read_tensors(folder)
 
 
 def read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
@@ -71,5 +89,40 @@ def read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
     return how | {"resample": Image.Resampling(resample)}
 
 
+def write_preprocessing(path: Path, square: Square, mean: list[float], std: list[float]) -> None:
+    """What `read_preprocessing` reads, and transformers' processor of SigLIP too."""
+    settings = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "size": {"height": square.side, "width": square.side},
+        "resample": int(square.resample),
+        "image_mean": mean,
+        "image_std": std,
+    }
+    write_json(path, STEPS | settings)
+
+
 def _is_real(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= 1e6
+
+
+# Settings of a SigLIP that its features depend on and its weights do not say.
+SIGLIP_SIZES = ("image_size", "patch_size")
+SIGLIP_ARITHMETIC = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+
+
+def siglip_facts(config: Mapping[str, Any], preprocessing: Mapping[str, Any], grid: int) -> list:
+    """What decides a SigLIP's features beside its weights: of the settings in its config.json, and
+    of what `read_preprocessing` gives."""
+    return [
+        *(config[name] for name in SIGLIP_SIZES),
+        *(preprocessing.get("mean", DEFAULT_MEAN), preprocessing.get("std", DEFAULT_STD), grid),
+        *(config[name] for name in SIGLIP_ARITHMETIC),
+        int(preprocessing.get("resample", Image.Resampling.BICUBIC)),
+    ]
+
+
+def siglip_weights(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a SigLIP's tower that decide its features."""
+    parts = ("embeddings.", "encoder.")
+    return {name: tensor for name, tensor in tower.items() if name.startswith(parts)}

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from metamorph.config.keys import ExportFormat
 from metamorph.errors import UserError, within
+from metamorph.model.encoders import open_vision
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.tokenizer import add_image_tokens, all_stops
 from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
-from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
     check_tensors,
     read_json,
@@ -97,7 +97,7 @@ def import_model(
     Args:
         folder: config.json of a Llama (`model_type` may be another), safetensors under official
             names or ours, tokenizer files with both image tokens.
-        encoder_folder: Hugging Face SigLIP.
+        encoder_folder: of the encoder, as `open_vision` opens it.
         grid: an image becomes grid x grid features.
         chat_template: the format that it was trained with, a file or llama3, if the tokenizer's own
             is another.
@@ -124,7 +124,7 @@ def import_model(
     }
     if language.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    vision = VisionEncoder.from_pretrained(encoder_folder, grid)
+    vision = open_vision(encoder_folder, grid)
     config = MetaMorphConfig(
         language,
         vision.width,

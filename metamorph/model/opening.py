@@ -1,5 +1,5 @@
 """The model that a run starts from: a MetaMorph folder, or one put together from a Hugging Face
-Llama, a SigLIP encoder and a tokenizer."""
+Llama, an encoder and a tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ import torch
 from metamorph.config import ModelConfig, RunConfig
 from metamorph.errors import UserError, within
 from metamorph.folders import check_folder
+from metamorph.model.encoders import open_vision
 from metamorph.model.fused_parts import choose_parts, install_parts
 from metamorph.model.language import Llama
 from metamorph.model.language_config import LanguageConfig
@@ -35,7 +36,7 @@ def assemble(
 
     Args:
         language_folder: Hugging Face Llama (config.json, safetensors, tokenizer files).
-        encoder_folder: Hugging Face SigLIP.
+        encoder_folder: of the encoder, as `open_vision` opens it.
         tokenizer: a transformers tokenizer, if not that of `language_folder`; it gains
             `<image_start>`, `<image_end>` and what its chat template writes, whose rows start as
             the mean of the others.
@@ -55,7 +56,7 @@ def assemble(
     language = Llama.from_pretrained(language_folder)
     size = language.config.vocab_size
     language.add_tokens([i for i in ids["added_ids"] if i not in before or i >= size])
-    vision = VisionEncoder.from_pretrained(encoder_folder, grid)
+    vision = open_vision(encoder_folder, grid)
     config = MetaMorphConfig(language=language.config, visual_width=vision.width, grid=grid, **ids)
     model = MetaMorph(config, language, vision)
     return model.to(language.output_weight.dtype), tokenizer
@@ -152,7 +153,7 @@ def open_encoder(start: ModelConfig) -> VisionEncoder:
     """The frozen encoder: `model.vision`, or that of `model.folder` with the folder's grid."""
     if start.folder:
         folder = check_folder(start.folder, "model.folder")
-        return VisionEncoder.from_pretrained(folder / "encoder", grid_of(start))
+        return open_vision(folder / "encoder", grid_of(start))
     if start.vision:
-        return VisionEncoder.from_pretrained(check_folder(start.vision, "model.vision"), start.grid)
-    raise UserError("model: give model.vision (a SigLIP folder) or model.folder")
+        return open_vision(check_folder(start.vision, "model.vision"), start.grid)
+    raise UserError("model: give model.vision (a folder of an encoder) or model.folder")

@@ -11,11 +11,12 @@ import torch
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
+from metamorph.model.encoders import outline_vision
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.opening import prompt_images_of
 from metamorph.model.tokenizer import TokenIds, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
-from metamorph.model.vision import VisionEncoder, vision_config
+from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -31,13 +32,14 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
     if start.folder and folder.is_dir():
         config = MetaMorphConfig.read(folder)
         config.prompt_images = prompt_images_of(start)
-        vision = read_json(folder / "encoder" / "config.json")
+        encoder = _encoder(read_json(folder / "encoder" / "config.json"), config.grid)
         sources = [f"sizes of model.folder, {folder}"]
     elif start.language and start.vision:
         absent = [f"model.folder, {folder}, is not there yet"] if start.folder else []
         language, language_source = _sizes("model.language", start.language)
         vision, vision_source = _sizes("model.vision", start.vision)
-        config = _unified(start, language, vision)
+        encoder = _encoder(vision, start.grid)
+        config = _unified(start, language, encoder.width)
         config.prompt_images = prompt_images_of(replace(start, folder=""))
         sources = [*absent, language_source, vision_source]
     else:
@@ -46,17 +48,20 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
             "model.folder that is there"
         )
     with torch.device("meta"):
-        encoder = VisionEncoder(vision_config(vision), config.grid)
         return MetaMorph(config, vision=encoder), sources
 
 
 def outline_encoder(start: ModelConfig) -> tuple[VisionEncoder, str]:
     """The encoder of `model.vision` alone, on the meta device, and where its sizes are from."""
     if not start.vision:
-        raise UserError("model.vision: to plan a decoder, give the SigLIP folder")
+        raise UserError("model.vision: to plan a decoder, give the folder of the encoder")
     sizes, source = _sizes("model.vision", start.vision)
+    return _encoder(sizes, start.grid), source
+
+
+def _encoder(sizes: dict, grid: int) -> VisionEncoder:
     with torch.device("meta"):
-        return VisionEncoder(vision_config(sizes), start.grid), source
+        return outline_vision(sizes, grid)
 
 
 def public_sizes(key: str, folder: str) -> dict:
@@ -79,7 +84,7 @@ def _sizes(key: str, folder: str) -> tuple[dict, str]:
     )
 
 
-def _unified(start: ModelConfig, language: dict, vision: dict) -> MetaMorphConfig:
+def _unified(start: ModelConfig, language: dict, visual_width: int) -> MetaMorphConfig:
     """As `assemble` would make it: image tokens and those of the template join it."""
     sizes = LanguageConfig.from_dict(language)
     if Path(start.language).is_dir():
@@ -91,5 +96,4 @@ def _unified(start: ModelConfig, language: dict, vision: dict) -> MetaMorphConfi
             image_start_id=first, image_end_id=first + 1, pad_id=0, eos_ids=[0], added_ids=added
         )
     sizes.vocab_size = max(sizes.vocab_size, *(added + 1 for added in ids["added_ids"]))
-    width = vision_config(vision).hidden_size
-    return MetaMorphConfig(language=sizes, visual_width=width, grid=start.grid, **ids)
+    return MetaMorphConfig(language=sizes, visual_width=visual_width, grid=start.grid, **ids)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,11 @@ from metamorph.config.keys import PromptImages
 from metamorph.errors import UserError, shown, within
 from metamorph.folders import check_result
 from metamorph.model.encoder_files import check_encoder
+from metamorph.model.encoders import open_vision
 from metamorph.model.language import Attention, Llama
 from metamorph.model.language_config import COMPUTED, LanguageConfig, check_types
 from metamorph.model.unfilled import unfilled
+from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import (
     check_tensors,
     read_json,
@@ -25,9 +27,6 @@ from metamorph.model.weights import (
     write_tokenizer,
 )
 from metamorph_kernels import Intervals, MLPGelu, interval_attention, linear_cosine_loss
-
-if TYPE_CHECKING:
-    from metamorph.model.vision import VisionEncoder
 
 MODEL_TYPE = "metamorph"
 LANGUAGE_PREFIX = "language."
@@ -141,7 +140,7 @@ class MetaMorph(nn.Module):
         self,
         config: MetaMorphConfig,
         language: Llama | None = None,
-        vision: "VisionEncoder | None" = None,
+        vision: VisionEncoder | None = None,
     ):
         super().__init__()
         if vision is not None:
@@ -158,7 +157,7 @@ class MetaMorph(nn.Module):
         self.folder: str | Path = "this model"  # where it was loaded from, for messages
 
     @property
-    def encoder(self) -> "VisionEncoder":
+    def encoder(self) -> VisionEncoder:
         """`vision`, for who has to have it; one that waits to be opened is opened now.
 
         Raises UserError if the model came without, or if the encoder's files do not fit.
@@ -169,11 +168,9 @@ class MetaMorph(nn.Module):
             raise UserError(f"{self.folder} has no encoder/, it cannot read images")
         return self.vision
 
-    def _open_vision(self, folder: Path) -> "VisionEncoder":
+    def _open_vision(self, folder: Path) -> VisionEncoder:
         """The encoder in a folder, on this model's device."""
-        from metamorph.model.vision import VisionEncoder  # of transformers, which imports slowly
-
-        vision = VisionEncoder.from_pretrained(folder, self.config.grid)
+        vision = open_vision(folder, self.config.grid)
         return vision.to(self.projector.linear_1.weight.device)
 
     def embed(self, token_ids: Tensor, features: Tensor, visual_positions: Tensor) -> Tensor:

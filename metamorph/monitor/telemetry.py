@@ -104,8 +104,7 @@ class StepWork:
         visual = work.images * self.config.tokens_per_image
         encoded = sum(len(row.images) for row in rows if row.features is None)
         flops = language_flops(self.config, work, self.trained)
-        vision = self.model.encoder
-        encoder = encoder_flops(vision.config, encoded, len(vision.tokens_read))
+        encoder = encoder_flops(self.model.encoder, encoded)
         return {
             "text_tokens": sum(row.used for row in rows) - visual,
             "visual_tokens": visual,

@@ -40,7 +40,7 @@ from metamorph.data.toy.scenes import (
     render,
     zoom,
 )
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.quickstart.one_pass_asset import build_one_pass_decoder
 
 ASSETS = Path(__file__).parent / "assets"
@@ -148,7 +148,7 @@ def sees_shape(pixels: Tensor) -> Tensor:
     return patches(on_shape(pixels)).mean(-1) > 1 / 8
 
 
-def probe_accuracy(encoder: VisionEncoder, probes: Probes, pixels: Tensor, truth: Tensor) -> dict:
+def probe_accuracy(encoder: SiglipEncoder, probes: Probes, pixels: Tensor, truth: Tensor) -> dict:
     """Share of right answers per attribute."""
     with torch.no_grad():
         pooled = encoder(pixels).amax(1)
@@ -174,7 +174,7 @@ def build_encoder(folder: Path, steps: int) -> None:
         hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4,
         image_size=IMAGE_SIZE, patch_size=8, vision_use_head=False,
     )  # fmt: skip
-    encoder = VisionEncoder(config, GRID).requires_grad_(True)
+    encoder = SiglipEncoder(config, GRID).requires_grad_(True)
     probes = Probes(config.hidden_size)
     scenes, zoomed, pictures = scene_pictures(PICTURES)
     pixels, truth = encoder.preprocess(pictures), labels(scenes)

@@ -15,7 +15,7 @@ from metamorph.generation.messages import Message, question
 from metamorph.generation.picture_files import drawing_of
 from metamorph.generation.settings import AnswerSettings, Sampling
 from metamorph.model import assemble
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from tests.tiny_run import GRID, tiny_decoder, write_language, write_vision
 
 TOKENS, WIDTH = GRID**2, 24
@@ -116,13 +116,13 @@ def test_own_pictures_are_read_as_predicted_or_again_from_their_pixels(model, he
     asked = {"role": "user", "content": "Draw"}
     line = {"messages": [asked, {"role": "assistant", "content": own}, asked], "max_images": 0}
     write(here, line)
-    seen, encode = [], VisionEncoder.preprocess
+    seen, encode = [], SiglipEncoder.preprocess
 
     def remember(self, images):
         seen.extend(images)
         return encode(self, images)
 
-    monkeypatch.setattr(VisionEncoder, "preprocess", remember)
+    monkeypatch.setattr(SiglipEncoder, "preprocess", remember)
     assert run(model, *MANY) == 0 and not seen
     assert run(model, *MANY, "--reencode") == 2  # another way to answer
     assert run(model, *MANY[:3], "again", "--reencode") == 0 and len(seen) == 1

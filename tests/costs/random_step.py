@@ -9,8 +9,8 @@ from transformers import SiglipVisionConfig
 
 from metamorph.costs.flops import Workload, causal_pairs
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
-from metamorph.model.vision import VisionEncoder
 from metamorph_kernels import key_intervals, linear_cross_entropy
 
 STAGES = ("language", "align", "instruct")
@@ -36,7 +36,7 @@ def random_model(seed: int, layers: int = 3) -> MetaMorph:
         projector_hidden_size=choose.randint(20, 40),
         vision_head_hidden_size=choose.randint(20, 40),
     )  # fmt: skip
-    return MetaMorph(config, vision=VisionEncoder(vision, config.grid))
+    return MetaMorph(config, vision=SiglipEncoder(vision, config.grid))
 
 
 @dataclass(frozen=True)

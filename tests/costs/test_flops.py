@@ -67,7 +67,7 @@ def test_the_encoder_equals_the_counter(images):
     vision = random_model(0).vision
     assert len(vision.tokens_read) == 16  # of 81
     _, seen = count(lambda: vision(torch.randn(images, 3, 36, 36)))
-    assert encoder_flops(vision.config, images, len(vision.tokens_read)).forward == seen
+    assert encoder_flops(vision, images).forward == seen
 
 
 @pytest.mark.parametrize(

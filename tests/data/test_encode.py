@@ -14,7 +14,7 @@ from metamorph.data.features import FeatureFolder
 from metamorph.data.mixture import parts_of
 from metamorph.data.opening import open_source
 from metamorph.lock import locked
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 
 GRID = 2
 
@@ -74,7 +74,7 @@ def seen(monkeypatch) -> list[tuple[int, int, str]]:
 
 
 def test_the_bar_counts_what_is_done_and_starts_where_it_is(parts, pictures, tmp_path, seen):
-    vision = VisionEncoder.from_pretrained(parts / "siglip", GRID)
+    vision = SiglipEncoder.from_pretrained(parts / "siglip", GRID)
     config = DataConfig(source="pictures", path=str(pictures), shuffle=False)
     data = parts_of(open_source(config, 0, words=False))
     encode(data, vision, tmp_path / "f", "fp32", batch_size=4)
@@ -105,10 +105,10 @@ def test_the_bar_is_shown_to_its_end_also_where_all_was_known(parts, pictures, t
 
 
 def test_what_is_encoded_is_kept_when_a_run_is_interrupted(parts, pictures, tmp_path, monkeypatch):
-    vision = VisionEncoder.from_pretrained(parts / "siglip", GRID)
+    vision = SiglipEncoder.from_pretrained(parts / "siglip", GRID)
     config = DataConfig(source="pictures", path=str(pictures), shuffle=False)
     data = parts_of(open_source(config, 0, words=False))
-    forward, calls = VisionEncoder.forward, []
+    forward, calls = SiglipEncoder.forward, []
 
     def interrupted(self, pixels):
         calls.append(pixels)
@@ -116,7 +116,7 @@ def test_what_is_encoded_is_kept_when_a_run_is_interrupted(parts, pictures, tmp_
             raise KeyboardInterrupt
         return forward(self, pixels)
 
-    monkeypatch.setattr(VisionEncoder, "forward", interrupted)
+    monkeypatch.setattr(SiglipEncoder, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         encode(data, vision, tmp_path / "f", "fp32", batch_size=2)
     assert len(FeatureFolder(tmp_path / "f").all_keys()) == 4  # of a shard that would hold 4096

@@ -29,16 +29,16 @@ from metamorph.data.shards import DTYPES
 from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import SampleError, UserError
 from metamorph.model.encoder_identity import identity
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from tests.tiny_run import write_vision
 
 GRID = 2
 
 
 @pytest.fixture(scope="module")
-def vision(tmp_path_factory) -> VisionEncoder:
+def vision(tmp_path_factory) -> SiglipEncoder:
     folder = write_vision(tmp_path_factory.mktemp("siglip"))
-    return VisionEncoder.from_pretrained(folder, GRID)
+    return SiglipEncoder.from_pretrained(folder, GRID)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_each_image_is_stored_once_in_shards_of_their_size(source, vision, tmp_p
 def test_a_run_that_was_cut_short_goes_on(source, vision, tmp_path, monkeypatch):
     whole, _ = write(source, vision, tmp_path / "whole")
     calls = []
-    forward = VisionEncoder.forward
+    forward = SiglipEncoder.forward
 
     def failing(self, pixels):
         calls.append(len(pixels))
@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_short_goes_on(source, vision, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return forward(self, pixels)
 
-    monkeypatch.setattr(VisionEncoder, "forward", failing)
+    monkeypatch.setattr(SiglipEncoder, "forward", failing)
     with pytest.raises(KeyboardInterrupt):
         write(source, vision, tmp_path / "cut")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "cut").glob("*.safetensors")}
@@ -166,11 +166,11 @@ def test_features_of_another_encoder_or_form_are_refused(source, vision, tmp_pat
     folder = str(tmp_path / "f")
     assert open_features(folder, vision).index.dtype == "int8"
     torch.manual_seed(1)
-    other = VisionEncoder(vision.config, GRID)
+    other = SiglipEncoder(vision.config, GRID)
     with pytest.raises(UserError, match="data.features.*made by another encoder"):
         open_features(folder, other)
     with pytest.raises(UserError, match="another encoder, or for another grid than 4"):
-        finer = VisionEncoder(vision.config, 4)
+        finer = SiglipEncoder(vision.config, 4)
         finer.load_state_dict(vision.state_dict())
         open_features(folder, finer)
     with pytest.raises(UserError, match="--output:.*holds features of dtype int8, not bf16"):
@@ -195,13 +195,13 @@ def test_features_of_pictures_that_were_read_in_another_way_are_refused(source, 
 
 
 def test_the_way_to_resample_is_part_of_the_identity(vision):
-    nearest = VisionEncoder(vision.config, GRID, resample=Image.Resampling.NEAREST)
+    nearest = SiglipEncoder(vision.config, GRID, resample=Image.Resampling.NEAREST)
     nearest.load_state_dict(vision.state_dict())
     assert identity(nearest) != identity(vision)
 
 
 def test_the_identity_survives_a_bfloat16_copy(vision):
-    copy = VisionEncoder(vision.config, GRID)
+    copy = SiglipEncoder(vision.config, GRID)
     copy.load_state_dict(vision.to(torch.bfloat16).state_dict())
     assert identity(copy.float()) == identity(vision)
     vision.float()

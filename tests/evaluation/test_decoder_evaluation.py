@@ -20,7 +20,7 @@ from metamorph.evaluation.held_out_pictures import ToyPictures
 from metamorph.generation.settings import DEFAULT_DRAWING
 from metamorph.model import assemble
 from metamorph.model.encoder_identity import identity
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from tests.page_folder import let_draw
 from tests.tiny_run import GRID, tiny_diffusion, tiny_one_pass, write_language, write_vision
 
@@ -57,7 +57,7 @@ def parts(tmp_path_factory):
     write_decoder(folder / "decoder", GRID**2, identity(model.encoder))
     write_decoder(folder / "unknown", None, None)
     tiny_one_pass().save_pretrained(folder / "one_pass")
-    write_decoder(folder / "nine", 9, identity(VisionEncoder.from_pretrained(siglip, 3)))
+    write_decoder(folder / "nine", 9, identity(SiglipEncoder.from_pretrained(siglip, 3)))
     return folder
 
 
@@ -71,7 +71,7 @@ def write_decoder(folder, tokens: int | None, encoder: str | None, width: int = 
 
 @pytest.fixture(scope="module")
 def vision(parts):
-    return VisionEncoder.from_pretrained(parts / "siglip", GRID)
+    return SiglipEncoder.from_pretrained(parts / "siglip", GRID)
 
 
 def pictures(count: int = COUNT) -> list[Image.Image]:

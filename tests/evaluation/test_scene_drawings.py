@@ -8,7 +8,7 @@ from metamorph.decoder.kinds import open_decoder
 from metamorph.evaluation.checker import ATTRIBUTES
 from metamorph.evaluation.scene_drawings import Drawing, drawing_scores, redrawn
 from metamorph.evaluation.toy_tasks import drawing_tasks
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.quickstart.run import ASSETS
 
 
@@ -27,7 +27,7 @@ def test_a_drawing_is_all_right_only_if_each_attribute_is():
 
 def test_the_shipped_one_pass_decoder_draws_held_out_scenes_right():
     """Of the shipped encoder's features; where a model drew nothing, there is nothing to draw."""
-    encoder = VisionEncoder.from_pretrained(ASSETS / "encoder", grid=4)
+    encoder = SiglipEncoder.from_pretrained(ASSETS / "encoder", grid=4)
     tasks = drawing_tasks("captions", 24)
     with torch.no_grad():
         features = encoder(encoder.preprocess([opened(t.sample.images[-1]) for t in tasks]))

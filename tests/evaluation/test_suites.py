@@ -23,6 +23,7 @@ from metamorph.evaluation.toy_tasks import caption_tasks, drawing_tasks, tasks_o
 from metamorph.generation.answer import Reply
 from metamorph.generation.events import Usage
 from metamorph.generation.messages import Drawing
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.model.vision import VisionEncoder
 from metamorph.quickstart.run import ASSETS
 from metamorph.tokens import IMAGE_PLACEHOLDER
@@ -63,7 +64,7 @@ class StandIn:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return VisionEncoder.from_pretrained(ASSETS / "encoder", grid=4)
+    return SiglipEncoder.from_pretrained(ASSETS / "encoder", grid=4)
 
 
 def right(task: Task) -> Said:

@@ -7,15 +7,15 @@ from PIL import Image
 from transformers import SiglipVisionConfig
 
 from metamorph.model.drawn_pixels import DrawnPixels
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 
 
-def encoder(resample: Image.Resampling = Image.Resampling.BICUBIC) -> VisionEncoder:
+def encoder(resample: Image.Resampling = Image.Resampling.BICUBIC) -> SiglipEncoder:
     config = SiglipVisionConfig(
         hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         image_size=48, patch_size=16,
     )  # fmt: skip
-    return VisionEncoder(config, 2, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.5), resample=resample)
+    return SiglipEncoder(config, 2, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.5), resample=resample)
 
 
 def picture(side: int) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 
 from metamorph.errors import UserError
 from metamorph.model.encoder_identity import identity, stored_identity
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from tests.tiny_run import GRID, write_vision
 
 
@@ -16,7 +16,7 @@ def saved(tmp_path_factory):
     """An encoder's folder as a model folder has it; tests change copies."""
     siglip = write_vision(tmp_path_factory.mktemp("siglip"))
     folder = tmp_path_factory.mktemp("saved")
-    VisionEncoder.from_pretrained(siglip, GRID).save_pretrained(folder)
+    SiglipEncoder.from_pretrained(siglip, GRID).save_pretrained(folder)
     return folder
 
 
@@ -30,7 +30,7 @@ def change_json(path, **changes) -> None:
 
 
 def test_unopened_it_is_the_same(folder):
-    assert stored_identity(folder, GRID) == identity(VisionEncoder.from_pretrained(folder, GRID))
+    assert stored_identity(folder, GRID) == identity(SiglipEncoder.from_pretrained(folder, GRID))
     assert stored_identity(folder, GRID - 1) != stored_identity(folder, GRID)
 
 
@@ -49,7 +49,7 @@ def test_it_follows_every_setting_as_when_opened(folder, file, changes):
     before = stored_identity(folder, GRID)
     change_json(folder / file, **changes)
     changed = stored_identity(folder, GRID)
-    assert changed == identity(VisionEncoder.from_pretrained(folder, GRID)) != before
+    assert changed == identity(SiglipEncoder.from_pretrained(folder, GRID)) != before
 
 
 def test_what_transformers_has_to_say_is_not_guessed(folder):

@@ -6,7 +6,7 @@ from metamorph.data.images import opened
 from metamorph.decoder.kinds import open_decoder
 from metamorph.evaluation.scene_drawings import Drawing, drawing_scores, redrawn
 from metamorph.evaluation.toy_tasks import caption_tasks, tasks_of
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.quickstart.run import ASSETS, ONE_PASS_DECODER
 from metamorph.study.scoring import pooled, spoken
 
@@ -14,7 +14,7 @@ from metamorph.study.scoring import pooled, spoken
 @torch.no_grad()
 def test_features_of_64_tokens_are_drawn_as_those_of_16():
     """So that what is drawn worse from them was predicted worse."""
-    encoder = VisionEncoder.from_pretrained(ASSETS / "encoder", grid=8)
+    encoder = SiglipEncoder.from_pretrained(ASSETS / "encoder", grid=8)
     tasks = caption_tasks(40)
     features = encoder(encoder.preprocess([opened(task.sample.images[-1]) for task in tasks]))
     assert features.shape[1] == 64

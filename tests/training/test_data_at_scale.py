@@ -20,7 +20,7 @@ from metamorph.data.opening import open_source
 from metamorph.data.packing import RowStream, TargetCounts, pack_row
 from metamorph.data.toy.source import ToyScenes
 from metamorph.errors import UserError
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.batch import Batch
 from metamorph.training.language_stage import LanguageStage, batch_losses
@@ -134,8 +134,8 @@ def test_cached_features_train_as_live_ones_and_never_run_the_encoder(
     def never(*_):
         raise AssertionError("the encoder was run")
 
-    monkeypatch.setattr(VisionEncoder, "forward", never)
-    monkeypatch.setattr(VisionEncoder, "preprocess", never)
+    monkeypatch.setattr(SiglipEncoder, "forward", never)
+    monkeypatch.setattr(SiglipEncoder, "preprocess", never)
     config.output = str(folder / "cached")
     config.data.features = str(folder / "f")
     train(config)

@@ -22,7 +22,7 @@ from metamorph.data.skips import Skips
 from metamorph.decoder.latents import VaeEncoder
 from metamorph.errors import UserError
 from metamorph.model.opening import open_encoder
-from metamorph.model.vision import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.decoder_stage import DecoderStage, DecoderTrainer
 from metamorph.training.draws import Draws
@@ -101,7 +101,7 @@ def test_neither_encoder_nor_vae_is_there_and_the_vae_is_saved_all_the_same(
         raise AssertionError("it is cached")
 
     monkeypatch.setattr(AutoencoderKL, "encode", never)
-    monkeypatch.setattr(VisionEncoder, "forward", never)
+    monkeypatch.setattr(SiglipEncoder, "forward", never)
     opened = DecoderTrainer(config)
     assert {name.partition(".")[0] for name in opened.state_dict()} == {"unet", "adapter"}
     saved = train(config) / "vae" / "diffusion_pytorch_model.safetensors"

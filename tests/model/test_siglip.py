@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from metamorph.errors import UserError
-from metamorph.model import VisionEncoder
+from metamorph.model.siglip import SiglipEncoder
 from metamorph_kernels import pool_normalize
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -63,7 +63,7 @@ def expected_features(model, pixel_values, grid):
 
 
 def test_features_equal_transformers(folder):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     pixel_values = torch.randn(2, 3, 56, 56)
     features = encoder(pixel_values)
     assert features.shape == (2, 9, 24) == (2, encoder.tokens_per_image, encoder.width)
@@ -78,17 +78,17 @@ def test_a_whole_siglip_folder_gives_its_vision_half(tmp_path):
     vision, text = SiglipVisionConfig(**VISION), SiglipTextConfig(**TEXT)
     whole = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
     whole.save_pretrained(tmp_path)
-    encoder = VisionEncoder.from_pretrained(tmp_path, grid=4)
+    encoder = SiglipEncoder.from_pretrained(tmp_path, grid=4)
     pixel_values = torch.randn(1, 3, 56, 56)
     expected = expected_features(whole.vision_model, pixel_values, 4)
     torch.testing.assert_close(encoder(pixel_values), expected, atol=1e-5, rtol=0)
 
 
 def test_saved_folder_loads_here_and_in_transformers(folder, tmp_path):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     encoder.mean, encoder.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     encoder.save_pretrained(tmp_path / "saved")
-    again = VisionEncoder.from_pretrained(tmp_path / "saved", grid=3)
+    again = SiglipEncoder.from_pretrained(tmp_path / "saved", grid=3)
     pixel_values = again.preprocess(pictures())
     assert torch.equal(pixel_values, encoder.preprocess(pictures()))
     assert torch.equal(again(pixel_values), encoder(pixel_values))
@@ -101,7 +101,7 @@ def test_saved_folder_loads_here_and_in_transformers(folder, tmp_path):
 
 
 def test_preprocessing_equals_transformers(folder, tmp_path):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     encoder.mean = (0.4, 0.5, 0.6)
     encoder.save_pretrained(tmp_path / "saved")
     processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
@@ -112,7 +112,7 @@ def test_preprocessing_equals_transformers(folder, tmp_path):
 @pytest.mark.parametrize("resample", [0, 1, 2, 3, 4, 5])
 def test_each_way_to_resample_equals_transformers(folder, tmp_path, resample):
     preprocessor_of(folder, resample=resample, size=56)
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     encoder.save_pretrained(tmp_path / "saved")
     processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
     assert processor.resample == resample
@@ -121,13 +121,13 @@ def test_each_way_to_resample_equals_transformers(folder, tmp_path, resample):
 
 
 def test_pictures_are_encoded_as_shown(folder):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     clear, white = Image.new("RGBA", (9, 9), (0, 0, 0, 0)), Image.new("RGB", (9, 9), "white")
     assert torch.equal(encoder.preprocess([clear]), encoder.preprocess([white]))
 
 
 def test_no_pictures_give_no_features(folder):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     pixel_values = encoder.preprocess([])
     assert pixel_values.shape == (0, 3, 56, 56)
     assert encoder(pixel_values).shape == (0, 9, 24)
@@ -159,7 +159,7 @@ class TokensSeen:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_last_layer_computes_only_what_is_read(grid, read, layers):
     torch.manual_seed(0)
-    encoder = VisionEncoder(SiglipVisionConfig(**VISION | {"num_hidden_layers": layers}), grid)
+    encoder = SiglipEncoder(SiglipVisionConfig(**VISION | {"num_hidden_layers": layers}), grid)
     encoder.tower.load_state_dict(official_vision().state_dict(), strict=False)
     seen = TokensSeen(encoder)
     pixel_values = torch.randn(2, 3, 56, 56)
@@ -174,7 +174,7 @@ def test_the_last_layer_computes_only_what_is_read(grid, read, layers):
 
 def test_siglip_computes_256_of_729_tokens():
     config = SiglipVisionConfig(**VISION | {"image_size": 54, "patch_size": 2})
-    encoder = VisionEncoder(config, grid=8)
+    encoder = SiglipEncoder(config, grid=8)
     seen = TokensSeen(encoder)
     pixel_values = torch.randn(1, 3, 54, 54)
     features = encoder(pixel_values)
@@ -185,7 +185,7 @@ def test_siglip_computes_256_of_729_tokens():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
 def test_skipping_in_lower_precision(folder, precision):
-    encoder = VisionEncoder.from_pretrained(folder, grid=2)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=2)
     pixel_values = torch.randn(2, 3, 56, 56)
     if precision == "bfloat16":
         encoder.bfloat16()
@@ -203,7 +203,7 @@ def test_skipping_has_the_same_gradients(folder):
         lambda encoder, pixels: encoder(pixels),
         lambda encoder, pixels: pool_normalize(encoder.encode(pixels), encoder.grid),
     ):
-        encoder = VisionEncoder.from_pretrained(folder, grid=3).requires_grad_(True)
+        encoder = SiglipEncoder.from_pretrained(folder, grid=3).requires_grad_(True)
         torch.manual_seed(0)
         features = function(encoder, torch.randn(2, 3, 56, 56))
         (features * torch.randn(features.shape)).sum().backward()
@@ -213,7 +213,7 @@ def test_skipping_has_the_same_gradients(folder):
 
 def test_attention_dropout_acts_in_training_alone():
     config = SiglipVisionConfig(**VISION | {"num_hidden_layers": 1, "attention_dropout": 0.5})
-    encoder = VisionEncoder(config, grid=2)
+    encoder = SiglipEncoder(config, grid=2)
     pixel_values = torch.randn(1, 3, 56, 56)
     assert torch.equal(encoder(pixel_values), encoder(pixel_values))
     encoder.train()
@@ -221,7 +221,7 @@ def test_attention_dropout_acts_in_training_alone():
 
 
 def test_which_tokens_are_read_is_not_saved_and_moves_along(folder):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     assert "tokens_read" not in encoder.state_dict()
     assert encoder.tokens_read.device.type == "cpu" and encoder.tokens_read.dtype == torch.int64
     assert encoder.to("meta").tokens_read.device.type == "meta"
@@ -242,12 +242,12 @@ def test_a_layer_of_other_parts_is_refused_rather_than_half_computed(monkeypatch
     config = SiglipVisionConfig(**VISION)
     added = "layer_scale" if place == "layer" else "q_norm"
     with pytest.raises(UserError, match=f"transformers .*expected a SigLIP layer.*got .*{added}"):
-        VisionEncoder(config, grid=3)
-    VisionEncoder(config, grid=7)  # reads every token and computes whole layers
+        SiglipEncoder(config, grid=3)
+    SiglipEncoder(config, grid=7)  # reads every token and computes whole layers
 
 
 def test_frozen_until_thawed(folder):
-    encoder = VisionEncoder.from_pretrained(folder, grid=3)
+    encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     encoder.requires_grad_(True)
@@ -273,23 +273,23 @@ def test_frozen_until_thawed(folder):
 def test_preprocessing_of_another_kind_is_refused(folder, settings, problem):
     path = preprocessor_of(folder, **settings)
     with pytest.raises(UserError, match=f"{path.name}: {problem}"):
-        VisionEncoder.from_pretrained(folder, grid=3)
+        SiglipEncoder.from_pretrained(folder, grid=3)
 
 
 def test_what_does_not_fit_is_refused(folder):
     with pytest.raises(UserError, match="grid: expected 1 to 7.*got 8"):
-        VisionEncoder.from_pretrained(folder, grid=8)
+        SiglipEncoder.from_pretrained(folder, grid=8)
     preprocessor_of(folder, size={"height": 64, "width": 64})
     with pytest.raises(UserError, match="preprocessor_config.json: size is .*takes 56"):
-        VisionEncoder.from_pretrained(folder, grid=3)
+        SiglipEncoder.from_pretrained(folder, grid=3)
     preprocessor_of(folder).unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     with pytest.raises(UserError, match=r"fc1.weight' has shape \(32, 24\).*needs \(40, 24\)"):
-        VisionEncoder.from_pretrained(folder, grid=3)
+        SiglipEncoder.from_pretrained(folder, grid=3)
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
     with pytest.raises(UserError, match="expected a SigLIP model, got 'clip'"):
-        VisionEncoder.from_pretrained(folder, grid=3)
+        SiglipEncoder.from_pretrained(folder, grid=3)
 
 
 @pytest.mark.parametrize(
@@ -312,4 +312,4 @@ def test_sizes_that_no_encoder_has_are_a_sentence_with_the_file(folder, change, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=f"{folder}/config.json: {message}"):
-        VisionEncoder.from_pretrained(folder, grid=3)
+        SiglipEncoder.from_pretrained(folder, grid=3)
