@@ -18,6 +18,7 @@ LEAST_SEEDS = 3
 SMALLEST_DIFFERENCE = 0.05  # of a share: five points of a hundred
 SMALLEST_CORRELATION = 0.3
 SEEN, NOT_SEEN, UNCLEAR = "seen", "not seen", "unclear at this scale"
+NO_RUN = "no run yet"  # no seed has all cells of the claim
 # 97.5 % quantiles of Student's t, for 1, 2, ... degrees of freedom.
 T_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -115,9 +116,11 @@ class Judged:
 
 def judge(claim: Claim, seeds: Sequence[Callable[[Cell], Scores]]) -> Judged:
     """`seeds`: for each, the scores of every cell of the claim."""
+    if not seeds:
+        return Judged(claim, None, NO_RUN)
     values = [claim.value(scores) for scores in seeds]
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    if len(known) < len(values):
         return Judged(claim, None, UNCLEAR)
     spread = Spread.of(known)
     return Judged(claim, spread, _verdict(spread, claim.smallest))

@@ -151,7 +151,7 @@ def test_what_is_not_trained_yet_is_said(tmp_path):
     first, second, *others = (spreads[cell.name] for cell in plan.figures[0].cells)
     assert (len(first["values"]), len(second["values"])) == (3, 1)
     assert others == [None] * 2
-    assert {claim["verdict"] for claim in other["claims"]} == {"unclear at this scale"}
+    assert {claim["verdict"] for claim in other["claims"]} == {"no run yet"}
     assert "no value yet" in (tmp_path / "tables.md").read_text()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from metamorph.study.cells import Cell
 from metamorph.study.verdicts import (
     MOST_SEEDS,
+    NO_RUN,
     NOT_SEEN,
     SEEN,
     T_QUANTILES,
@@ -64,7 +65,7 @@ def test_an_interval_is_around_the_mean_and_no_wider_for_what_all_agree_on(value
         ((0.05, 0.06, -0.02), UNCLEAR),  # half the seeds are no proof, nor is it too small
         ((0.20, 0.22), UNCLEAR),  # two seeds
         ((0.2,), UNCLEAR),
-        ((), UNCLEAR),
+        ((), NO_RUN),
     ],
 )  # fmt: skip
 def test_the_rule(differences, verdict):
