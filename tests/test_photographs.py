@@ -1,0 +1,74 @@
+"""From photographs of two packages to a small model of them, with tiny weights in place of real."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from metamorph.cli.command import main
+from metamorph.model import MetaMorph
+from metamorph.model.efficientnet_lite import EfficientNetLite
+from metamorph.monitor.metrics_file import read_metrics
+from tests.tiny_run import GRID, write_efficientnet, write_language
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = ROOT / "examples/photographs/make_pairs.py"
+CONFIGS = ROOT / "configs/photographs"
+FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch) -> Path:
+    """Packages of these names, whose photographs are of one colour each."""
+    names = runpy.run_path(str(PROGRAM))
+    lines = names["CAPTIONS"].read_text().splitlines()
+    pictures = [*(json.loads(line)["image"] for line in lines), *names["MORE"]]
+    for package, folder in FOLDERS.items():
+        here = tmp_path / "packages" / package / folder
+        here.mkdir(parents=True)
+        (tmp_path / "packages" / package / "__init__.py").touch()
+        for number, name in enumerate(pictures):
+            if (name in ("china.jpg", "flower.jpg")) == (package == "sklearn"):
+                Image.new("RGB", (60, 40), (number * 15, 90, 120)).save(here / name)
+    for package in FOLDERS:
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    return tmp_path / "packages"
+
+
+def make_pairs(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, arguments)])
+    runpy.run_path(str(PROGRAM), run_name="__main__")
+
+
+def test_pictures_are_cut_asked_about_and_learned(packages, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_pairs(monkeypatch, "data/photographs", "--per-photograph", 8)
+    assert capsys.readouterr().out == "data/photographs: 98 pictures, 14 held out\n"
+    lines = [json.loads(line) for line in Path("data/photographs/pairs.jsonl").open()]
+    said = {line["image"]: line["caption"] for line in lines}
+    assert said["pictures/chelsea-00.jpg"] == "a detail of the face of a ginger tabby cat"
+    assert Image.open("data/photographs/pictures/china-07.jpg").size == (384, 384)
+    held_out = Path("data/photographs/held_out.jsonl").read_text()
+    assert held_out.count("-07.jpg") == 14 and not any("-07" in name for name in said)
+
+    language, encoder = write_language(tmp_path / "llama"), write_efficientnet(tmp_path / "lite")
+    short = ["--training.steps", "1", "--device", "cpu", "--training.validation_rows", "1"]
+    start = ["--model.language", language, "--model.vision", encoder, "--model.grid", GRID]
+    assert main(["train", str(CONFIGS / "align.yaml"), *map(str, start), *short]) == 0
+    assert main(["train", str(CONFIGS / "instruct.yaml"), *short]) == 0
+    run = Path("runs/photographs/instruct")
+    assert "validation_visual_cosine" in read_metrics(run)[-1]
+    assert type(MetaMorph.from_pretrained(run / "model").encoder) is EfficientNetLite
+
+
+def test_a_package_that_is_absent_is_named(packages, tmp_path, monkeypatch, capsys):
+    (packages / "sklearn" / "__init__.py").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        make_pairs(monkeypatch, tmp_path / "out")
+    assert stopped.value.code == 2
+    assert "sklearn is absent: pip install scikit-image scikit-learn" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
