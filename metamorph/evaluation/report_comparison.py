@@ -1,6 +1,7 @@
 """Reports of models side by side: a paired test on the samples that all of them have."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from metamorph.folders import check_file
 
 HEAD = ("suite", "measure", "samples", "first", "second", "second - first", "p")
 ALIKE = ("seed", "wording")  # what has to be the same in all reports
+# And of each sample: of many questions the request is the same, and only the answer tells which.
+ALIKE_IN_SAMPLES = ("request", "expected", "weight")
 Samples = dict[str, dict]  # of a suite, by id
 
 
@@ -37,8 +40,10 @@ def compare(
         if any(len(of) > len(common) for of in samples.values()):
             most = max(map(len, samples.values()))
             notes.append(f"{suite}: compared on the {len(common)} of {most} samples that all have")
-        _check_requests(suite, samples, common)
+        _check_same(suite, samples, common)
         rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], common)
+    if len({json.dumps(report.get("drawing")) for report in reports.values()}) > 1:
+        notes.append("drawn by different settings, which each report has as drawing")
     if len(first) + len(second) > 2:
         notes.append(
             f"first is the mean of {len(first)} trainings, second of {len(second)}: the intervals "
@@ -73,7 +78,10 @@ def _check_form(report: dict) -> None:
     for name, suite in suites.items():
         samples = suite.get("samples") if isinstance(suite, dict) else None
         if not isinstance(samples, list) or not all(map(_is_sample, samples)):
-            raise UserError(f"suite {name}: expected samples with id, request and scores")
+            raise UserError(
+                f"suite {name}: expected samples with id, request and finite scores, and any "
+                f"weights above 0"
+            )
 
 
 def _is_sample(sample: object) -> bool:
@@ -82,8 +90,16 @@ def _is_sample(sample: object) -> bool:
         and isinstance(sample.get("id"), str)
         and isinstance(sample.get("request"), str)
         and isinstance(scores := sample.get("scores"), dict)
-        and all(isinstance(value, bool | int | float) for value in scores.values())
+        and all(map(_is_finite, scores.values()))
+        and _is_finite(weight := sample.get("weight", 1))
+        and weight > 0
     )
+
+
+def _is_finite(value: object) -> bool:
+    """Is it a number that a float can hold?"""
+    most = sys.float_info.max
+    return isinstance(value, bool | int | float) and -most <= value <= most
 
 
 def _check_alike(reports: dict[Path, dict]) -> None:
@@ -100,8 +116,11 @@ def _check_alike(reports: dict[Path, dict]) -> None:
 
 def _chosen(reports: dict[Path, dict], suites: Sequence[str] | None) -> list[str]:
     first, *others = reports
+    named = [*(suites or ())]
     for path, report in reports.items():
-        for name in suites or ():
+        for name in named:
+            if named.count(name) > 1:
+                raise UserError(f"--suite: {name} stands twice")
             if name not in report["suites"]:
                 raise UserError(
                     f"--suite: {path} has no {name}, it has {', '.join(report['suites'])}"
@@ -113,7 +132,7 @@ def _chosen(reports: dict[Path, dict], suites: Sequence[str] | None) -> list[str
                 f"only one of {first} and {path} has {', '.join(sorted(differing))}; --suite names "
                 f"what to compare"
             )
-    return [*reports[first]["suites"]] if suites is None else [*suites]
+    return [*reports[first]["suites"]] if suites is None else named
 
 
 def _samples(path: Path, report: dict, suite: str) -> Samples:
@@ -130,11 +149,11 @@ def _common(samples: dict[Path, Samples]) -> list[str]:
     return [name for name in first if all(name in other for other in others)]
 
 
-def _check_requests(suite: str, samples: dict[Path, Samples], common: Sequence[str]) -> None:
+def _check_same(suite: str, samples: dict[Path, Samples], common: Sequence[str]) -> None:
     first, *others = samples
     for path in others:
         for name in common:
-            for what in ("request", "weight"):
+            for what in ALIKE_IN_SAMPLES:
                 one, other = samples[first][name].get(what), samples[path][name].get(what)
                 if one != other:
                     raise UserError(

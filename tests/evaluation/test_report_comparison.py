@@ -1,6 +1,7 @@
 """Reports are compared sample by sample, or refused in a sentence."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,8 @@ OTHER_REQUEST["suites"]["questions"]["samples"][3]["request"] = "Who is 3?"
 TWICE = report()
 TWICE["suites"]["questions"]["samples"].append(sample(0, right=True))
 NO_SCORES = report(suites={"questions": {"samples": [{"id": "s0", "request": "?"}]}})
+OTHER_ANSWER = report()
+OTHER_ANSWER["suites"]["questions"]["samples"][3]["expected"] = "blue"
 FEWER = report(suites={"questions": report()["suites"]["questions"]})
 ELSEWHERE = report(suites={"questions": {"samples": [sample(99, right=True)]}})
 
@@ -88,8 +91,9 @@ ELSEWHERE = report(suites={"questions": {"samples": [sample(99, right=True)]}})
         ({"scores": 1}, "is a report of something else"),
         ("nothing", "cannot be read as JSON"),
         (report(suites={}), "suites: expected the suites by their names"),
-        (NO_SCORES, "suite questions: expected samples with id, request and scores"),
+        (NO_SCORES, "suite questions: expected samples with id, request and finite scores"),
         (OTHER_REQUEST, "sample s3 has the request 'What is 3?' in "),
+        (OTHER_ANSWER, "sample s3 has the expected None in "),
         (TWICE, "suite questions: a sample stands twice in it"),
         (FEWER, "has cosine; --suite names what to compare"),
     ],
@@ -100,11 +104,36 @@ def test_what_cannot_be_compared_is_a_sentence(written, other, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("scores", [{"right": math.nan}, {"right": 10**400}, {"right": "yes"}])
+def test_scores_that_are_no_numbers_are_refused(written, scores):
+    path = written(report(suites={"questions": {"samples": [sample(0, **scores)]}}))
+    with pytest.raises(UserError, match="suite questions: expected .* finite scores"):
+        compare([path], [path])
+
+
+@pytest.mark.parametrize("weight", [0, -1, math.inf, "much"])
+def test_weights_that_are_none_are_refused(written, weight):
+    heavy = sample(0, right=True) | {"weight": weight}
+    path = written(report(suites={"questions": {"samples": [heavy]}}))
+    with pytest.raises(UserError, match="weights above 0"):
+        compare([path], [path])
+
+
+def test_drawings_of_other_settings_are_compared_and_a_note_says_so(written):
+    few, many = (written(report(drawing={"num_inference_steps": n})) for n in (1, 50))
+    assert compare([few], [many]).endswith(
+        "drawn by different settings, which each report has as drawing"
+    )
+    assert "settings" not in compare([few], [few])
+
+
 def test_a_suite_that_is_named_has_to_be_there(written):
     whole, fewer = written(report()), written(FEWER)
     assert "questions" in compare([whole], [fewer], ["questions"])
     with pytest.raises(UserError, match="--suite: .* has no cosine, it has questions"):
         compare([whole], [fewer], ["cosine"])
+    with pytest.raises(UserError, match="--suite: questions stands twice"):
+        compare([whole], [fewer], ["questions", "questions"])
     with pytest.raises(UserError, match="no sample in common"):
         compare([fewer], [written(ELSEWHERE)])
 
