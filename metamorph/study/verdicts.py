@@ -92,14 +92,22 @@ class Correlation:
         """Pearson's correlation within one seed; None where a score is the same in all cells."""
         one, other = (
             [
-                scores(cell)[name] - fmean(scores(each)[name] for each in group)
+                deviation
                 for group in self.groups
-                for cell in group
+                for deviation in _deviations([scores(cell)[name] for cell in group])
             ]
             for name in (self.score, self.other)
         )
         scale = (sum(a * a for a in one) * sum(b * b for b in other)) ** 0.5
         return sum(a * b for a, b in zip(one, other, strict=True)) / scale if scale else None
+
+
+def _deviations(values: Sequence[float]) -> list[float]:
+    """From their mean; exactly 0 where all are the same, for the mean of these may be rounded."""
+    if min(values) == max(values):
+        return [0.0] * len(values)
+    mean = fmean(values)
+    return [value - mean for value in values]
 
 
 Claim = Difference | Correlation
