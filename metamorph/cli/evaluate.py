@@ -185,7 +185,7 @@ def _model(arguments: argparse.Namespace) -> None:
     from metamorph.devices import resolve_device
     from metamorph.evaluation.model_report import measure_model, model_sheet, model_table
     from metamorph.evaluation.options import Options
-    from metamorph.evaluation.report import heading, write_report
+    from metamorph.evaluation.report import heading, write_evaluation
     from metamorph.evaluation.suites import check_names
     from metamorph.evaluation.task_source import SOURCES
 
@@ -202,14 +202,8 @@ def _model(arguments: argparse.Namespace) -> None:
         SOURCES[arguments.wording], arguments.text,
     )  # fmt: skip
     report, samples = measure_model(arguments.model, device, options, arguments.suite)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    written = "evaluation.json"
-    sheet = model_sheet(samples, arguments.shown)
-    if sheet is not None:
-        sheet.save(arguments.output / "samples.png")
-        written += " and samples.png"
     report = heading(arguments.command, arguments.seed, str(device)) | report
-    write_report(arguments.output / "evaluation.json", report)
+    written = write_evaluation(arguments.output, report, model_sheet(samples, arguments.shown))
     print(f"{arguments.model} on held-out toy scenes, with 95 % intervals\n")
     print(model_table(report, samples))
     for note in report["notes"]:
@@ -229,7 +223,7 @@ def _decoders(arguments: argparse.Namespace) -> None:
     from metamorph.evaluation.comparison_table import comparison_table
     from metamorph.evaluation.decoders import DrawingOptions
     from metamorph.evaluation.held_out_pictures import open_pictures
-    from metamorph.evaluation.report import heading, write_report
+    from metamorph.evaluation.report import heading, write_evaluation
 
     device = resolve_device(arguments.device)
     pictures = open_pictures(
@@ -250,11 +244,9 @@ def _decoders(arguments: argparse.Namespace) -> None:
     options = DrawingOptions(arguments.seed, arguments.batch, drawing)
     report, sheet = comparison.run(pictures, options, arguments.shown)
     report = heading(arguments.command, arguments.seed, str(device), "torchmetrics") | report
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    sheet.save(arguments.output / "samples.png")
-    write_report(arguments.output / "evaluation.json", report)
+    written = write_evaluation(arguments.output, report, sheet)
     print(f"{report['data']['pictures']} pictures of {pictures.name}, with 95 % intervals\n")
     print(comparison_table(report))
     for note in report["notes"]:
         print(note)
-    print(f"{arguments.output} holds evaluation.json and samples.png")
+    print(f"{arguments.output} holds {written}")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from PIL import Image
+
 import metamorph
-from metamorph.disk import write_text
+from metamorph.disk import atomic_path, write_text
 
 MODELS = "models"  # the kind of a report of a whole model
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
@@ -37,6 +39,17 @@ def heading(command: Sequence[str], seed: int, device: str, *packages: str) -> d
 def write_report(path: Path, report: dict) -> None:
     """Writes JSON, whole or not at all. Raises `ValueError` for numbers that JSON has not."""
     write_text(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
+
+
+def write_evaluation(folder: Path, report: dict, sheet: Image.Image | None) -> str:
+    """Writes `evaluation.json` and, of a sheet, `samples.png`, each whole or not at all. The report
+    is first: of the two it is what took the time. Returns their names, for people."""
+    write_report(folder / "evaluation.json", report)
+    if sheet is None:
+        return "evaluation.json"
+    with atomic_path(folder / "samples.png") as temporary:
+        sheet.save(temporary, "PNG")
+    return "evaluation.json and samples.png"
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:

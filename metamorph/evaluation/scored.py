@@ -1,10 +1,12 @@
 """What became of the samples of a suite, as values that pair with those of another model."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from PIL import Image
 
+from metamorph.errors import UserError
 from metamorph.evaluation.intervals import estimate
 
 
@@ -37,11 +39,17 @@ class Scored:
 
 
 def means(samples: Iterable[Scored], seed: int) -> dict[str, dict]:
-    """Of each measure the mean over the samples that have it, with its interval, for JSON."""
+    """Of each measure the mean over the samples that have it, with its interval, for JSON. Raises
+    `UserError` for a score that is not finite, which a sound model never has."""
     values: dict[str, list[float]] = {}
     weights: dict[str, list[float]] = {}
     for sample in samples:
         for name, value in sample.scores.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"sample {sample.id}: {name} is {value}: the model's weights are damaged, or "
+                    f"its precision is too low for them"
+                )
             values.setdefault(name, []).append(float(value))
             weights.setdefault(name, []).append(sample.weight)
     found = {name: estimate(values[name], seed, weights[name]) for name in values}
