@@ -17,6 +17,7 @@ from metamorph.model.unified import interval_row
 from metamorph_kernels import key_intervals, linear_cross_entropy
 
 ROW = 4096  # tokens at once, or one document
+PICTURES = 50  # at once
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ def visual_cosines(
     """Of the features that responses hold. The mean tokens are those of the pictures `known`."""
     model, found = chat.model, VisualCosines([], [])
     encoder = model.encoder
-    seen = encoder(encoder.preprocess([*known]).to(chat.device))  # [known, tokens, C]
-    mean = F.normalize(seen.float().mean(0), dim=-1)  # [tokens, C]
+    mean = mean_token(chat, known)
     for documents in _rows(map(chat.encoder.encode, samples)):
         row = pack_row(documents, sum(map(len, documents)), model.config.pad_id)
         features = encoder(encoder.preprocess([*row.images]).to(chat.device))
@@ -51,6 +51,16 @@ def visual_cosines(
         found.model.extend(_means(cosines, pictures, len(mean)))
         found.mean_baseline.extend(_means(baseline, pictures, len(mean)))
     return found
+
+
+def mean_token(chat: Assistant, pictures: Sequence[Image.Image]) -> Tensor:
+    """[tokens, C], unit vectors: the mean at each place of a picture. A large encoder has no room
+    for all of them at once."""
+    encoder, total = chat.model.encoder, 0
+    for start in range(0, len(pictures), PICTURES):
+        pixels = encoder.preprocess([*pictures[start : start + PICTURES]])
+        total = total + encoder(pixels.to(chat.device)).float().sum(0)
+    return F.normalize(total, dim=-1)
 
 
 def _rows(documents: Iterable[Document]) -> Iterator[list[Document]]:
