@@ -22,7 +22,7 @@ to --output. The same command goes on where it was stopped."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--figure", default="", metavar="NAMES",
+        "--figure", metavar="NAMES",
         help="which figures, separated by commas (default: all that --list shows)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/study"), metavar="FOLDER")
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metamorph.study.scale import FULL, SMOKE
 
     scale = SMOKE if arguments.smoke else FULL
-    names = [name for name in arguments.figure.split(",") if name] or [*figures(scale)]
+    names = [*figures(scale)] if arguments.figure is None else arguments.figure.split(",")
     seeds = arguments.seeds or (1 if arguments.smoke else 3)
     plan = Plan.of(names, seeds, scale)
     if arguments.list:

@@ -173,6 +173,9 @@ def test_folders_and_names_that_cannot_be_used_are_named(tmp_path, capsys):
     assert "holds no study, expected a new folder" in capsys.readouterr().err
     assert main([*command, "--figure", "f1,f77"]) == 2
     assert "--figure: there is no 'f77', expected some of f1, f1b" in capsys.readouterr().err
+    for nothing in ("", ","):
+        assert main([*command, "--figure", nothing]) == 2
+        assert "--figure: there is no '', expected some of" in capsys.readouterr().err
     assert main([*command[:-1], str(tmp_path / "thesis.txt")]) == 2
     assert "is a file, expected a folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
