@@ -56,11 +56,11 @@ def visual_cosines(
 def mean_token(chat: Assistant, pictures: Sequence[Image.Image]) -> Tensor:
     """[tokens, C], unit vectors: the mean at each place of a picture. A large encoder has no room
     for all of them at once."""
-    encoder, total = chat.model.encoder, 0
+    encoder, sums = chat.model.encoder, []
     for start in range(0, len(pictures), PICTURES):
         pixels = encoder.preprocess([*pictures[start : start + PICTURES]])
-        total = total + encoder(pixels.to(chat.device)).float().sum(0)
-    return F.normalize(total, dim=-1)
+        sums.append(encoder(pixels.to(chat.device)).float().sum(0))
+    return F.normalize(torch.stack(sums).sum(0), dim=-1)
 
 
 def _rows(documents: Iterable[Document]) -> Iterator[list[Document]]:
