@@ -110,9 +110,9 @@ def open_adapted(
     model = model.float()
     model.config.prompt_images = config.prompt_images  # the run's to say, not its parts'
     heads = read_file(folder / HEADS_FILE)
-    sample = heads.pop(SAMPLE, None)
     own = language_sample(model.language)
-    if sample is None or sample.shape != own.shape or not torch.allclose(sample, own, rtol=1e-2):
+    sample = heads.pop(SAMPLE, own.new_empty(0)).float()
+    if sample.shape != own.shape or not torch.allclose(sample, own, rtol=1e-2):
         raise UserError(f"{folder}: its run began with another language model than {language}")
     if model.config != config:
         name = next(
@@ -137,24 +137,29 @@ def open_adapted(
 @torch.no_grad()
 def _merge(language: Llama, folder: Path) -> None:
     """Add each adapter of a folder to the weight that it stands on."""
-    path = folder / PEFT_CONFIG
-    settings = read_json(path)
-    scale = _scale(settings, path)
-    for name, down, up in _pairs(read_file(folder / ADAPTERS_FILE), folder / ADAPTERS_FILE):
-        layers = dict(language.named_modules())
+    path, settings_path = folder / ADAPTERS_FILE, folder / PEFT_CONFIG
+    settings = read_json(settings_path)
+    rank, scale = _rank_and_scale(settings, settings_path)
+    layers = dict(language.named_modules())
+    lacking = _adapted(layers, settings, settings_path)
+    for name, down, up in _pairs(read_file(path), path):
         layer = layers.get(name)
         if not isinstance(layer, nn.Linear):
-            raise UserError(f"{folder / ADAPTERS_FILE}: {name!r} is no linear layer of the model")
-        shape = (layer.out_features, layer.in_features)
-        if (up.shape[0], down.shape[1]) != shape or up.shape[1] != down.shape[0]:
+            raise UserError(f"{path}: {name!r} is no linear layer of the model")
+        shapes = (layer.out_features, rank), (rank, layer.in_features)
+        if (up.shape, down.shape) != shapes:
             raise UserError(
-                f"{folder / ADAPTERS_FILE}: the adapter of {name!r} is {tuple(up.shape)} x "
-                f"{tuple(down.shape)}, expected the product to be {shape}"
+                f"{path}: the adapter of {name!r} is {tuple(up.shape)} x {tuple(down.shape)}, "
+                f"expected {shapes[0]} x {shapes[1]}"
             )
         layer.weight += scale * (up.float() @ down.float())
+        lacking.discard(name)
+    if lacking:
+        raise UserError(f"{path}: the adapter of {min(lacking)!r} is missing")
 
 
-def _scale(settings: Mapping[str, Any], path: Path) -> float:
+def _rank_and_scale(settings: Mapping[str, Any], path: Path) -> tuple[int, float]:
+    """Columns of each lora_B, and what a product of an adapter is multiplied by."""
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{path}: r and lora_alpha are {rank!r} and {alpha!r}, expected numbers")
@@ -163,7 +168,21 @@ def _scale(settings: Mapping[str, Any], path: Path) -> float:
     for key in UNKNOWN_WAYS:
         if settings.get(key) not in (None, False, "none", {}):
             raise UserError(f"{path}: {key} is {shown(settings[key])}, which is not served")
-    return alpha / rank
+    return rank, alpha / rank
+
+
+def _adapted(layers: Mapping[str, nn.Module], settings: Mapping[str, Any], path: Path) -> set[str]:
+    """Names of the linear layers that the run adapted."""
+    targets = settings.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        raise UserError(
+            f"{path}: target_modules is {shown(targets)}, expected a list of names of layers"
+        )
+    return {
+        name
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
+    }
 
 
 def _pairs(tensors: dict[str, Tensor], path: Path) -> Iterator[tuple[str, Tensor, Tensor]]:

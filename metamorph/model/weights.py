@@ -140,7 +140,8 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def check_tensors(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Raise UserError unless `found` has exactly the names and shapes of `expected`."""
+    """Raise UserError unless `found` has exactly the names and shapes of `expected`. `folder`, or
+    the one file, is where they were found."""
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(f"{_where(folder)}: the tensor {name!r} is missing")
@@ -158,6 +159,8 @@ def check_tensors(
 
 
 def _where(folder: Path) -> Path:
+    if Path(folder).is_file():
+        return Path(folder)
     index_path = Path(folder) / INDEX_FILE
     return index_path if index_path.exists() else Path(folder) / SINGLE_FILE
 

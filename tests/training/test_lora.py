@@ -174,6 +174,17 @@ def spoil_alpha(adapter):
     (adapter / "adapter_config.json").write_text(json.dumps(written | {"lora_alpha": "16"}))
 
 
+def spoil_rank(adapter):
+    """Adapters of another rank would count half or twice as much."""
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(written | {"r": 8}))
+
+
+def spoil_targets(adapter):
+    written = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(written | {"target_modules": ".*"}))
+
+
 def spoil_way(adapter):
     written = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(written | {"use_dora": True}))
@@ -195,6 +206,22 @@ def spoil_pair(adapter):
     weights = load_file(adapter / "adapter_model.safetensors")
     weights.pop(next(name for name in weights if "lora_B" in name))
     save_file(weights, adapter / "adapter_model.safetensors")
+
+
+def spoil_one(adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.1.mlp.up" not in name}
+    save_file(kept, adapter / "adapter_model.safetensors")
+
+
+def spoil_all(adapter):
+    save_file({}, adapter / "adapter_model.safetensors")
+
+
+def spoil_dtype(adapter):
+    heads = load_file(adapter / "projector_and_vision_head.safetensors")
+    heads["language_sample"] = heads["language_sample"].int()
+    save_file(heads, adapter / "projector_and_vision_head.safetensors")
 
 
 def spoil_sample(adapter):
@@ -219,12 +246,17 @@ def spoil_grid(adapter):
     ("spoil", "message"),
     [
         (spoil_alpha, "r and lora_alpha are 4 and '16', expected numbers"),
+        (spoil_rank, "is (32, 4) x (4, 64), expected (32, 8) x (8, 64)"),
+        (spoil_targets, "target_modules is '.*', expected a list of names of layers"),
         (spoil_way, "use_dora is True, which is not served"),
         (spoil_layer, "p_proj' is no linear layer of the model"),
-        (spoil_shape, "expected the product to be"),
+        (spoil_shape, "is (32, 3) x (4, 63), expected (32, 4) x (4, 64)"),
         (spoil_pair, "expected a matrix"),
+        (spoil_one, "the adapter of 'model.layers.1.mlp.up_proj' is missing"),
+        (spoil_all, "adapter_model.safetensors: the adapter of 'model.layers.0.mlp.down_proj' is"),
+        (spoil_dtype, "its run began with another language model than"),
         (spoil_sample, "its run began with another language model than"),
-        (spoil_heads, "'added_input_rows' is missing"),
+        (spoil_heads, "vision_head.safetensors: the tensor 'added_input_rows' is missing"),
         (spoil_grid, "config.json: language is"),
         (lambda adapter: (adapter / "chat_template.jinja").unlink(), "chat_template.jinja"),
     ],
