@@ -3,6 +3,7 @@
 import re
 import weakref
 from copy import deepcopy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from metamorph.model.inference import (
 )
 from metamorph.model.language import rms_norm
 from metamorph.model.precision import autocast, convert_to_float8
-from metamorph_kernels import mlp_gelu
+from metamorph_kernels import cpp_absence, cpu_library, mlp_gelu
 from tests import fake_libraries
 from tests.model.tiny_models import CPU, cosines, states_of, tiny_model
 
@@ -28,6 +29,9 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+# Where the library for CPUs is built, PyTorch still has to compute the same without it.
+LIBRARIES = [None] if cpp_absence("cpu") is None else []
+in_cpp_and_without = pytest.mark.parametrize("absence", [*LIBRARIES, "not built"])
 
 
 def merged(model: MetaMorph) -> MetaMorph:
@@ -36,6 +40,7 @@ def merged(model: MetaMorph) -> MetaMorph:
     return model
 
 
+@in_cpp_and_without
 @settings(max_examples=25)
 @given(
     groups=st.integers(1, 3),
@@ -47,14 +52,16 @@ def merged(model: MetaMorph) -> MetaMorph:
     scaling=st.sampled_from([None, LLAMA3]),
 )
 def test_merged_projections_compute_what_separate_ones_do(
-    groups, key_heads, half, hidden, intermediate, tokens, scaling
+    absence, groups, key_heads, half, hidden, intermediate, tokens, scaling
 ):
     model = tiny_model(
         hidden_size=hidden, intermediate_size=intermediate, num_key_value_heads=key_heads,
         num_attention_heads=groups * key_heads, head_dim=2 * half, rope_scaling=scaling,
     )  # fmt: skip
     expected = states_of(model, tokens)
-    torch.testing.assert_close(states_of(merged(model), tokens), expected, atol=3e-5, rtol=1e-4)
+    with patch.object(cpu_library, "_load", lambda: absence), torch.no_grad():
+        found = states_of(merged(model), tokens)
+    torch.testing.assert_close(found, expected, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -175,15 +182,18 @@ def test_weights_that_are_cast_once_give_what_autocast_gives(make, tied):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@in_cpp_and_without
 @given(st.integers(1, 70), st.integers(1, 5), st.floats(1e-8, 1e3), st.floats(1e-8, 1.0))
-def test_the_lean_norm_is_the_norm(width, rows, size, eps):
+def test_the_lean_norm_is_the_norm(absence, width, rows, size, eps):
     generator = torch.Generator().manual_seed(width)
     x = size * torch.randn(rows, width, generator=generator)
     x[0] = 0
     weight = torch.randn(width, generator=generator)
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = x.to(dtype), weight.to(dtype)
-        torch.testing.assert_close(lean_rms_norm(eps)(x, weight, eps), rms_norm(x, weight, eps))
+        with patch.object(cpu_library, "_load", lambda: absence), torch.no_grad():
+            found = lean_rms_norm(eps)(x, weight, eps)
+        torch.testing.assert_close(found, rms_norm(x, weight, eps))
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), st.integers(1, 9))
