@@ -125,15 +125,19 @@ def import_model(
     if language.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     vision = open_vision(encoder_folder, grid)
-    config = MetaMorphConfig(
-        language,
-        vision.width,
-        grid,
-        **ids,
-        projector_hidden_size=_hidden_size(tensors, "projector", folder),
-        vision_head_hidden_size=_hidden_size(tensors, "vision_head", folder),
-        prompt_images=settings.get("prompt_images", "causal"),
-    )
+    hidden_sizes = {
+        f"{part}_hidden_size": _hidden_size(tensors, part, folder)
+        for part in ("projector", "vision_head")
+    }
+    with within(folder / "config.json"):
+        config = MetaMorphConfig(
+            language,
+            vision.width,
+            grid,
+            **ids,
+            **hidden_sizes,
+            prompt_images=settings.get("prompt_images", "causal"),
+        )
     with torch.device("meta"):
         model = MetaMorph(config)
     check_tensors({file_name(n): t for n, t in model.state_dict().items()}, tensors, folder)

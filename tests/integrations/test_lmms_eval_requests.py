@@ -104,6 +104,7 @@ def test_other_words_of_tasks():
         ({"until": [""]}, "stop: expected strings that are not empty"),
         ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number, at least 1, got 0"),
         ({"temperature": "hot"}, "temperature: expected a number"),
+        ({"do_sample": "no"}, "do_sample: expected true or false, got 'no'"),
         ({"do_sample": True, "top_p": 0}, "top_p: expected more than 0"),
     ],
 )

@@ -91,3 +91,11 @@ def test_weights_that_do_not_fit_are_named(model, tmp_path, change, message):
     save_file({n: t for n, t in (tensors | change).items() if t is not None}, path)
     with pytest.raises(UserError, match=message):
         import_model(tmp_path / "out", tmp_path / "siglip", grid=GRID)
+
+
+def test_a_setting_that_does_not_fit_is_named_with_its_file(model, tmp_path):
+    main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "official"])
+    config = read_json(tmp_path / "out" / "config.json")
+    write_json(tmp_path / "out" / "config.json", config | {"prompt_images": "sideways"})
+    with pytest.raises(UserError, match="out/config.json: prompt_images: expected causal or"):
+        import_model(tmp_path / "out", tmp_path / "siglip", grid=GRID)

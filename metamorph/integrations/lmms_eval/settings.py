@@ -37,7 +37,11 @@ def answer_settings(
     if not isinstance(until, str | list | tuple):
         raise UserError(f"generation_kwargs: until: expected text or texts, got {shown(until)}")
     chosen = {key: asked[key] for key in ("repetition_penalty", "seed") if key in asked}
-    if asked.get("do_sample", asked.get("temperature", 0) != 0):
+    is_sampled = asked.get("do_sample", asked.get("temperature", 0) != 0)
+    if is_sampled not in (True, False):
+        found = shown(is_sampled)
+        raise UserError(f"generation_kwargs: do_sample: expected true or false, got {found}")
+    if is_sampled:
         chosen |= {key: asked[key] for key in OF_DRAWS if key in asked}
         chosen.setdefault("temperature", 1.0)
     # Of greedy answers tasks name any of these, top_p 0 too, which would leave no token to draw.
