@@ -52,6 +52,11 @@ class Figure:
         of_claims = [cell for claim in self.claims for cell in claim.cells]
         return tuple(dict.fromkeys(of_claims + [point.cell for point in self.points]))
 
+    @property
+    def measured(self) -> set[str]:
+        """What it takes of each cell: the scores that it shows or judges."""
+        return {*self.scores}.union(*(claim.scores for claim in self.claims))
+
 
 def figures(scale: Scale) -> dict[str, Figure]:
     """All figures by name."""

@@ -55,6 +55,7 @@ def check_grid(output: Path, plan: Plan) -> None:
 def written_grid(output: Path) -> dict | None:
     """The grid that the study of a folder was begun with; None where it holds no study."""
     try:
-        return json.loads((output / STUDY).read_text(encoding="utf-8"))["grid"]
+        grid = json.loads((output / STUDY).read_text(encoding="utf-8"))["grid"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return grid if isinstance(grid, dict) and {"figures", "seeds"} <= grid.keys() else None

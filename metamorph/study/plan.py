@@ -100,12 +100,23 @@ class Records:
         path = self.path(training)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record["cell"] == training.cell.described():
+            if self._is_of(training, record):
                 return record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise UserError(
             f"{path} is not the record of {training.name}; remove it, and it is trained anew"
+        )
+
+    def _is_of(self, training: Training, record: dict) -> bool:
+        """Is it this training's, with all that is read of it? One of another version of the study
+        may lack a score."""
+        of_cell = [f.measured for f in self.plan.figures if training.cell in f.cells]
+        return (
+            record["cell"] == training.cell.described()
+            and record["seed"] == training.seed
+            and set().union(*of_cell) <= record["scores"].keys()
+            and sum(record["seconds"].values()) > 0
         )
 
     def left(self) -> list[Training]:

@@ -62,6 +62,10 @@ class Difference:
     def cells(self) -> tuple[Cell, ...]:
         return self.above + self.below
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return (self.score,)
+
     def value(self, scores: Callable[[Cell], Scores]) -> float | None:
         """The difference within one seed."""
         above, below = (
@@ -87,6 +91,10 @@ class Correlation:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return self.score, self.other
 
     def value(self, scores: Callable[[Cell], Scores]) -> float | None:
         """Pearson's correlation within one seed; None where a score is the same in all cells."""

@@ -166,6 +166,14 @@ def test_a_folder_of_another_study_is_left_alone(whole):
     assert (whole / "study.json").read_text() == before
 
 
+@pytest.mark.parametrize("grid", [5, {}, ["f1"]])
+def test_a_file_that_is_called_as_a_study_but_is_none_is_left_alone(tmp_path, grid):
+    (tmp_path / "study.json").write_text(json.dumps({"grid": grid}))
+    with pytest.raises(UserError, match="holds no study, expected a new folder"):
+        study_module.study(tmp_path, Plan.of(["f6"], 1, SMOKE), jobs=1)
+    assert json.loads((tmp_path / "study.json").read_text()) == {"grid": grid}
+
+
 def test_folders_and_names_that_cannot_be_used_are_named(tmp_path, capsys):
     (tmp_path / "thesis.txt").touch()
     command = ["study", "--smoke", "--output", str(tmp_path)]
@@ -185,7 +193,13 @@ def test_a_record_that_is_broken_is_named(whole, tmp_path):
     output = shutil.copytree(whole, tmp_path / "copy")
     plan = Plan.of(FIGURES, 3, SMOKE)
     first, second = (Records(output, plan).path(training) for training in plan.trainings[::3][:2])
-    for text in ("", "{}", second.read_text()):
+    sound = json.loads(first.read_text())
+    assert sound["scores"].pop("drawings all right")
+    without_a_score, other_seed = (
+        json.dumps(sound),
+        first.read_text().replace('"seed": 0', '"seed": 1'),
+    )
+    for text in ("", "{}", second.read_text(), without_a_score, other_seed):
         first.write_text(text)
         with pytest.raises(UserError, match="is not the record of .*; remove it"):
             study_module.study(output, plan, jobs=1)
