@@ -12,7 +12,7 @@ from metamorph.decoder.unopened import kind_of
 from metamorph.errors import UserError
 from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.evaluation.options import Options
-from metamorph.evaluation.report import MODELS, text_table
+from metamorph.evaluation.report import MODELS, TEXT, text_table
 from metamorph.evaluation.scored import Scored, means
 from metamorph.evaluation.suites import SUITES, Suite
 from metamorph.evaluation.text_ability import NATS, language_ability, perplexity
@@ -25,7 +25,6 @@ from metamorph.model.weights import read_json
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
 PERPLEXITY = "perplexity"
-TEXT = "text"
 LARGEST_EXPONENT = 700  # nats: a model that is so far off has no perplexity that floats can hold
 
 

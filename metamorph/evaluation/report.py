@@ -13,6 +13,7 @@ import metamorph
 from metamorph.disk import atomic_path, write_text
 
 MODELS = "models"  # the kind of a report of a whole model
+TEXT = "text"  # its suite of texts, of which a request is the beginning alone
 PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors")
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from metamorph.errors import UserError, shown, within
 from metamorph.evaluation.paired_tests import mcnemar, paired_difference
-from metamorph.evaluation.report import MODELS, text_table
+from metamorph.evaluation.report import MODELS, TEXT, text_table
 from metamorph.folders import check_file
+from metamorph.tokens import IMAGE_PLACEHOLDER
 
 HEAD = ("suite", "measure", "samples", "first", "second", "second - first", "p")
 ALIKE = ("seed", "wording")  # what has to be the same in all reports
@@ -41,7 +42,13 @@ def compare(
             most = max(map(len, samples.values()))
             notes.append(f"{suite}: compared on the {len(common)} of {most} samples that all have")
         _check_same(suite, samples, common)
-        rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], common)
+        asked = _asked(suite, samples[first[0]], common)
+        if len({*asked.values()}) < len(asked):
+            notes.append(
+                f"{suite}: {len(asked)} samples are of {len({*asked.values()})} requests, and what "
+                f"repeats a request is no new pair"
+            )
+        rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], asked)
     if len({json.dumps(report.get("drawing")) for report in reports.values()}) > 1:
         notes.append("drawn by different settings, which each report has as drawing")
     if len(first) + len(second) > 2:
@@ -162,24 +169,50 @@ def _check_same(suite: str, samples: dict[Path, Samples], common: Sequence[str])
                     )
 
 
+def _asked(suite: str, samples: Samples, common: Sequence[str]) -> dict[str, str]:
+    """What a model was given, by sample: without a picture a request is all of it, and a second
+    sample of the same request says next to nothing new."""
+    requests = {name: samples[name]["request"] for name in common}
+    if suite == TEXT:
+        return dict(zip(common, common, strict=True))
+    return {name: name if IMAGE_PLACEHOLDER in of else of for name, of in requests.items()}
+
+
 def _rows(
-    suite: str, first: Sequence[Samples], second: Sequence[Samples], common: Sequence[str]
+    suite: str, first: Sequence[Samples], second: Sequence[Samples], asked: dict[str, str]
 ) -> list[list[str]]:
-    """A line for each measure that some samples have in all reports."""
+    """A line for each measure that some samples have in all reports. Samples that are asked the
+    same are one pair, of their means."""
     sides, rows = (*first, *second), []
     names = dict.fromkeys(name for sample in first[0].values() for name in sample["scores"])
     for name in names:
-        ids = [one for one in common if all(name in side[one]["scores"] for side in sides)]
+        ids = [one for one in asked if all(name in side[one]["scores"] for side in sides)]
         if not ids:
             continue
         values = [[side[one]["scores"][name] for one in ids] for side in sides]
         weights = np.array([sides[0][one].get("weight", 1) for one in ids], np.float64)
         is_right = all(isinstance(value, bool) for of in values for value in of)
         scores = np.array(values, np.float64)  # [trainings of both, samples]
+        scores, weights = _pairs(scores, weights, [asked[one] for one in ids])
         before, after = scores[: len(first)], scores[len(first) :]
-        p = f"{mcnemar(values[0], values[1]):.3g}" if is_right and len(sides) == 2 else ""
+        p = ""
+        if is_right and len(sides) == 2:
+            better = (before > after)[0].tolist(), (after > before)[0].tolist()
+            p = f"{mcnemar(*better):.3g}"
         rows.append([suite, name, str(len(ids)), *_cells(before, after, weights, is_right), p])
     return rows
+
+
+def _pairs(
+    scores: np.ndarray, weights: np.ndarray, asked: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means [trainings, pairs] over samples [trainings, samples] that are asked the same, and
+    their weights [pairs] together."""
+    places = {what: place for place, what in enumerate(dict.fromkeys(asked))}
+    belongs = np.zeros((len(asked), len(places)))
+    belongs[range(len(asked)), [places[what] for what in asked]] = 1
+    together = weights @ belongs
+    return (scores * weights) @ belongs / together, together
 
 
 def _cells(first: np.ndarray, second: np.ndarray, weights: np.ndarray, percent: bool) -> list[str]:

@@ -63,6 +63,37 @@ def test_a_measure_of_some_samples_is_compared_on_those(written):
     assert ["questions", "place", "1"] in lines and ["questions", "right", "8"] in lines
 
 
+def drawn(right: list[bool]) -> dict:
+    """A report of two captions, the first of which is asked for again and again."""
+    requests = ["Draw a circle."] * (len(right) - 1) + ["Draw a cross."]
+    samples = [
+        sample(number, right=value) | {"request": request}
+        for number, (value, request) in enumerate(zip(right, requests, strict=True))
+    ]
+    return report(suites={"captions": {"samples": samples}})
+
+
+def test_a_request_that_is_repeated_is_one_pair(written):
+    """Its answer is the same each time: that many are right is no more evidence than one."""
+    before, after = written(drawn([False] * 9 + [True])), written(drawn([True] * 10))
+    _, line, note = compare([before], [after]).splitlines()
+    assert line.split()[2:5] == ["10", "10.0%", "100.0%"]  # of all samples, as each report has it
+    assert line.split()[-1] == "1"  # one pair differs: 2 * 1 / 2
+    assert "(+0.0% to +100.0%)" in line
+    assert note == (
+        "captions: 10 samples are of 2 requests, and what repeats a request is no new pair"
+    )
+
+
+def test_questions_in_the_same_words_are_of_pictures_that_differ(written):
+    said = []
+    for suite, request in (("questions", "<image>What is it?"), ("text", "Once upon")):
+        samples = [sample(n, right=n > 4) | {"request": request} for n in range(10)]
+        path = written(report(suites={suite: {"samples": samples}}))
+        said.append(compare([path], [path]))
+    assert all(len(each.splitlines()) == 2 for each in said)
+
+
 def test_several_trainings_are_compared_by_their_means(written):
     before = [written(report()) for _ in range(2)]
     after = [written(report(LATER)), written(report(LATER))]
