@@ -9,9 +9,10 @@ from metamorph.generation.settings import DEFAULT_DRAWING, DrawingSettings
 
 @dataclass(frozen=True)
 class Options:
-    """`count` is the most samples of a suite. Drawing n of a suite is made of noise of the seed
-    `seed` + n. `source` words the tasks; `text` is the file that perplexity is measured on (None:
-    tasks of the toy world without pictures)."""
+    """`count` is the most samples of a suite. Drawing n of a kind of request is made of noise of
+    the seed `seed` + n. `source` words the tasks, but for those that have words of their own;
+    `text` is the file that perplexity is measured on (None: tasks of the toy world without
+    pictures)."""
 
     count: int = 100
     seed: int = 0
