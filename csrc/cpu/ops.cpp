@@ -205,25 +205,28 @@ Tensor swiglu_op(const Tensor& gate_up) {
   return out;
 }
 
-// Copies the heads of each token to its place in one of the caches.
-void store_one(const char* name, const Tensor& cache, const char* rows_name, const Tensor& rows,
-               const int64_t* sequences, const int64_t* places) {
+void require_rows(const char* name, const Tensor& cache, const char* rows_name,
+                  const Tensor& rows) {
   const ScalarType type = cache.scalar_type();
   require_tensor(name, cache, 4, "[B, S, Hkv, D]", type);
   require_tensor(rows_name, rows, 3, "[N, Hkv, D]", type);
-  const int64_t heads = cache.size(2), head_bytes = cache.size(3) * cache.element_size();
-  require(rows.size(1) == heads && rows.size(2) == cache.size(3), rows_name, ": expected [N, ",
-          heads, ", ", cache.size(3), "] as ", name, " has, got [N, ", rows.size(1), ", ",
-          rows.size(2), "]");
+  require(rows.size(1) == cache.size(2) && rows.size(2) == cache.size(3), rows_name,
+          ": expected [N, ", cache.size(2), ", ", cache.size(3), "] as ", name, " has, got [N, ",
+          rows.size(1), ", ", rows.size(2), "]");
+}
+
+// Copies the heads of each token to its place in one of the caches.
+void store_rows(const Tensor& cache, const Tensor& rows, const int64_t* sequences,
+                const int64_t* places) {
+  const int64_t size = cache.element_size(), head_bytes = cache.size(3) * size;
   char* to = static_cast<char*>(cache.mutable_data_ptr());
   const char* from = static_cast<const char*>(rows.const_data_ptr());
-  const int64_t size = cache.element_size();
   const int64_t sequence_stride = cache.stride(0) * size, place_stride = cache.stride(1) * size;
   const int64_t head_stride = cache.stride(2) * size;
   const int64_t row_stride = rows.stride(0) * size, row_head_stride = rows.stride(1) * size;
   for (int64_t i = 0; i < rows.size(0); ++i) {
     char* place = to + sequences[i] * sequence_stride + places[i] * place_stride;
-    for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t head = 0; head < cache.size(2); ++head) {
       std::memcpy(place + head * head_stride, from + i * row_stride + head * row_head_stride,
                   head_bytes);
     }
@@ -244,15 +247,16 @@ const int64_t* indices(const char* name, const Tensor& tensor, int64_t count, in
 
 void store_op(Tensor keys, Tensor values, const Tensor& sequences, const Tensor& places,
               const Tensor& k, const Tensor& v) {
-  require(keys.dim() == 4 && values.dim() == 4 && k.dim() == 3 && v.dim() == 3,
-          "keys, values: expected shape [B, S, Hkv, D]; k, v: [N, Hkv, D]");
+  // All before the first is written.
+  require_rows("keys", keys, "k", k);
+  require_rows("values", values, "v", v);
   require(keys.size(0) == values.size(0) && keys.size(1) == values.size(1),
           "values: expected as many sequences and places as keys has");
   require(k.size(0) == v.size(0), "v: expected ", k.size(0), " rows as k has, got ", v.size(0));
   const int64_t* owners = indices("sequences", sequences, k.size(0), keys.size(0));
   const int64_t* targets = indices("places", places, k.size(0), keys.size(1));
-  store_one("keys", keys, "k", k, owners, targets);
-  store_one("values", values, "v", v, owners, targets);
+  store_rows(keys, k, owners, targets);
+  store_rows(values, v, owners, targets);
 }
 
 }  // namespace

@@ -92,6 +92,14 @@ def test_store_is_index_put(dtype):
     assert torch.equal(keys, expected[0]) and torch.equal(values, expected[1])
 
 
+def test_what_does_not_fit_is_found_before_anything_is_stored():
+    keys, narrow = torch.zeros(1, 4, 2, 8), torch.zeros(1, 4, 2, 7)
+    place, rows = torch.tensor([0]), torch.ones(1, 2, 8)
+    with pytest.raises(RuntimeError, match="v: expected .N, 2, 7. as values has"):
+        store_cpp(keys, narrow, place, place, rows, rows)
+    assert not keys.any()
+
+
 def test_opcheck():
     ops, check = torch.ops.metamorph_cpu_ops, torch.library.opcheck
     x, table, places = dense_heads(4, 3, 6), normal(4, 1, 6), torch.arange(4)
