@@ -52,7 +52,7 @@ def workers(jobs: int) -> Generator[Workers]:
         yield Workers(pool)
     finally:
         held.close()  # which is also what happens where this process is killed
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _start(ending: Connection) -> None:
