@@ -66,7 +66,7 @@ def write_lora(folder: Path, model: MetaMorph, tokenizer) -> None:
     adapters = {name.format("A"): weight[:2].detach(), name.format("B"): weight[:, :2].contiguous()}
     heads, sample = heads_and_rows(model), language_sample(model.language)
     write_adapter(folder, adapters, heads, sample, model.config, tokenizer.chat_template)
-    LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(folder)
+    LoraConfig(r=2, target_modules=["layers.0.self_attn.q_proj"]).save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -178,10 +178,11 @@ def _adapted(layers: Mapping[str, nn.Module], settings: Mapping[str, Any], path:
         raise UserError(
             f"{path}: target_modules is {shown(targets)}, expected a list of names of layers"
         )
+    ends = tuple(f".{target}" for target in targets)  # a target is the end of a name, as in peft
     return {
         name
         for name, layer in layers.items()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
+        if isinstance(layer, nn.Linear) and f".{name}".endswith(ends)
     }
 
 
