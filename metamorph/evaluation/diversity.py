@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from metamorph.data.toy.scenes import caption
+from metamorph.data.toy.tasks import Task
 from metamorph.evaluation.checker import ATTRIBUTES, score
 from metamorph.evaluation.options import Options
-from metamorph.evaluation.scene_drawings import draw_features, draw_scenes
+from metamorph.evaluation.scene_answers import conversation, in_batches_of_tasks
+from metamorph.evaluation.scene_drawings import draw_features, drawing_answer
 from metamorph.evaluation.scored import Scored
 from metamorph.evaluation.toy_tasks import caption_tasks
 from metamorph.generation.assistant import Assistant
@@ -23,28 +26,34 @@ def noise_diversity(chat: Assistant, options: Options) -> list[Scored]:
     """`DRAWS` drawings of each caption, of other noise: the mean `distance` between two of them,
     1 - cosine of what the encoder sees of each; and whether all of them are right.
 
-    `to another prompt` is the distance of the first to the first of the caption before: how far
-    apart drawings are that ought to differ. Captions of which nothing is drawn are left out.
+    `to another prompt` is the distance of the first to the first of the caption before, if that is
+    of another scene: how far apart drawings are that ought to differ. Captions of which nothing is
+    drawn are left out.
     """
-    tasks = caption_tasks(options.count, source=options.source)
-    drawings = [
-        one for one in draw_scenes(chat, tasks, options=options) if one.features is not None
-    ]
-    found, before = [], None
-    for number, one in enumerate(drawings):
-        assert one.features is not None
-        again = draw_features(chat, [[one.features]] * DRAWS, number * DRAWS, options)
+    asked: list[tuple[Task, Tensor]] = []
+    for part in in_batches_of_tasks(caption_tasks(options.count, source=options.source)):
+        replies = chat.generate([conversation(task) for task in part], drawing_answer(chat))
+        asked += [
+            (task, reply.features[0])
+            for task, reply in zip(part, replies, strict=True)
+            if reply.features
+        ]
+    found: list[Scored] = []
+    before: tuple[str, Tensor] | None = None
+    for number, (task, predicted) in enumerate(asked):
+        again = draw_features(chat, [[predicted]] * DRAWS, number * DRAWS, options)
         pictures = [picture for [picture] in again]
         features = _encoded(chat, pictures)
         distances = [1 - _cosine(a, b) for a, b in combinations(features, 2)]
-        right = [score(picture, one.task.scene) for picture in pictures]
+        right = [score(picture, task.scene) for picture in pictures]
         scores: dict[str, bool | float] = {
             "distance": fmean(distances),
             "all of them right": all(read[name] for read in right for name in ATTRIBUTES),
         }
-        if before is not None:
-            scores["to another prompt"] = 1 - _cosine(features[0], before)
-        sample, before = one.task.sample, features[0]
+        shown = caption(task.scene)
+        if before is not None and before[0] != shown:
+            scores["to another prompt"] = 1 - _cosine(features[0], before[1])
+        sample, before = task.sample, (shown, features[0])
         found.append(Scored(sample.id, sample.turns[0].text, scores))
     return found
 

@@ -12,8 +12,9 @@ from metamorph.data.images import opened
 from metamorph.data.toy.scenes import render, zoom
 from metamorph.data.toy.tasks import Task
 from metamorph.errors import UserError
-from metamorph.evaluation import geneval
+from metamorph.evaluation import diversity, geneval
 from metamorph.evaluation.checker import ALL_RIGHT, score
+from metamorph.evaluation.diversity import DRAWS
 from metamorph.evaluation.options import Options
 from metamorph.evaluation.puzzles import puzzles
 from metamorph.evaluation.retrieval import distinct_tasks
@@ -211,14 +212,25 @@ def test_the_right_picture_is_found_and_another_is_not(encoder):
     assert 0 < first <= 0.5 and second == 1 and third == 0
 
 
-def test_drawings_without_noise_have_no_diversity(encoder):
+def test_drawings_without_noise_have_no_diversity(encoder, monkeypatch):
     said = [right(task) for task in CAPTIONS]
     said[1] = NOTHING  # of which there is nothing to compare
-    samples = SUITES["diversity"].run(StandIn(encoder, said), OPTIONS)
+    chat, drawn = StandIn(encoder, said), []
+    draw = chat.draw_batch
+    monkeypatch.setattr(chat, "draw_batch", lambda of, **how: drawn.extend(of) or draw(of, **how))
+    samples = SUITES["diversity"].run(chat, OPTIONS)
+    assert len(drawn) == DRAWS * (COUNT - 1)  # and none that nobody looks at
     assert of(samples, "distance") == pytest.approx([0] * (COUNT - 1), abs=1e-5)
     assert of(samples, "all of them right") == [True] * (COUNT - 1)
     assert len(of(samples, "to another prompt")) == COUNT - 2
     assert min(of(samples, "to another prompt")) > 1e-3
+
+
+def test_the_same_caption_again_is_no_other_prompt(encoder, monkeypatch):
+    twice = [CAPTIONS[0], CAPTIONS[0], CAPTIONS[1]]
+    monkeypatch.setattr(diversity, "caption_tasks", lambda count, source: twice)
+    samples = SUITES["diversity"].run(StandIn(encoder, map(right, twice)), OPTIONS)
+    assert ["to another prompt" in sample.scores for sample in samples] == [False, False, True]
 
 
 @pytest.mark.parametrize("name", SOURCES)
