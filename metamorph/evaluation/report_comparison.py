@@ -209,10 +209,9 @@ def _pairs(
     """Means [trainings, pairs] over samples [trainings, samples] that are asked the same, and
     their weights [pairs] together."""
     places = {what: place for place, what in enumerate(dict.fromkeys(asked))}
-    belongs = np.zeros((len(asked), len(places)))
-    belongs[range(len(asked)), [places[what] for what in asked]] = 1
-    together = weights @ belongs
-    return (scores * weights) @ belongs / together, together
+    pair = [places[what] for what in asked]  # of each sample
+    together = np.bincount(pair, weights)
+    return np.array([np.bincount(pair, of * weights) for of in scores]) / together, together
 
 
 def _cells(first: np.ndarray, second: np.ndarray, weights: np.ndarray, percent: bool) -> list[str]:
