@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=4 --dist=load
 FUZZ_ROUNDS ?= 0.4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test aot aot-all bench lint docs toy-assets clean
+.PHONY: help setup quickstart smollm smollm-train test aot aot-all bench lint docs toy-assets clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F ': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -23,6 +23,12 @@ setup: $(INSTALLED) ## create .venv and install the pinned dependencies
 
 quickstart: $(INSTALLED) ## train a small MetaMorph that answers and draws, and write its report
 	$(BIN)/metamorph quickstart
+
+smollm: $(INSTALLED) ## let SmolLM2, which was taught to read and draw toy scenes, answer and draw
+	$(BIN)/metamorph quickstart --language smollm2
+
+smollm-train: $(INSTALLED) ## teach it again, within two hours on two cores; goes on where it stopped
+	$(BIN)/metamorph quickstart --language smollm2 --train
 
 test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton's interpreter
 	FUZZ_ROUNDS=$(FUZZ_ROUNDS) $(PYTEST) --durations=15

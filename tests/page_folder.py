@@ -24,7 +24,12 @@ GRID = 8  # as the pages have it
 FEATURE_WIDTH = 24  # of the tiny encoder
 TOY_WIDTH, TOY_GRID = 96, 4  # of the encoder that the package ships, and of the toy's runs
 ONE_PASS_DECODER = "models/decoder_rae"
-MODELS = "runs/quickstart/model", "runs/quickstart/stages/align/model", "runs/mine/model"
+MODELS = (
+    "runs/quickstart/model",
+    "runs/quickstart/stages/align/model",
+    "runs/mine/model",
+    "runs/smollm2/model",
+)
 RECIPE_MIXTURES = "align", "instruct", "pictures"
 
 

@@ -50,6 +50,7 @@ PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny 
 COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
+    "make smollm": NETWORK,
     "make test": SUITE,
     "make bench": SUITE,
     "python -m metamorph_kernels.aot": SUITE,
@@ -71,6 +72,9 @@ NOT_RUN_HERE = {
     "pip install scikit-image": NETWORK,
     "pip install ./kernels '.[gguf]'": NETWORK,
     "metamorph import smollm2 models/SmolLM2-135M-Instruct": NETWORK,
+    "pip install ./kernels '.[gguf,lora]'": NETWORK,
+    "metamorph quickstart --language smollm2": NETWORK,
+    "metamorph quickstart --language smollm2 --train": NETWORK,
     "python examples/english/own_answers.py models/SmolLM2-135M-Instruct data/english": NETWORK,
     "python examples/english/known_facts.py models/SmolLM2-135M-Instruct": NETWORK,
     "metamorph validate-data data/english/english.yaml "

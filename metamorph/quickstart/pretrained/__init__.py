@@ -1,0 +1,1 @@
+"""The quickstart on a pretrained language model, SmolLM2-135M-Instruct."""
