@@ -44,6 +44,7 @@ docs/serving
 docs/evaluation
 docs/lmms_eval
 docs/findings
+docs/smollm2
 docs/reliability
 docs/libraries
 docs/library
