@@ -186,7 +186,7 @@ def test_called_itself_it_checks_what_it_is_given():
     attend = cpu_library.decode_attention_cpp
     failures = [
         ("q: expected float32 or bfloat16, got Double", (q.double(), keys, values, LENGTHS)),
-        ("k_cache: expected Float as q has, got BFloat16", (q, keys.bfloat16(), values, LENGTHS)),
+        ("k_cache: expected Float, got BFloat16", (q, keys.bfloat16(), values, LENGTHS)),
         ("v_cache: expected the shape of k_cache", (q, keys, values[:, :9], LENGTHS)),
         ("k_cache: expected as many sequences", (q[:2], keys, values, LENGTHS)),
         ("q: .* multiple of the 2 key heads, got 5", (q[:, :5], keys, values, LENGTHS)),
