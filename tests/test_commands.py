@@ -44,6 +44,7 @@ NETWORK, SUITE, HERE = (
     "it runs for minutes, and continuous integration runs it",
     "a part of this suite",
 )
+LONG = "it needs a training of two hours"
 SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
 PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny weights"
@@ -75,6 +76,10 @@ NOT_RUN_HERE = {
     "pip install ./kernels '.[gguf,lora]'": NETWORK,
     "metamorph quickstart --language smollm2": NETWORK,
     "metamorph quickstart --language smollm2 --train": NETWORK,
+    "metamorph evaluate --model runs/smollm2-training/stages/align/model --suite text "
+    "--text runs/smollm2-training/data/chat_held_out.jsonl --output evaluation-text-before": LONG,
+    "metamorph evaluate --model runs/smollm2-training/model --suite text "
+    "--text runs/smollm2-training/data/chat_held_out.jsonl --output evaluation-text-after": LONG,
     "python examples/english/own_answers.py models/SmolLM2-135M-Instruct data/english": NETWORK,
     "python examples/english/known_facts.py models/SmolLM2-135M-Instruct": NETWORK,
     "metamorph validate-data data/english/english.yaml "
