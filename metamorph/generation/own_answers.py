@@ -1,7 +1,8 @@
 """A model's own answers to plain prompts, as data to go on training with.
 
 A language model that learns to see and to draw may forget how it talked. Its own answers, mixed
-into the data, hold it to that, whatever it was trained on before (self-distillation).
+into the data, hold it to that, whatever it was trained on before (self-distillation). They are
+drawn at temperature 1: of all models, it is itself that gives them the least cross-entropy.
 """
 
 import json
@@ -14,7 +15,7 @@ from metamorph.disk import write_text
 from metamorph.errors import UserError
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.messages import question
-from metamorph.generation.settings import AnswerSettings
+from metamorph.generation.settings import AnswerSettings, Sampling
 
 # A prompt a line, written for this project; CC0-1.0. Nothing is trained on the held-out ones.
 PROMPTS = Path(__file__).parent / "chat_prompts.txt"
@@ -22,21 +23,23 @@ HELD_OUT_PROMPTS = Path(__file__).parent / "held_out_chat_prompts.txt"
 
 
 def write_own_answers(
-    assistant: Assistant, prompts: Sequence[str], path: Path, max_new_tokens: int
+    assistant: Assistant, prompts: Sequence[str], path: Path, max_new_tokens: int, samples: int = 1
 ) -> int:
-    """Writes `path`, a file of conversations as `data.path` takes it, one of each prompt and the
-    likeliest answer. Returns how many; answers that are empty or did not end by themselves are left
-    out.
+    """Writes `path`, a file of conversations as `data.path` takes it: of each prompt so many
+    answers, each another sample of what the model may say. Returns how many; answers that are empty
+    or did not end by themselves are left out.
 
     Raises `UserError` if none did.
     """
-    settings = AnswerSettings(max_new_tokens, max_images=0, drawing=None)
-    answers = [assistant.submit([question(prompt)], settings) for prompt in prompts]
-    with tqdm(total=len(prompts), desc=path.name, mininterval=1) as progress:
+    drawn = [Sampling(temperature=1.0, seed=seed) for seed in range(samples)]
+    settings = [AnswerSettings(max_new_tokens, how, max_images=0, drawing=None) for how in drawn]
+    asked = [(prompt, how) for prompt in prompts for how in settings]
+    answers = [assistant.submit([question(prompt)], how) for prompt, how in asked]
+    with tqdm(total=len(answers), desc=path.name, mininterval=1) as progress:
         while assistant.advance():
             progress.update(sum(answer.finished for answer in answers) - progress.n)
     lines = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for (prompt, _), answer in zip(asked, answers, strict=True):
         reply = answer.reply
         if reply.error:
             raise UserError(reply.error)

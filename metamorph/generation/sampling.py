@@ -51,6 +51,11 @@ class SamplingTable:
         part.__dict__ = {name: tensor[:rows] for name, tensor in self.__dict__.items()}
         return part
 
+    def cuts_nothing(self) -> bool:
+        """Whether every token of every row may be drawn: then nothing has to be sorted."""
+        whole = (self.top_k >= self.seen.shape[1]) & (self.top_p >= 1) & (self.min_p == 0)
+        return bool(whole.all())
+
     def choose(self, logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """(token ids, best logits), [B] each, from logits [B, V] in fp32 and the number of tokens
         that each answer has, `drawn` int64 [B]. Where logits are not finite, nor is the best."""
@@ -62,15 +67,21 @@ class SamplingTable:
         # Measured from the best one, no quotient is too large: the worst ones become -infinity.
         distance = logits - best[:, None]
         distance = distance / self.temperature.clamp_min(LEAST_TEMPERATURE)[:, None]
+        arrival = exponential_times(self.seed, drawn, logits.shape[-1])
+        if logits.device.type == "cpu" and self.cuts_nothing():  # which a GPU is not asked
+            winner = (distance.exp() / arrival).argmax(dim=-1)
+            return torch.where(self.temperature > 0, winner, greedy), best
         ordered, order = distance.sort(dim=-1, descending=True)  # [B, V]
         last_kept = ordered.gather(1, self.top_k[:, None] - 1)  # [B, 1]
         ordered = ordered.masked_fill(ordered < last_kept, -math.inf)
         probabilities = ordered.softmax(dim=-1)
         better = probabilities.cumsum(dim=-1) - probabilities  # of all strictly better tokens
-        dropped = (better >= self.top_p[:, None]) | (ordered.exp() < self.min_p[:, None])
-        probabilities = probabilities.masked_fill(dropped, 0.0)
-        arrival = exponential_times(self.seed, drawn, logits.shape[-1])
-        winner = (probabilities / arrival.gather(1, order)).argmax(dim=-1, keepdim=True)
+        weights = (
+            ordered.exp()
+        )  # as without a cut: what is drawn depends on no neighbour's rounding
+        dropped = (better >= self.top_p[:, None]) | (weights < self.min_p[:, None])
+        weights = weights.masked_fill(dropped, 0.0)
+        winner = (weights / arrival.gather(1, order)).argmax(dim=-1, keepdim=True)
         token_ids = torch.where(self.temperature > 0, order.gather(1, winner)[:, 0], greedy)
         return token_ids, best
 

@@ -27,10 +27,11 @@ class Scripted:
     """Stands in for an assistant that answers one question in each round."""
 
     def __init__(self):
-        self.waiting = []
+        self.waiting, self.seeds = [], []
 
     def submit(self, messages, settings):
-        assert settings.max_images == 0 and settings.sampling.temperature == 0
+        assert settings.max_images == 0 and settings.sampling.temperature == 1
+        self.seeds.append(settings.sampling.seed)
         text, reason = REPLIES[messages[-1].text]
         reply = SimpleNamespace(text=text, finish_reason=reason, error="")
         self.waiting.append(SimpleNamespace(finished=False, reply=reply))
@@ -51,12 +52,18 @@ def test_answers_that_ended_by_themselves_are_data(tmp_path):
     assert said == [["Hello!", "Hi, “friend”."], ["What is 2 + 2?", "4"]]
 
 
+def test_each_prompt_is_asked_several_times_with_seeds_of_their_own(tmp_path):
+    assistant = Scripted()
+    assert write_own_answers(assistant, [*REPLIES], tmp_path / "chat.jsonl", 9, samples=3) == 6
+    assert assistant.seeds == [0, 1, 2] * len(REPLIES)
+
+
 def test_the_mixture_holds_scenes_and_what_was_said(tmp_path):
     shutil.copy(configs_folder() / "mixtures" / "english.yaml", tmp_path)
     write_own_answers(Scripted(), [*REPLIES], tmp_path / "chat.jsonl", 9)
     source = open_source(DataConfig(source="mixture", path=str(tmp_path / "english.yaml")), seed=0)
     kinds = [source.sample(index).id.startswith("english-train") for index in range(100)]
-    assert 88 <= sum(kinds) <= 92
+    assert 90 <= sum(kinds) <= 94
 
 
 def test_a_model_that_never_ends_an_answer_is_a_sentence(tmp_path):

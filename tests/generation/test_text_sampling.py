@@ -79,6 +79,16 @@ def test_a_request_draws_the_same_in_any_company(kinds, seed):
     assert together.tolist() == torch.cat(alone).tolist()
 
 
+def test_a_row_that_cuts_nothing_draws_the_same_beside_one_that_does():
+    """Alone nothing is sorted; beside a cut everything is."""
+    logits, emitted = 3 * torch.randn(300, 64), torch.arange(300)
+    alone = choose(logits, Sampling(temperature=1.0, seed=5), emitted=emitted)
+    rows = logits.repeat_interleave(2, dim=0)
+    both = [Sampling(temperature=1.0, seed=5), Sampling(temperature=1.0, top_k=3)] * 300
+    beside = choose(rows, *both, emitted=emitted.repeat_interleave(2))
+    assert torch.equal(beside[::2], alone)
+
+
 def test_draws_differ_by_seed_and_by_place_in_the_answer():
     logits = torch.zeros(64, 50)
     draws = {
