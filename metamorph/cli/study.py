@@ -17,7 +17,8 @@ a rule that was there before, whether each claim is seen, not seen, or unclear a
   metamorph study --figure f1,f5,f3 --seeds 3 --jobs 2 --output runs/study
 
 Writes records/ (a file for each finished training), study.json, tables.md and a PNG for each figure
-to --output. The same command goes on where it was stopped."""
+to --output. The same command goes on where it was stopped; other figures or more seeds add to what
+the folder has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

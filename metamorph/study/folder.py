@@ -1,4 +1,4 @@
-"""The folder of a study, which belongs to one grid.
+"""The folder of a study, which belongs to one scale; figures and seeds may be added.
 
 study.json   the grid, and what was found: the numbers behind each figure
 tables.md    the same for people
@@ -16,40 +16,52 @@ from pathlib import Path
 from metamorph import lock
 from metamorph.errors import UserError
 from metamorph.evaluation.report import write_report
+from metamorph.study.figures import figures
 from metamorph.study.plan import Plan
 
 STUDY = "study.json"
 
 
 @contextmanager
-def claimed_folder(output: Path, plan: Plan) -> Generator[None]:
-    """Makes the folder, which is this study's for as long as the body runs."""
+def claimed_folder(output: Path, plan: Plan) -> Generator[Plan]:
+    """Makes the folder, which is this study's for as long as the body runs. Gives the plan with
+    what the folder's study already has."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file, expected a folder")
     output.mkdir(parents=True, exist_ok=True)
     with lock.locked(output, "--output"):
-        check_grid(output, plan)
+        plan = joined(output, plan)
         if not (output / STUDY).exists():
             write_report(output / STUDY, {"grid": plan.described()})
-        yield
+        yield plan
 
 
-def check_grid(output: Path, plan: Plan) -> None:
-    """Raises `UserError` unless the folder is new, or of this very grid."""
+def joined(output: Path, plan: Plan) -> Plan:
+    """The plan with the figures and seeds that a folder's study has before it.
+
+    Raises `UserError` unless the folder is new, or its trainings are those of this plan's scale.
+    """
     if not output.is_dir():
-        return
+        return plan
     begun = (lock.FILE, f".{STUDY}.")  # the second is of one that was killed at once
     if all(path.name.startswith(begun) for path in output.iterdir()):
-        return
+        return plan
     found = written_grid(output)
     if found is None:
         raise UserError(f"--output: {output} holds no study, expected a new folder")
-    if found != plan.described():
+    known = figures(plan.scale)
+    before = [name for name in found["figures"] if name in known]
+    names = [*before, *(figure.name for figure in plan.figures)]
+    whole = Plan.of(names, max(len(found["seeds"]), len(plan.seeds)), plan.scale)
+    if whole.described() != whole.described() | {
+        "scale": found["scale"],
+        "cells": whole.described()["cells"] | found["cells"],
+    }:
         raise UserError(
-            f"--output: {output} holds another study, of {', '.join(found['figures'])} with seeds "
-            f"{', '.join(map(str, found['seeds']))}; give the same figures, seeds and scale to go "
-            f"on with it, or a new folder"
+            f"--output: {output} holds another study, of {', '.join(found['figures'])}, whose "
+            f"trainings have other amounts; give a new folder, or --smoke as it was given then"
         )
+    return whole
 
 
 def written_grid(output: Path) -> dict | None:
@@ -58,4 +70,8 @@ def written_grid(output: Path) -> dict | None:
         grid = json.loads((output / STUDY).read_text(encoding="utf-8"))["grid"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return grid if isinstance(grid, dict) and {"figures", "seeds"} <= grid.keys() else None
+    keys = {"figures": list, "seeds": list, "scale": dict, "cells": dict}
+    sound = isinstance(grid, dict) and all(
+        isinstance(grid.get(key), kind) for key, kind in keys.items()
+    )
+    return grid if sound else None

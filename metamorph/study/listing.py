@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from metamorph.evaluation.report import text_table
-from metamorph.study.folder import check_grid
+from metamorph.study.folder import joined
 from metamorph.study.plan import Plan, Records, seconds_of
 
 
@@ -12,7 +12,7 @@ def listing(output: Path, plan: Plan, jobs: int) -> str:
 
     Nothing is written.
     """
-    check_grid(output, plan)
+    plan = joined(output, plan)
     records = Records(output, plan)
     done = {cell: 0 for cell in plan.cells}
     for training in records.done:

@@ -17,12 +17,13 @@ from metamorph.study.workers import Workers, workers
 
 
 def study(output: Path, plan: Plan, jobs: int) -> Records:
-    """Trains what has no record yet and writes tables and figures of all.
+    """Trains what has no record yet and writes tables and figures of all, also of those that the
+    folder had before.
 
     Raises `UserError` for a folder that is of another study, or of none, `Stopped` if interrupted:
     what is done is kept, and the tables are of that.
     """
-    with claimed_folder(output, plan):
+    with claimed_folder(output, plan) as plan:
         records = Records(output, plan)
         try:
             if records.left():

@@ -156,14 +156,26 @@ def test_what_is_not_trained_yet_is_said(tmp_path):
 
 
 def test_a_folder_of_another_study_is_left_alone(whole):
-    before = (whole / "study.json").read_text()
-    others = (FIGURES, 2, SMOKE), (["f1"], 3, SMOKE), (FIGURES, 3, FULL)
-    for other in (Plan.of(*each) for each in others):
-        with pytest.raises(UserError, match="another study, of f1, f3, f4, f5 with seeds 0, 1, 2;"):
-            study_module.study(whole, other, jobs=1)
-        with pytest.raises(UserError, match="another study"):
-            listing(whole, other, 1)
+    before, other = (whole / "study.json").read_text(), Plan.of(FIGURES, 3, FULL)
+    with pytest.raises(UserError, match="another study, of f1, f3, f4, f5, whose trainings have"):
+        study_module.study(whole, other, jobs=1)
+    with pytest.raises(UserError, match="another study"):
+        listing(whole, other, 1)
     assert (whole / "study.json").read_text() == before
+
+
+def test_figures_and_seeds_are_added_to_those_of_before(whole, tmp_path, fake, capsys):
+    """In whatever order they are asked for, what is there is neither lost nor trained again."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    study_module.study(first, Plan.of(["f5"], 1, SMOKE), jobs=1)
+    study_module.study(first, Plan.of(["f1"], 3, SMOKE), jobs=1)
+    study_module.study(second, Plan.of(["f5", "f1"], 3, SMOKE), jobs=1)
+    assert found(first) == found(second)
+    assert list(found(first)) == ["f5", "f1"]
+    records = study_module.study(first, Plan.of(["f1"], 1, SMOKE), jobs=1)
+    assert not records.left() and len(records.plan.seeds) == 3
+    plan = Plan.of(["f3"], 1, SMOKE)
+    assert f"{len(records.done)} of " in listing(first, plan, 1)
 
 
 @pytest.mark.parametrize("grid", [5, {}, ["f1"]])
