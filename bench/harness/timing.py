@@ -1,5 +1,6 @@
 """Honest timing: verified results only, candidates in turn, a cold cache, medians and spreads."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,8 @@ from functools import cached_property, partial
 import torch
 
 WARM_UP_CALLS = 5
-LEAST_ROUNDS, MOST_ROUNDS = 10, 100
+LEAST_ROUNDS = 10
+MOST_ROUNDS = int(os.environ.get("BENCH_ROUNDS", 100))  # 1 where only verification matters
 LONG_ROUND, LEAST_LONG_ROUNDS = 1.0, 3  # seconds, from which on fewer rounds have to do
 CYCLES_PER_SECOND = 2e9  # no less than any GPU's clock, so that a wait is never too short
 LONGEST_WAIT = 0.05  # seconds; a launch slower than this is slow for another reason
@@ -90,7 +92,7 @@ def measure(
     costs = {name: _warm_up(candidate, device) for name, candidate in candidates.items()}
     total = sum(cost.repeat_seconds for cost in costs.values())
     least = LEAST_ROUNDS if total < LONG_ROUND else min(LEAST_ROUNDS, LEAST_LONG_ROUNDS)
-    rounds = max(least, min(MOST_ROUNDS, round(seconds / max(total, 1e-9))))
+    rounds = min(MOST_ROUNDS, max(least, round(seconds / max(total, 1e-9))))
     wall_clock = _wall_clock(device)
     clock = _gpu_clock(device) if device.type == "cuda" else wall_clock
     samples = {name: [] for name in candidates}
@@ -155,9 +157,9 @@ class _Cost:
 def _warm_up(candidate: Candidate, device: torch.device) -> _Cost:
     launches, peak = [], None
     on_gpu = device.type == "cuda"
-    for repeat in range(WARM_UP_CALLS):
+    for repeat in range(min(WARM_UP_CALLS, MOST_ROUNDS)):
         begin = time.perf_counter()
-        arguments = candidate.arguments(repeat)
+        arguments = candidate.arguments(repeat + 1)  # verification took the first
         if on_gpu:
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -202,12 +202,16 @@ class _Trial:
         found = answers if isinstance(answers, Tensor) else answers[0].images[0]
         return (found.to(self.device) - self.exact).abs().max().item()
 
+    @cached_property
+    def alone(self) -> list:
+        """What each of the mixed requests gets where there is no other."""
+        return [self._answer(self.single, [prompt])[0] for prompt in self.mixed]
+
     def _mixed_error(self, answers: list) -> float:
         """Of the first vectors of each image beside those of the request alone; infinite for
         another number of steps."""
-        expected = [self._answer(self.single, [prompt])[0] for prompt in self.mixed]
         errors = [0.0]
-        for one, other in zip(answers, expected, strict=True):
+        for one, other in zip(answers, self.alone, strict=True):
             if (one.steps, len(one.images)) != (other.steps, len(other.images)):
                 return float("inf")
             pairs = zip(one.images, other.images, strict=True)

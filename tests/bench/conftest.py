@@ -8,5 +8,4 @@ from bench.harness import timing
 @pytest.fixture
 def few_repeats(monkeypatch):
     monkeypatch.setattr(timing, "WARM_UP_CALLS", 1)
-    monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
     monkeypatch.setattr(timing, "MOST_ROUNDS", 2)

@@ -42,6 +42,13 @@ def test_candidates_take_turns_and_inputs_rotate():
     assert [repeat for _, repeat in timed] == [i // 3 for i in range(3 * LEAST_ROUNDS)]
 
 
+def test_a_single_round_still_calls_with_more_than_the_verified_inputs(monkeypatch):
+    monkeypatch.setattr(timing, "MOST_ROUNDS", 1)
+    calls = []
+    found = measure({"ours": right(calls.append, lambda repeat: (repeat,))}, CPU)
+    assert calls == [1, 0] and len(found["ours"].samples) == 1
+
+
 def test_only_the_run_is_timed_and_calls_in_it_are_counted():
     candidate = right(
         lambda: time.sleep(0.004), arguments=lambda repeat: time.sleep(0.02) or (), calls=4
