@@ -47,12 +47,20 @@ class Knowledge:
 
 
 def knowledge_of(language: Llama, tokenizer, puzzles: Sequence[Puzzle]) -> list[Knowledge]:
-    """What a model expects behind the frames of each puzzle. `tokenizer`: its transformers
-    tokenizer. Puzzles of a kind should come together: they say what is usual.
+    """What a model expects behind the frames of each puzzle. `tokenizer`: its tokenizer, as
+    transformers or `read_saved_tokenizer` opens it. Puzzles of a kind should come together: they
+    say what is usual.
 
     Values are told apart by their first token. Raises `UserError` if two share it.
     """
-    found = [_log_probabilities(language, tokenizer, puzzle) for puzzle in puzzles]
+    first = {
+        attribute: first_tokens(tokenizer, attribute)
+        for attribute in dict.fromkeys(puzzle.attribute for puzzle in puzzles)
+    }
+    found = [
+        _log_probabilities(language, tokenizer, puzzle, first[puzzle.attribute])
+        for puzzle in puzzles
+    ]
     kinds: dict[str, list[dict[str, float]]] = {}
     for puzzle, values in zip(puzzles, found, strict=True):
         kinds.setdefault(puzzle.knowledge, []).append(values)
@@ -66,13 +74,25 @@ def knowledge_of(language: Llama, tokenizer, puzzles: Sequence[Puzzle]) -> list[
     ]
 
 
-@torch.no_grad()
-def _log_probabilities(language: Llama, tokenizer, puzzle: Puzzle) -> dict[str, float]:
-    values = VALUES[puzzle.attribute]
-    first = {value: tokenizer.encode(f" {value}", add_special_tokens=False)[0] for value in values}
+def first_tokens(tokenizer, attribute: str) -> dict[str, int]:
+    """With which token each value of an attribute begins. Raises `UserError` if two share it, as
+    where a tokenizer spells the words: then its model's next token does not say which it means."""
+    values = VALUES[attribute]
+    first = {value: _ids(tokenizer, f" {value}", False)[0] for value in values}
     if len(set(first.values())) < len(values):
         raise UserError(f"tokenizer: some of {', '.join(values)} begin with the same token")
-    frames = [tokenizer.encode(frame) for frame in puzzle.frames]
+    return first
+
+
+def _ids(tokenizer, text: str, special: bool) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=special, split_special_tokens=False)
+
+
+@torch.no_grad()
+def _log_probabilities(
+    language: Llama, tokenizer, puzzle: Puzzle, first: dict[str, int]
+) -> dict[str, float]:
+    frames = [_ids(tokenizer, frame, True) for frame in puzzle.frames]
     lengths = [len(frame) for frame in frames]
     device = language.output_weight.device
     token_ids = torch.tensor([token for frame in frames for token in frame], device=device)

@@ -12,6 +12,7 @@ from metamorph.decoder.unopened import kind_of
 from metamorph.errors import UserError
 from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.evaluation.options import Options
+from metamorph.evaluation.paired_tests import mcnemar
 from metamorph.evaluation.report import MODELS, TEXT, text_table
 from metamorph.evaluation.scored import Scored, means
 from metamorph.evaluation.suites import SUITES, Suite
@@ -61,10 +62,16 @@ def measure_model(
         for name in bar:
             bar.set_postfix_str(name)
             samples[name] = SUITES[name].run(chat, options)
-    notes = [f"{name} was not measured: {folder} {why}" for name, why in unfit.items()]
-    if options.text is None and TEXT in samples:
-        notes.append(f"{TEXT} is of toy scenes in words; --text names another")
-    return _report(folder, kind, options, samples, notes if asked is None else []), samples
+    notes = []
+    if asked is None:
+        notes += [f"{name} was not measured: {folder} {why}" for name, why in unfit.items()]
+        if options.text is None:
+            notes.append(f"{TEXT} is of toy scenes in words; --text names another")
+    for name in chosen:
+        suite = SUITES[name]
+        if suite.note is not None and (said := suite.note(chat)):
+            notes.append(f"{name}: {said}")
+    return _report(folder, kind, options, samples, notes), samples
 
 
 def _unfit(chat: Assistant, suite: Suite) -> str:
@@ -93,37 +100,46 @@ def _report(
         "count": options.count,
         "drawing": options.drawing.arguments(),
         "text": None if options.text is None else str(options.text),
-        "suites": {name: _suite(name, of, options.seed) for name, of in samples.items()},
+        "suites": {name: suite_report(name, of, options.seed) for name, of in samples.items()},
         "notes": notes,
     }
 
 
-def _suite(name: str, samples: list[Scored], seed: int) -> dict:
+def suite_report(name: str, samples: list[Scored], seed: int) -> dict:
+    """What a report has of the suite of a name: its measures, and what became of each sample."""
     measures = means(samples, seed)
     if NATS in measures and measures[NATS]["high"] < LARGEST_EXPONENT:
         measures[PERPLEXITY] = perplexity(measures[NATS])
     for measure, chance in (SUITES[name].chance or {}).items():
-        measures[measure]["chance"] = chance
+        if measure in measures:
+            measures[measure]["chance"] = chance
+    for measure, found in measures.items():
+        if SUITES[name].paired and measure.startswith(SUITES[name].paired):
+            values = [one.scores[measure] for one in samples if measure in one.scores]
+            found["p"] = mcnemar([value > 0 for value in values], [value < 0 for value in values])
     records = [sample.record() for sample in samples]
     return {"asks": SUITES[name].asks, "measures": measures, "samples": records}
 
 
 def model_table(report: dict, samples: dict[str, list[Scored]]) -> str:
-    """A line for each measure, with its 95 % interval, and what guessing would score."""
+    """A line for each measure, with its 95 % interval, what guessing would score, and of paired
+    ways of asking `p`."""
     rows = []
     for name, suite in report["suites"].items():
         right = {measure for of in samples[name] for measure, value in of.scores.items()
                  if isinstance(value, bool)}  # fmt: skip
         for measure, found in suite["measures"].items():
-            shown = [_number(found[key], measure in right) for key in ("mean", "low", "high")]
-            chance = _number(found["chance"], measure in right) if "chance" in found else ""
-            mean = f"{shown[0]} ({shown[1]} to {shown[2]})"
-            rows.append([name, measure, str(found["count"]), mean, chance])
-    return text_table(("suite", "measure", "samples", "mean", "chance"), rows, names=2)
+            is_share, sign = measure in right or "p" in found, "+" if "p" in found else ""
+            low, high = (_number(found[key], is_share, sign) for key in ("low", "high"))
+            mean = f"{_number(found['mean'], is_share, sign)} ({low} to {high})"
+            chance = _number(found["chance"], is_share) if "chance" in found else ""
+            p = f"{found['p']:.3g}" if "p" in found else ""
+            rows.append([name, measure, str(found["count"]), mean, chance, p])
+    return text_table(("suite", "measure", "samples", "mean", "chance", "p"), rows, names=2)
 
 
-def _number(value: float, is_share: bool) -> str:
-    return f"{100 * value:.1f}%" if is_share else f"{value:.3f}"
+def _number(value: float, is_share: bool, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}%" if is_share else f"{value:{sign}.3f}"
 
 
 def model_sheet(samples: dict[str, list[Scored]], most: int) -> Image.Image | None:

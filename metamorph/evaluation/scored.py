@@ -39,12 +39,15 @@ class Scored:
 
 
 def means(samples: Iterable[Scored], seed: int) -> dict[str, dict]:
-    """Of each measure the mean over the samples that have it, with its interval, for JSON. Raises
-    `UserError` for a score that is not finite, which a sound model never has."""
+    """Of each measure the mean over the samples that have it, with its interval, for JSON: what
+    stands first in any sample comes first. Raises `UserError` for a score that is not finite, which
+    a sound model never has."""
     values: dict[str, list[float]] = {}
     weights: dict[str, list[float]] = {}
+    places: dict[str, int] = {}
     for sample in samples:
-        for name, value in sample.scores.items():
+        for place, (name, value) in enumerate(sample.scores.items()):
+            places.setdefault(name, place)
             if not math.isfinite(value):
                 raise UserError(
                     f"sample {sample.id}: {name} is {value}: the model's weights are damaged, or "
@@ -52,5 +55,8 @@ def means(samples: Iterable[Scored], seed: int) -> dict[str, dict]:
                 )
             values.setdefault(name, []).append(float(value))
             weights.setdefault(name, []).append(sample.weight)
-    found = {name: estimate(values[name], seed, weights[name]) for name in values}
+    found = {
+        name: estimate(values[name], seed, weights[name])
+        for name in sorted(values, key=places.__getitem__)
+    }
     return {name: asdict(mean) for name, mean in found.items() if mean is not None}

@@ -1,10 +1,8 @@
 """What a model is asked: suites of tasks, each scored sample by sample."""
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
 
 from metamorph.data.toy.tasks import Task
 from metamorph.errors import UserError
@@ -13,12 +11,16 @@ from metamorph.evaluation.checker import ALL_RIGHT, CHANCE
 from metamorph.evaluation.diversity import DRAWS, noise_diversity
 from metamorph.evaluation.options import Options
 from metamorph.evaluation.own_drawings import own_edits, own_questions
-from metamorph.evaluation.puzzles import Asked, puzzles
+from metamorph.evaluation.puzzle_scores import (
+    KNOWN_BY_CHANCE,
+    PAIRED,
+    knowledge_note,
+    puzzle_scores,
+)
 from metamorph.evaluation.retrieval import CANDIDATES, chance, retrieve
 from metamorph.evaluation.scene_answers import answer_questions
 from metamorph.evaluation.scene_drawings import Drawing, draw_scenes, drawn_picture
 from metamorph.evaluation.scored import Scored
-from metamorph.evaluation.task_source import SEED
 from metamorph.evaluation.teacher_forcing import visual_cosines
 from metamorph.evaluation.text_ability import text_ability
 from metamorph.evaluation.toy_tasks import (
@@ -37,13 +39,17 @@ KNOWN = 500  # pictures of training whose mean token is the baseline of visual c
 @dataclass(frozen=True)
 class Suite:
     """`asks` for what, in words. `draws`: it takes a decoder; `noise`: one that draws from noise.
-    `chance` is what guessing scores, by measure, where that is known."""
+    `chance` is what guessing scores, by measure, where that is known; `paired` a measure that is 1
+    or -1 where one of two is right alone, and 0 elsewhere; `note` says what is missing for a model,
+    if something is."""
 
     asks: str
     run: Callable[[Assistant, Options], list[Scored]]
     draws: bool = False
     noise: bool = False
     chance: dict[str, float] | None = None
+    paired: str = ""
+    note: Callable[[Assistant], str] | None = None
 
 
 def _answered(
@@ -84,19 +90,6 @@ def _geneval(chat: Assistant, options: Options) -> list[Scored]:
         for drawing in draw_scenes(chat, tasks, judged, options):
             right = all(drawing.right.values())
             found.append(_drawn(drawing, {ALL_RIGHT: right, kind: right}))
-    return found
-
-
-def _puzzles(chat: Assistant, options: Options) -> list[Scored]:
-    """Whether all that is asked for is right, by how it is asked."""
-    everything = puzzles()
-    chosen = random.Random(SEED).sample(everything, min(options.count, len(everything)))
-    found = []
-    for asked in get_args(Asked):
-        for judged in dict.fromkeys(puzzle.judged for puzzle in chosen):
-            tasks = [puzzle.task(asked) for puzzle in chosen if puzzle.judged == judged]
-            for drawing in draw_scenes(chat, tasks, judged, options):
-                found.append(_drawn(drawing, {asked: all(drawing.right.values())}))
     return found
 
 
@@ -145,8 +138,11 @@ SUITES = {
     "geneval": Suite("pictures of which little is said, as GenEval does", _geneval, draws=True),
     "puzzles": Suite(
         "pictures of which something has to be inferred, and the same stated or scrambled",
-        _puzzles,
+        puzzle_scores,
         draws=True,
+        chance=KNOWN_BY_CHANCE,
+        paired=PAIRED,
+        note=knowledge_note,
     ),
     "retrieval": Suite(
         f"which of {CANDIDATES} pictures the features of a caption are nearest to",

@@ -1,12 +1,8 @@
 """Suites are scored rightly: who is always right reaches the top; each mistake costs its share."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import torch
-from PIL import Image
 
 from metamorph.data.images import opened
 from metamorph.data.toy.scenes import render, zoom
@@ -16,51 +12,18 @@ from metamorph.evaluation import diversity, geneval
 from metamorph.evaluation.checker import ALL_RIGHT, score
 from metamorph.evaluation.diversity import DRAWS
 from metamorph.evaluation.options import Options
-from metamorph.evaluation.puzzles import puzzles
 from metamorph.evaluation.retrieval import distinct_tasks
 from metamorph.evaluation.suites import SUITES, check_names
 from metamorph.evaluation.task_source import SOURCES
 from metamorph.evaluation.toy_tasks import caption_tasks, drawing_tasks, tasks_of
-from metamorph.generation.answer import Reply
-from metamorph.generation.events import Usage
 from metamorph.generation.messages import Drawing
 from metamorph.model.siglip import SiglipEncoder
-from metamorph.model.vision import VisionEncoder
 from metamorph.quickstart.run import ASSETS
 from metamorph.tokens import IMAGE_PLACEHOLDER
+from tests.evaluation.stand_in import NOTHING, Said, StandIn
 
 COUNT = 4
 OPTIONS = Options(COUNT)
-Said = tuple[str, Image.Image | None]
-NOTHING: Said = ("", None)
-
-
-class StandIn:
-    """A model that says and draws what it is told to, one answer after another."""
-
-    def __init__(self, encoder: VisionEncoder, answers: Iterable[Said]):
-        self.answers, self.drawn, self.asked = iter(answers), {}, []
-        config = SimpleNamespace(tokens_per_image=encoder.grid**2)
-        self.model = SimpleNamespace(encoder=encoder, config=config)
-        self.device = torch.device("cpu")
-
-    @torch.no_grad()
-    def generate(self, conversations, settings):
-        self.asked += conversations
-        replies = []
-        for text, picture in (next(self.answers) for _ in conversations):
-            parts = (text,)
-            if picture is not None:
-                encoder = self.model.encoder
-                [features] = encoder(encoder.preprocess([picture]))
-                self.drawn[id(features)] = features, picture
-                parts = (Drawing(features), text)
-            replies.append(Reply(parts, "stop", Usage(1, 0, 1, len(parts) - 1)))
-        return replies
-
-    def draw_batch(self, answers, *, seeds, **options):
-        assert len(seeds) == len(answers) and "num_inference_steps" in options
-        return [[self.drawn[id(features)][1] for features in images] for images in answers]
 
 
 @pytest.fixture(scope="module")
@@ -183,23 +146,6 @@ def test_geneval_prompts_differ_and_their_pictures_show_them(kind):
     for task in tasks:
         read = score(opened(task.sample.images[0]), task.scene)
         assert all(read[name] for name in geneval.JUDGED[kind]), task
-
-
-def test_puzzles_are_scored_by_how_they_are_asked(encoder):
-    pictures = {puzzle.task(asked).sample.turns[0].text: puzzle.task(asked).sample.images[0]
-                for puzzle in puzzles() for asked in ("inferred", "stated")}  # fmt: skip
-
-    class Literal(StandIn):
-        """It draws what is asked for, unless words are scrambled."""
-
-        def generate(self, conversations, settings):
-            requests = [turns[-1].text for turns in conversations]
-            self.answers = iter([("", pictures.get(request)) for request in requests])
-            return super().generate(conversations, settings)
-
-    samples = SUITES["puzzles"].run(Literal(encoder, ()), OPTIONS)
-    assert of(samples, "inferred") == of(samples, "stated") == [True] * COUNT
-    assert of(samples, "scrambled") == [False] * COUNT
 
 
 def test_the_right_picture_is_found_and_another_is_not(encoder):
