@@ -157,5 +157,5 @@ def _redraw(
     originals = [square(one.picture) for one in real]
     again = encode(vision, drawn)
     measures.add(drawn, real, originals, again, real_features)
-    measures.values["cosine_to_given"] += token_cosines(again, given)
+    measures.keep("cosine_to_given", token_cosines(again, given), real)
     return originals

@@ -54,7 +54,7 @@ def noise_diversity(chat: Assistant, options: Options) -> list[Scored]:
         if before is not None and before[0] != shown:
             scores["to another prompt"] = 1 - _cosine(features[0], before[1])
         sample, before = task.sample, (shown, features[0])
-        found.append(Scored(sample.id, sample.turns[0].text, scores))
+        found.append(Scored(sample.id, sample.turns[0].text, scores, cluster=task.combination))
     return found
 
 

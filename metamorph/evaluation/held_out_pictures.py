@@ -40,6 +40,11 @@ class HeldOutPicture:
     scene: Scene | None = None
 
     @property
+    def cluster(self) -> str:
+        """Pictures of one combination of the toy world are not independent; others are."""
+        return str(self.number) if self.scene is None else self.scene.combination
+
+    @property
     def request(self) -> str:
         """What a model is asked for to predict its features."""
         return f"{REQUEST}{self.caption}."

@@ -115,8 +115,9 @@ def suite_report(name: str, samples: list[Scored], seed: int) -> dict:
             measures[measure]["chance"] = chance
     for measure, found in measures.items():
         if SUITES[name].paired and measure.startswith(SUITES[name].paired):
-            values = [one.scores[measure] for one in samples if measure in one.scores]
-            found["p"] = mcnemar([value > 0 for value in values], [value < 0 for value in values])
+            pairs = [(one.scores[measure], one.cluster) for one in samples if measure in one.scores]
+            better, worse = ([sign * value > 0 for value, _ in pairs] for sign in (1, -1))
+            found["p"] = mcnemar(worse, better, [cluster for _, cluster in pairs])
     records = [sample.record() for sample in samples]
     return {"asks": SUITES[name].asks, "measures": measures, "samples": records}
 
@@ -134,8 +135,10 @@ def model_table(report: dict, samples: dict[str, list[Scored]]) -> str:
             mean = f"{_number(found['mean'], is_share, sign)} ({low} to {high})"
             chance = _number(found["chance"], is_share) if "chance" in found else ""
             p = f"{found['p']:.3g}" if "p" in found else ""
-            rows.append([name, measure, str(found["count"]), mean, chance, p])
-    return text_table(("suite", "measure", "samples", "mean", "chance", "p"), rows, names=2)
+            counts = [str(found[key]) for key in ("count", "clusters")]
+            rows.append([name, measure, *counts, mean, chance, p])
+    head = ("suite", "measure", "samples", "clusters", "mean", "chance", "p")
+    return text_table(head, rows, names=2)
 
 
 def _number(value: float, is_share: bool, sign: str = "") -> str:

@@ -60,7 +60,12 @@ def own_questions(chat: Assistant, options: Options) -> list[Scored]:
             shown = Scene(reading.shape, reading.colour, reading.size, reading.place, reading.count)
             as_drawn = source.wording.answer(one.task.attribute, shown)
         scores = {"right": answer == expected, "as drawn": answer == as_drawn}
-        found.append(Scored(one.task.sample.id, one.request, scores, expected, answer))
+        found.append(
+            Scored(
+                one.task.sample.id, one.request, scores, expected, answer,
+                cluster=one.task.combination,
+            )
+        )  # fmt: skip
     return found
 
 
@@ -88,7 +93,8 @@ def own_edits(chat: Assistant, options: Options) -> list[Scored]:
         right = {name: read.get(name, False) for name in ATTRIBUTES}
         scores = right | {ALL_RIGHT: all(right.values())}
         id, real = one.task.sample.id, render(scene)
-        found.append(Scored(id, one.request, scores, real=real, drawn=picture))
+        cluster = one.task.combination
+        found.append(Scored(id, one.request, scores, cluster=cluster, real=real, drawn=picture))
     return found
 
 

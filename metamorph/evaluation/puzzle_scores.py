@@ -46,7 +46,12 @@ def puzzle_scores(chat: Assistant, options: Options) -> list[Scored]:
             task, picture = drawn[puzzle].task, drawn[puzzle].picture
             sample, real = task.sample, drawn_picture(task)
             scores = _of_groups(asked, right[asked][puzzle], groups[puzzle])
-            found.append(Scored(sample.id, sample.turns[0].text, scores, real=real, drawn=picture))
+            found.append(
+                Scored(
+                    sample.id, sample.turns[0].text, scores, cluster=task.combination,
+                    real=real, drawn=picture,
+                )
+            )  # fmt: skip
     for puzzle in ordered:
         difference = right["inferred"][puzzle] - right["scrambled"][puzzle]
         found.append(_paired(puzzle, difference, groups[puzzle], facts.get(puzzle)))
@@ -90,7 +95,8 @@ def _paired(puzzle: Puzzle, difference: int, groups: list[str], fact: Knowledge 
     name = f"puzzle-{PAIRED}-{puzzle.knowledge}-{puzzle.subject}".replace(" ", "-")
     request = f"{puzzle.request('inferred')} / {puzzle.request('scrambled')}"
     scores = _of_groups(PAIRED, difference, groups)
-    if fact is None:
-        return Scored(name, request, scores)
-    scores |= {"known": fact.known, "associated": fact.is_associated}
-    return Scored(name, request, scores, expected=puzzle.right, answer=fact.said)
+    said = ""
+    if fact is not None:
+        scores |= {"known": fact.known, "associated": fact.is_associated}
+        said = fact.said
+    return Scored(name, request, scores, puzzle.right, said, cluster=puzzle.scene.combination)

@@ -9,14 +9,13 @@ import numpy as np
 
 from metamorph.errors import UserError, shown, within
 from metamorph.evaluation.paired_tests import mcnemar, paired_difference
-from metamorph.evaluation.report import MODELS, TEXT, text_table
+from metamorph.evaluation.report import MODELS, text_table
 from metamorph.folders import check_file
-from metamorph.tokens import IMAGE_PLACEHOLDER
 
-HEAD = ("suite", "measure", "samples", "first", "second", "second - first", "p")
+HEAD = ("suite", "measure", "samples", "clusters", "first", "second", "second - first", "p")
 ALIKE = ("seed", "wording")  # what has to be the same in all reports
 # And of each sample: of many questions the request is the same, and only the answer tells which.
-ALIKE_IN_SAMPLES = ("request", "expected", "weight")
+ALIKE_IN_SAMPLES = ("request", "expected", "weight", "cluster")
 Samples = dict[str, dict]  # of a suite, by id
 
 
@@ -42,13 +41,7 @@ def compare(
             most = max(map(len, samples.values()))
             notes.append(f"{suite}: compared on the {len(common)} of {most} samples that all have")
         _check_same(suite, samples, common)
-        asked = _asked(suite, samples[first[0]], common)
-        if len({*asked.values()}) < len(asked):
-            notes.append(
-                f"{suite}: {len(asked)} samples are of {len({*asked.values()})} requests, and what "
-                f"repeats a request is no new pair"
-            )
-        rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], asked)
+        rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], common)
     if len({json.dumps(report.get("drawing")) for report in reports.values()}) > 1:
         notes.append("drawn by different settings, which each report has as drawing")
     if len(first) + len(second) > 2:
@@ -86,8 +79,8 @@ def _check_form(report: dict) -> None:
         samples = suite.get("samples") if isinstance(suite, dict) else None
         if not isinstance(samples, list) or not all(map(_is_sample, samples)):
             raise UserError(
-                f"suite {name}: expected samples with id, request and finite scores, and any "
-                f"weights above 0"
+                f"suite {name}: expected samples with id, request and finite scores, any weights "
+                f"above 0 and any cluster by its name"
             )
 
 
@@ -96,6 +89,7 @@ def _is_sample(sample: object) -> bool:
         isinstance(sample, dict)
         and isinstance(sample.get("id"), str)
         and isinstance(sample.get("request"), str)
+        and isinstance(sample.get("cluster", ""), str)
         and isinstance(scores := sample.get("scores"), dict)
         and all(map(_is_finite, scores.values()))
         and _is_finite(weight := sample.get("weight", 1))
@@ -169,58 +163,42 @@ def _check_same(suite: str, samples: dict[Path, Samples], common: Sequence[str])
                     )
 
 
-def _asked(suite: str, samples: Samples, common: Sequence[str]) -> dict[str, str]:
-    """What a model was given, by sample: without a picture a request is all of it, and a second
-    sample of the same request says next to nothing new."""
-    requests = {name: samples[name]["request"] for name in common}
-    if suite == TEXT:
-        return dict(zip(common, common, strict=True))
-    return {name: name if IMAGE_PLACEHOLDER in of else of for name, of in requests.items()}
-
-
 def _rows(
-    suite: str, first: Sequence[Samples], second: Sequence[Samples], asked: dict[str, str]
+    suite: str, first: Sequence[Samples], second: Sequence[Samples], common: Sequence[str]
 ) -> list[list[str]]:
-    """A line for each measure that some samples have in all reports. Samples that are asked the
-    same are one pair, of their means."""
+    """A line for each measure that some samples have in all reports."""
     sides, rows = (*first, *second), []
     names = dict.fromkeys(name for sample in first[0].values() for name in sample["scores"])
     for name in names:
-        ids = [one for one in asked if all(name in side[one]["scores"] for side in sides)]
+        ids = [one for one in common if all(name in side[one]["scores"] for side in sides)]
         if not ids:
             continue
         values = [[side[one]["scores"][name] for one in ids] for side in sides]
         weights = np.array([sides[0][one].get("weight", 1) for one in ids], np.float64)
+        clusters = [sides[0][one].get("cluster", one) for one in ids]
         is_right = all(isinstance(value, bool) for of in values for value in of)
         scores = np.array(values, np.float64)  # [trainings of both, samples]
-        scores, weights = _pairs(scores, weights, [asked[one] for one in ids])
         before, after = scores[: len(first)], scores[len(first) :]
-        p = ""
-        if is_right and len(sides) == 2:
-            better = (before > after)[0].tolist(), (after > before)[0].tolist()
-            p = f"{mcnemar(*better):.3g}"
-        rows.append([suite, name, str(len(ids)), *_cells(before, after, weights, is_right), p])
+        p = f"{mcnemar(values[0], values[1], clusters):.3g}" if is_right and len(sides) == 2 else ""
+        counts = [str(len(ids)), str(len({*clusters}))]
+        cells = _cells(before, after, weights, clusters, is_right)
+        rows.append([suite, name, *counts, *cells, p])
     return rows
 
 
-def _pairs(
-    scores: np.ndarray, weights: np.ndarray, asked: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means [trainings, pairs] over samples [trainings, samples] that are asked the same, and
-    their weights [pairs] together."""
-    places = {what: place for place, what in enumerate(dict.fromkeys(asked))}
-    pair = [places[what] for what in asked]  # of each sample
-    together = np.bincount(pair, weights)
-    return np.array([np.bincount(pair, of * weights) for of in scores]) / together, together
-
-
-def _cells(first: np.ndarray, second: np.ndarray, weights: np.ndarray, percent: bool) -> list[str]:
+def _cells(
+    first: np.ndarray,
+    second: np.ndarray,
+    weights: np.ndarray,
+    clusters: Sequence[str],
+    percent: bool,
+) -> list[str]:
     """Both means, and how the second differs."""
 
     def number(value: float, sign: str = "") -> str:
         return f"{100 * value:{sign}.1f}%" if percent else f"{value:{sign}.3f}"
 
-    difference = paired_difference(first, second, weights)
+    difference = paired_difference(first, second, weights, clusters)
     before, after = (float(np.average(of.mean(0), weights=weights)) for of in (first, second))
     limits = f"({number(difference.low, '+')} to {number(difference.high, '+')})"
     return [number(before), number(after), f"{number(difference.mean, '+')} {limits}"]

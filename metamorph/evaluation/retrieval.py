@@ -38,7 +38,8 @@ def retrieve(chat: Assistant, options: Options) -> list[Scored]:
                 "top-1": place == 1,
                 "reciprocal rank": 0.0 if place is None else 1 / place,
             }
-            found.append(Scored(task.sample.id, task.sample.turns[0].text, scores))
+            name, request = task.sample.id, task.sample.turns[0].text
+            found.append(Scored(name, request, scores, cluster=task.combination))
     return found
 
 

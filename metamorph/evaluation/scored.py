@@ -16,7 +16,8 @@ class Scored:
     number. A measure may be of some samples of a suite alone.
 
     `real` and `drawn` are what it asks to draw and what was drawn, where that can be shown;
-    `weight` is what it counts in a mean.
+    `weight` is what it counts in a mean. Samples of one `cluster`, such as a combination of shape,
+    colour and place, are not independent; without one a sample is its own.
     """
 
     id: str
@@ -25,12 +26,13 @@ class Scored:
     expected: str = ""
     answer: str = ""
     weight: float = 1.0
+    cluster: str = ""
     real: Image.Image | None = field(default=None, repr=False)
     drawn: Image.Image | None = field(default=None, repr=False)
 
     def record(self) -> dict:
         """Without the pictures, and without what is empty, for JSON."""
-        texts = {"expected": self.expected, "answer": self.answer}
+        texts = {"expected": self.expected, "answer": self.answer, "cluster": self.cluster}
         said = {name: text for name, text in texts.items() if text}
         weight = {} if self.weight == 1 else {"weight": self.weight}
         return (
@@ -44,6 +46,7 @@ def means(samples: Iterable[Scored], seed: int) -> dict[str, dict]:
     a sound model never has."""
     values: dict[str, list[float]] = {}
     weights: dict[str, list[float]] = {}
+    clusters: dict[str, list[str]] = {}
     places: dict[str, int] = {}
     for sample in samples:
         for place, (name, value) in enumerate(sample.scores.items()):
@@ -55,8 +58,9 @@ def means(samples: Iterable[Scored], seed: int) -> dict[str, dict]:
                 )
             values.setdefault(name, []).append(float(value))
             weights.setdefault(name, []).append(sample.weight)
+            clusters.setdefault(name, []).append(sample.cluster or sample.id)
     found = {
-        name: estimate(values[name], seed, weights[name])
+        name: estimate(values[name], seed, weights[name], clusters[name])
         for name in sorted(values, key=places.__getitem__)
     }
     return {name: asdict(mean) for name, mean in found.items() if mean is not None}

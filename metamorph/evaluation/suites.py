@@ -1,7 +1,7 @@
 """What a model is asked: suites of tasks, each scored sample by sample."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from metamorph.data.toy.tasks import Task
@@ -61,7 +61,8 @@ def _answered(
         request, expected = (turn.text for turn in answer.task.sample.turns)
         names = filter(None, ("right", answer.task.attribute))
         scores: dict[str, bool | float] = dict.fromkeys(names, answer.right)
-        found.append(Scored(answer.task.sample.id, request, scores, expected, answer.text))
+        name, cluster = answer.task.sample.id, answer.task.combination
+        found.append(Scored(name, request, scores, expected, answer.text, cluster=cluster))
     return found
 
 
@@ -89,13 +90,15 @@ def _geneval(chat: Assistant, options: Options) -> list[Scored]:
         tasks = geneval.geneval_tasks(kind, options.count)
         for drawing in draw_scenes(chat, tasks, judged, options):
             right = all(drawing.right.values())
-            found.append(_drawn(drawing, {ALL_RIGHT: right, kind: right}))
+            one = _drawn(drawing, {ALL_RIGHT: right, kind: right})
+            found.append(replace(one, cluster=""))  # each prompt is another
     return found
 
 
 def _drawn(drawing: Drawing, scores: Mapping[str, bool | float]) -> Scored:
-    sample, real = drawing.task.sample, drawn_picture(drawing.task)
-    return Scored(sample.id, sample.turns[0].text, scores, real=real, drawn=drawing.picture)
+    task, real = drawing.task, drawn_picture(drawing.task)
+    name, request = task.sample.id, task.sample.turns[0].text
+    return Scored(name, request, scores, cluster=task.combination, real=real, drawn=drawing.picture)
 
 
 def _cosines(chat: Assistant, options: Options) -> list[Scored]:
@@ -104,7 +107,12 @@ def _cosines(chat: Assistant, options: Options) -> list[Scored]:
     known = [drawn_picture(task) for task in caption_tasks(KNOWN, "train", source)]
     cosines = visual_cosines(chat, [task.sample for task in tasks], known)
     return [
-        Scored(task.sample.id, task.sample.turns[0].text, {"cosine": own, "mean baseline": mean})
+        Scored(
+            task.sample.id,
+            task.sample.turns[0].text,
+            {"cosine": own, "mean baseline": mean},
+            cluster=task.combination,
+        )  # fmt: skip
         for task, own, mean in zip(tasks, cosines.model, cosines.mean_baseline, strict=True)
     ]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from metamorph.errors import UserError
 from metamorph.evaluation.options import Options
 from metamorph.evaluation.scored import Scored
 from metamorph.evaluation.teacher_forcing import text_losses
-from metamorph.evaluation.text_samples import beginning, text_documents
+from metamorph.evaluation.text_samples import beginning, text_documents, text_tasks
 from metamorph.generation.assistant import Assistant
 from metamorph.model.language import Llama
 from metamorph.model.tokenizer import open_tokenizer
@@ -24,7 +25,8 @@ def text_ability(chat: Assistant, options: Options) -> list[Scored]:
     """Cross-entropy of each text of `text_documents`, the mean over its tokens."""
     documents = text_documents(options, chat.encoder)
     model = chat.model
-    return _scored(model.language, documents, chat.encoder, model.config.pad_id, chat.precision)
+    found = _scored(model.language, documents, chat.encoder, model.config.pad_id, chat.precision)
+    return _clustered(found, options)
 
 
 def language_ability(folder: Path, device: torch.device, options: Options) -> list[Scored]:
@@ -34,7 +36,7 @@ def language_ability(folder: Path, device: torch.device, options: Options) -> li
     language = Llama.from_pretrained(folder).to(device).eval()
     encoder = ChatEncoder(tokenizer, tokens_per_image=1)  # there is no picture in a text
     documents = text_documents(options, encoder)
-    return _scored(language, documents, encoder, ids["pad_id"], "fp32")
+    return _clustered(_scored(language, documents, encoder, ids["pad_id"], "fp32"), options)
 
 
 def perplexity(mean: dict) -> dict:
@@ -57,6 +59,14 @@ def _scored(
         score = {NATS: nats / tokens}
         found.append(Scored(document.sample_id, beginning(document, encoder), score, weight=tokens))
     return found
+
+
+def _clustered(found: list[Scored], options: Options) -> list[Scored]:
+    """Texts of the toy world by the combination that they speak of; any others stand alone."""
+    if options.text is not None:
+        return found
+    combinations = {task.sample.id: task.combination for task in text_tasks(options)}
+    return [replace(one, cluster=combinations[one.id]) for one in found]
 
 
 def _check(document: Document, language: Llama) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from metamorph.config import DataConfig
 from metamorph.data.conversation import ChatEncoder, Document
 from metamorph.data.opening import open_source
+from metamorph.data.toy.tasks import Task
 from metamorph.errors import SampleError, UserError
 from metamorph.evaluation.options import Options
 from metamorph.evaluation.toy_tasks import tasks_of
@@ -26,8 +27,7 @@ def text_documents(options: Options, encoder: ChatEncoder) -> list[Document]:
     """
     path, count = options.text, options.count
     if path is None:
-        tasks = tasks_of("text", count, source=options.source)
-        return [encoder.encode(task.sample) for task in tasks]
+        return [encoder.encode(task.sample) for task in text_tasks(options)]
     check_file(path, "a text file, or conversations as .jsonl or .json")
     if path.suffix.lower() in CONVERSATIONS:
         documents = _conversations(path, count, encoder)
@@ -36,6 +36,11 @@ def text_documents(options: Options, encoder: ChatEncoder) -> list[Document]:
     if not documents:
         raise UserError(f"--text: {path} holds no text")
     return documents
+
+
+def text_tasks(options: Options) -> list[Task]:
+    """What is measured without a file."""
+    return tasks_of("text", options.count, source=options.source)
 
 
 def _conversations(path: Path, count: int, encoder: ChatEncoder) -> list[Document]:

@@ -38,5 +38,7 @@ def _scored(task: Task, answer: str, picture: Image.Image | None) -> Scored:
         "right": answer == expected,
         "picture": all(read.get(name, False) for name in ZOOMED),
     }
-    real = drawn_picture(task)
-    return Scored(task.sample.id, request, scores, expected, answer, real=real, drawn=picture)
+    name, cluster, real = task.sample.id, task.combination, drawn_picture(task)
+    return Scored(
+        name, request, scores, expected, answer, cluster=cluster, real=real, drawn=picture
+    )

@@ -47,8 +47,41 @@ def test_a_weight_counts_as_often_as_the_value():
     assert estimate(equal, 3) == estimate(equal, 3, weights=[1, 1, 1])
 
 
+def test_a_cluster_is_one_draw_however_often_it_was_asked():
+    """Four captions, each asked 25 times: of 100 samples only four say anything new."""
+    right = [1.0, 1.0, 1.0, 0.0] * 25
+    found = estimate(right, clusters=["a", "b", "c", "d"] * 25)
+    once = estimate([1.0, 1.0, 1.0, 0.0])
+    assert (found.mean, found.low, found.high) == (once.mean, once.low, once.high)
+    assert (found.count, found.clusters) == (100, 4)
+    assert estimate(right).high - estimate(right).low < 0.5 * (found.high - found.low)
+
+
+def test_by_hand_two_clusters_of_unequal_size():
+    """Drawn twice from {3 right of 3, 0 right of 1}: 1 and 0 in a quarter each, 3/4 in a half."""
+    found = estimate([1.0, 1.0, 1.0, 0.0], clusters=["a", "a", "a", "b"])
+    assert (found.mean, found.low, found.high) == (0.75, 0, 1)
+    weighted = estimate([1.0, 0.0], weights=[3, 1])
+    assert (found.low, found.high) == (weighted.low, weighted.high)
+
+
+def test_clusters_hold_the_truth_where_samples_taken_for_independent_do_not():
+    """Combinations differ in how often they are drawn right; what is estimated is their mean."""
+    generator, truth, rounds = np.random.default_rng(0), 0.5, 150
+    held = {"clusters": 0, "samples": 0}
+    for seed in range(rounds):
+        chances = generator.beta(0.5, 0.5, size=20)  # of a combination; 0.5 in the mean
+        right = (generator.random((20, 5)) < chances[:, None]).astype(float).ravel().tolist()
+        names = [f"combination {number}" for number in range(20) for _ in range(5)]
+        for name, clusters in (("clusters", names), ("samples", None)):
+            found = estimate(right, seed, clusters=clusters)
+            held[name] += found.low <= truth <= found.high
+    assert held["clusters"] >= 0.88 * rounds  # 95 % are expected, a little less of so few
+    assert held["samples"] < 0.8 * rounds
+
+
 def test_equal_values_have_an_interval_of_no_width_and_no_values_none():
-    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 3)
+    assert estimate([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 3, 3)
     assert estimate([]) is None
 
 

@@ -42,10 +42,12 @@ def test_everything_is_measured_and_compared_with_itself(models, tmp_path, capsy
     assert report["drawing"]["num_inference_steps"] == 1 and "torch" in report["versions"]
     for name, suite in report["suites"].items():
         assert name in said and suite["asks"] and suite["samples"]
+        assert all("cluster" in sample for sample in suite["samples"]) == (name != "geneval")
         for measure, found in suite["measures"].items():
             assert found["low"] <= found["mean"] <= found["high"], (name, measure)
             scored = [s for s in suite["samples"] if measure in s["scores"]]
             assert len(scored) == found["count"] or measure == "perplexity"
+            assert 1 <= found["clusters"] <= found["count"]
     assert report["suites"]["retrieval"]["measures"]["top-1"]["chance"] == 0.02
     assert "questions" in said and "samples.png" in said
     assert Image.open(tmp_path / "out/samples.png").width > 3 * 300

@@ -42,11 +42,11 @@ def written(tmp_path):
 def test_what_differs_stands_beside_how_sure_that_is(written):
     first, second = written(report()), written(report(LATER))
     head, questions, cosine = compare([first], [second]).splitlines()
-    assert head.split() == "suite measure samples first second second - first p".split()
-    assert questions.split()[:5] == ["questions", "right", "8", "75.0%", "100.0%"]
+    assert head.split() == "suite measure samples clusters first second second - first p".split()
+    assert questions.split()[:6] == ["questions", "right", "8", "8", "75.0%", "100.0%"]
     assert "+25.0% (+0.0% to" in questions
     assert questions.split()[-1] == "0.5"  # two discordant, both for the second: 2 / 4
-    assert cosine.split() == ["cosine", "cosine", "3", "0.600", "0.600", "+0.000",
+    assert cosine.split() == ["cosine", "cosine", "3", "3", "0.600", "0.600", "+0.000",
                               "(+0.000", "to", "+0.000)"]  # fmt: skip
 
 
@@ -63,42 +63,28 @@ def test_a_measure_of_some_samples_is_compared_on_those(written):
     assert ["questions", "place", "1"] in lines and ["questions", "right", "8"] in lines
 
 
-def drawn(right: list[bool]) -> dict:
-    """A report of two captions, the first of which is asked for again and again."""
-    requests = ["Draw a circle."] * (len(right) - 1) + ["Draw a cross."]
-    samples = [
-        sample(number, right=value) | {"request": request}
-        for number, (value, request) in enumerate(zip(right, requests, strict=True))
-    ]
-    return report(suites={"captions": {"samples": samples}})
+def test_samples_of_one_cluster_are_one_pair(written):
+    """That many captions of one scene are drawn right is no more evidence than that one is."""
 
+    def drawn(right: list[bool]) -> Path:
+        clusters = ["circle"] * (len(right) - 1) + ["cross"]
+        samples = [
+            sample(number, right=value) | {"cluster": cluster}
+            for number, (value, cluster) in enumerate(zip(right, clusters, strict=True))
+        ]
+        return written(report(suites={"captions": {"samples": samples}}))
 
-def test_a_request_that_is_repeated_is_one_pair(written):
-    """Its answer is the same each time: that many are right is no more evidence than one."""
-    before, after = written(drawn([False] * 9 + [True])), written(drawn([True] * 10))
-    _, line, note = compare([before], [after]).splitlines()
-    assert line.split()[2:5] == ["10", "10.0%", "100.0%"]  # of all samples, as each report has it
-    assert line.split()[-1] == "1"  # one pair differs: 2 * 1 / 2
+    _, line = compare([drawn([False] * 9 + [True])], [drawn([True] * 10)]).splitlines()
+    assert line.split()[2:6] == ["10", "2", "10.0%", "100.0%"]  # means are of all samples
+    assert line.split()[-1] == "1"  # one cluster differs, to either side
     assert "(+0.0% to +100.0%)" in line
-    assert note == (
-        "captions: 10 samples are of 2 requests, and what repeats a request is no new pair"
-    )
-
-
-def test_questions_in_the_same_words_are_of_pictures_that_differ(written):
-    said = []
-    for suite, request in (("questions", "<image>What is it?"), ("text", "Once upon")):
-        samples = [sample(n, right=n > 4) | {"request": request} for n in range(10)]
-        path = written(report(suites={suite: {"samples": samples}}))
-        said.append(compare([path], [path]))
-    assert all(len(each.splitlines()) == 2 for each in said)
 
 
 def test_several_trainings_are_compared_by_their_means(written):
     before = [written(report()) for _ in range(2)]
     after = [written(report(LATER)), written(report(LATER))]
     said = compare(before, after, ["questions"]).splitlines()
-    assert said[1].split()[3:5] == ["75.0%", "100.0%"] and said[1].endswith(")")  # no p
+    assert said[1].split()[4:6] == ["75.0%", "100.0%"] and said[1].endswith(")")  # no p
     assert said[-1].startswith("first is the mean of 2 trainings, second of 2")
 
 
@@ -148,6 +134,14 @@ def test_weights_that_are_none_are_refused(written, weight):
     path = written(report(suites={"questions": {"samples": [heavy]}}))
     with pytest.raises(UserError, match="weights above 0"):
         compare([path], [path])
+
+
+@pytest.mark.parametrize(("cluster", "said"), [("a", "has the cluster 'a'"), (1, "any cluster by")])
+def test_clusters_are_names_and_the_same_ones(written, cluster, said):
+    samples = [sample(0, right=True) | {"cluster": name} for name in (cluster, "b")]
+    paths = [written(report(suites={"questions": {"samples": [of]}})) for of in samples]
+    with pytest.raises(UserError, match=said):
+        compare(*([path] for path in paths))
 
 
 def test_drawings_of_other_settings_are_compared_and_a_note_says_so(written):

@@ -67,6 +67,7 @@ def test_a_drawing_is_right_by_what_the_checker_reads(encoder):
     assert of(samples, "colour") == [True, False, False, True]
     assert of(samples, "shape") == [True, False, True, True]
     assert samples[1].drawn is None and samples[2].drawn is said[2][1]
+    assert [one.record()["cluster"] for one in samples] == [task.combination for task in CAPTIONS]
 
 
 @pytest.mark.parametrize("name", ["counts", "edits", "next-frames", "other-wordings"])

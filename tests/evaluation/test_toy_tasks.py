@@ -5,6 +5,7 @@ import re
 import pytest
 
 from metamorph.data.images import opened
+from metamorph.data.toy.scenes import COLOURS, PLACES, SHAPES, Scene, is_held_out
 from metamorph.evaluation.checker import score
 from metamorph.evaluation.toy_tasks import JUDGED, drawing_tasks, other_questions, tasks_of
 
@@ -20,6 +21,18 @@ def test_every_task_asks_for_one_picture_that_the_checker_reads(kind):
         assert (task.scene.count > 1) == (kind == "counts")
         given = task.sample.turns[0].text.count("<image>")
         assert given == len(task.sample.images) - 1 == int(kind in ("edits", "next frames"))
+
+
+@pytest.mark.parametrize("kind", ["question", "draw", "edit", "motion", "zoom", "text"])
+def test_held_out_tasks_are_of_few_combinations_which_they_name(kind):
+    single = [Scene(s, c, "large", p) for s in SHAPES for c in COLOURS for p in PLACES]
+    several = [
+        Scene(s, c, "small", "center", n) for s in SHAPES for c in COLOURS for n in (2, 3, 4, 5)
+    ]
+    held_out = {scene.combination for scene in (*single, *several) if is_held_out(scene)}
+    assert len(held_out) == 36 and "one red circle center" in held_out
+    found = {task.combination for task in tasks_of(kind, 40)}
+    assert 10 < len(found) and found <= held_out
 
 
 def test_other_questions_have_the_same_answers_in_other_words():

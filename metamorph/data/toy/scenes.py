@@ -63,6 +63,11 @@ class Scene:
     offset: tuple[float, float] = (0.0, 0.0)  # pixels, moves all shapes
     ground: int = 245  # grey level of the background
 
+    @property
+    def combination(self) -> str:
+        """Shape, colour, place and number in words: what is held out, or not, as a whole."""
+        return f"{COUNT_WORDS[self.count]} {self.colour} {self.shape} {self.place}"
+
 
 def is_held_out(scene: Scene) -> bool:
     """Is this combination of shape, colour and place (of several: and number) kept from training?

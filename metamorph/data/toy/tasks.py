@@ -35,6 +35,13 @@ class Task:
     sample: Sample
     scene: Scene  # the scene that a drawn answer must show, or that the question is about
     attribute: str = ""  # of questions: the key of QUESTIONS
+    before: Scene | None = None  # what there was before an edit or a move
+
+    @property
+    def combination(self) -> str:
+        """That of the scene that was drawn from the split. The held-out ones are few, and tasks of
+        one combination are alike in more than their words."""
+        return (self.before or self.scene).combination
 
 
 def _turns(prompt: str, response: str) -> tuple[Turn, Turn]:
@@ -66,7 +73,7 @@ def edit(rng: random.Random, split: str, wording: Wording) -> Task:
     recoloured = [replace(before, colour=c) for c in COLOURS if c != before.colour]
     after = rng.choice([scene for scene in recoloured if not is_held_out(scene)])
     turns = _turns(f"<image>{wording.edit_request(rng, before, after)}", "<image>")
-    return Task("edit", Sample("", turns, (render(before), render(after))), after)
+    return Task("edit", Sample("", turns, (render(before), render(after))), after, before=before)
 
 
 def motion(rng: random.Random, split: str, wording: Wording) -> Task:
@@ -79,7 +86,7 @@ def motion(rng: random.Random, split: str, wording: Wording) -> Task:
     else:
         request = wording.next_frame_request(rng, before, direction)
         turns = _turns(f"<image>{request}", "<image>")
-    return Task("motion", Sample("", turns, images), after)
+    return Task("motion", Sample("", turns, images), after, before=before)
 
 
 def zoom_then_answer(rng: random.Random, split: str, wording: Wording) -> Task:
