@@ -33,7 +33,9 @@ class SourceConfig:
     frames_per_second: float = option("frames to take of a second of video", 1.0, above=0)
     max_frames: int = option("most frames of a video", 45, minimum=2)
     kinds: NUMBERS = option(
-        "weight of each sample kind (toy_scenes, english_scenes)", {}, minimum=0
+        "weight of each sample kind (toy_scenes, english_scenes); two shapes side by side are pair",
+        {},
+        minimum=0,
     )
     samples: int = option(
         "samples in an epoch, 0 for endless (toy_scenes, english_scenes)", 0, minimum=0

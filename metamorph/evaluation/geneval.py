@@ -2,7 +2,7 @@
 
 Each says little, and only what it says is judged: a single object, its colour, how many there are,
 and where. GenEval itself asks for photographs and judges by a detector; here an exact checker reads
-the drawing. There is nothing of two different objects: a toy scene has none.
+the drawing. Its two different objects are in `two_objects.py`, for the shapes of a scene are equal.
 """
 
 import random

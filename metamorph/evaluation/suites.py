@@ -30,6 +30,7 @@ from metamorph.evaluation.toy_tasks import (
     other_questions,
     tasks_of,
 )
+from metamorph.evaluation.two_objects import two_objects
 from metamorph.evaluation.zooming import zoom_answers
 from metamorph.generation.assistant import Assistant
 
@@ -144,6 +145,9 @@ SUITES = {
     "own-questions": Suite("a picture, then about that drawing", own_questions, draws=True),
     "own-edits": Suite("a picture, then that drawing in another colour", own_edits, draws=True),
     "geneval": Suite("pictures of which little is said, as GenEval does", _geneval, draws=True),
+    "two-objects": Suite(
+        "two different shapes side by side, drawn and asked about", two_objects, draws=True
+    ),
     "puzzles": Suite(
         "pictures of which something has to be inferred, and the same stated or scrambled",
         puzzle_scores,

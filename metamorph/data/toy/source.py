@@ -3,7 +3,7 @@
 import math
 
 from metamorph.data.conversation import Sample
-from metamorph.data.toy.tasks import DEFAULT_WEIGHTS, KINDS, make_task
+from metamorph.data.toy.tasks import ALL_KINDS, DEFAULT_WEIGHTS, make_task
 from metamorph.data.toy.wording import PLAIN, Wording
 from metamorph.errors import UserError
 
@@ -16,9 +16,9 @@ class ToyScenes:
     def __init__(
         self, seed: int, weights: dict[str, float], samples: int, wording: Wording = PLAIN
     ):
-        unknown = sorted(set(weights) - set(KINDS))
+        unknown = sorted(set(weights) - set(ALL_KINDS))
         if unknown:
-            raise UserError(f"data.kinds: unknown {unknown}, expected some of {sorted(KINDS)}")
+            raise UserError(f"data.kinds: unknown {unknown}, expected some of {sorted(ALL_KINDS)}")
         if weights and not 0 < sum(weights.values()) < math.inf:
             raise UserError(f"data.kinds: {weights} holds no kind with a weight above 0")
         self.seed = seed

@@ -2,14 +2,15 @@
 
 The kinds mirror the paper's data families: questions and captions (image QA), drawing
 (generation), edits (image to image), motion (video) and zoom-then-answer (visual thinking).
-`text` has no images at all and stands in for the language model's pretraining. What is said in
-each is a `Wording`'s to say.
+`text` has no images at all and stands in for the language model's pretraining, and `pair` has two
+different shapes, to be drawn or asked about. What is said in each is a `Wording`'s to say.
 """
 
 import random
 from dataclasses import dataclass, replace
 
 from metamorph.data.conversation import ASSISTANT, USER, Sample, Turn
+from metamorph.data.toy.pairs import Pair, PairQuestion, random_pair, render_pair
 from metamorph.data.toy.scenes import (
     COLOURS,
     MOVES,
@@ -36,12 +37,13 @@ class Task:
     scene: Scene  # the scene that a drawn answer must show, or that the question is about
     attribute: str = ""  # of questions: the key of QUESTIONS
     before: Scene | None = None  # what there was before an edit or a move
+    pair: Pair | None = None  # of two shapes, of which `scene` is the one that a question is about
 
     @property
     def combination(self) -> str:
         """That of the scene that was drawn from the split. The held-out ones are few, and tasks of
         one combination are alike in more than their words."""
-        return (self.before or self.scene).combination
+        return (self.pair or self.before or self.scene).combination
 
 
 def _turns(prompt: str, response: str) -> tuple[Turn, Turn]:
@@ -105,6 +107,18 @@ def text(rng: random.Random, split: str, wording: Wording) -> Task:
     return Task("text", Sample("", turns), scene, attribute)
 
 
+def pair(rng: random.Random, split: str, wording: Wording) -> Task:
+    shown, about = random_pair(rng, split), PairQuestion.random(rng)
+    item = about.item(shown)
+    scene = Scene(item.shape, item.colour, "large", "center")
+    if rng.random() < 0.5:
+        turns = _turns(wording.pair_request(rng, shown), "<image>")
+        return Task("pair", Sample("", turns, (render_pair(shown),)), scene, pair=shown)
+    turns = _turns(f"<image>{wording.pair_question(rng, shown, about)}", about.answer(shown))
+    sample = Sample("", turns, (render_pair(shown),))
+    return Task("pair", sample, scene, about.attribute, pair=shown)
+
+
 KINDS = {
     "question": question,
     "describe": describe,
@@ -114,6 +128,9 @@ KINDS = {
     "zoom": zoom_then_answer,
     "text": text,
 }
+# Beside these, what only `data.kinds` asks for: the toy tokenizer, studies and default weights know
+# nothing of it, so that what they make of a seed stays the same.
+ALL_KINDS = KINDS | {"pair": pair}
 DEFAULT_WEIGHTS = {
     "question": 0.28, "draw": 0.40, "describe": 0.04, "edit": 0.16, "motion": 0.08, "zoom": 0.04,
 }  # fmt: skip
@@ -132,11 +149,11 @@ def make_task(
     `weights` maps kinds to relative frequencies. Raises `ValueError` for an unknown kind.
     """
     weights = weights or DEFAULT_WEIGHTS
-    unknown = sorted(set(weights) - set(KINDS))
+    unknown = sorted(set(weights) - set(ALL_KINDS))
     if unknown:
-        raise ValueError(f"unknown kinds {unknown}, expected some of {sorted(KINDS)}")
+        raise ValueError(f"unknown kinds {unknown}, expected some of {sorted(ALL_KINDS)}")
     rng = random.Random(f"toy scenes {seed} {split} {index}")
     kind = rng.choices(list(weights), list(weights.values()))[0]
-    task = KINDS[kind](rng, split, wording)
+    task = ALL_KINDS[kind](rng, split, wording)
     name = f"{wording.name}-{split}-{seed}-{index}-{kind}"
     return replace(task, sample=replace(task.sample, id=name))

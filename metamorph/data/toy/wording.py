@@ -3,6 +3,7 @@
 import random
 from typing import Protocol
 
+from metamorph.data.toy.pairs import COLOUR, Pair, PairQuestion, pair_caption
 from metamorph.data.toy.scenes import COUNT_WORDS, Scene, caption
 
 QUESTIONS = {  # attribute: question about the only shape (count: about all)
@@ -45,6 +46,14 @@ class Wording(Protocol):
         """A question about a scene in words; for `REPEAT` one that `caption` answers."""
         ...
 
+    def pair_request(self, rng: random.Random, pair: Pair) -> str:
+        """Asks for a picture of two shapes."""
+        ...
+
+    def pair_question(self, rng: random.Random, pair: Pair, about: PairQuestion) -> str:
+        """About a picture of two shapes, answered by `PairQuestion.answer`."""
+        ...
+
 
 class Plain:
     """The few words that the toy world's own language model learns from nothing."""
@@ -83,6 +92,14 @@ class Plain:
         if attribute == REPEAT:
             return f"Say: {caption(scene)}."
         return f"There is an image of {caption(scene)}. {QUESTIONS[attribute]}"
+
+    def pair_request(self, rng: random.Random, pair: Pair) -> str:
+        return f"Generate an image of {pair_caption(pair)}."
+
+    def pair_question(self, rng: random.Random, pair: Pair, about: PairQuestion) -> str:
+        if about.attribute == COLOUR:
+            return f"What colour is the {about.item(pair).shape}?"
+        return f"What shape is on the {about.side}?"
 
 
 PLAIN = Plain()

@@ -3,10 +3,11 @@
 import random
 import re
 
-from metamorph.data.toy.english import requests
+from metamorph.data.toy.english import pairs, requests
 from metamorph.data.toy.english.captions import english_caption, say
 from metamorph.data.toy.english.questions import QUESTIONS
 from metamorph.data.toy.english.words import COLOUR_WORDS, DIRECTION_WORDS, SHAPE_WORDS
+from metamorph.data.toy.pairs import Item, Pair, PairQuestion
 from metamorph.data.toy.scenes import COUNT_WORDS, Scene
 from metamorph.data.toy.wording import REPEAT
 
@@ -78,11 +79,25 @@ class English:
         asked = rng.choice(QUESTIONS[self.sentences][attribute])
         return spoken(rng, template.format(caption=words, question=asked))
 
+    def pair_request(self, rng: random.Random, pair: Pair) -> str:
+        template = rng.choice(requests.DRAW[self.sentences])
+        one, other = (
+            f"a {say(rng, COLOUR_WORDS[self.words][item.colour])} {self._shape(rng, item)}"
+            for item in (pair.left, pair.right)
+        )
+        words = rng.choice(pairs.CAPTIONS[self.sentences]).format(one=one, other=other)
+        return spoken(rng, template.format(caption=words))
+
+    def pair_question(self, rng: random.Random, pair: Pair, about: PairQuestion) -> str:
+        template = rng.choice(pairs.QUESTIONS[about.attribute][self.sentences])
+        shape = self._shape(rng, about.item(pair))
+        return spoken(rng, template.format(side=about.side, shape=shape))
+
     def _caption(self, rng: random.Random, scene: Scene) -> str:
         return english_caption(rng, scene, self.sentences, self.words)
 
-    def _shape(self, rng: random.Random, scene: Scene) -> str:
-        return say(rng, SHAPE_WORDS[self.words][scene.shape])
+    def _shape(self, rng: random.Random, shown: Scene | Item) -> str:
+        return say(rng, SHAPE_WORDS[self.words][shown.shape])
 
 
 def spoken(rng: random.Random, text: str) -> str:
