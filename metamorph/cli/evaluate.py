@@ -1,6 +1,7 @@
 """metamorph evaluate: how well decoders draw, and how well whole models answer and draw."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ predicts of their captions, and measures what came of it: the cosine of features
 encoded again, PSNR, SSIM, seconds a picture; FID and CLIP score where their weights are at hand.
 Several decoders are compared on the same pictures. Without --data these are toy scenes in
 combinations that training never shows, and an exact checker reads colour, shape, size and place of
-what was drawn. Writes evaluation.json and samples.png to --output, and prints a table.
+what was drawn. Writes evaluation.json, samples.png and report.html to --output, and prints a table.
 
   metamorph evaluate --decoder runs/quickstart/model/decoder --model runs/quickstart/model \\
     --output evaluation
@@ -29,7 +30,8 @@ same files, with what became of each sample.
 
   metamorph evaluate --model runs/quickstart/model --output evaluation-of-model
 
-With --compare: a paired test on the samples that the reports of two models have in common.
+With --compare: a paired test on the samples that the reports of two models have in common; with
+--output as a page, too.
 
   metamorph evaluate --compare before/evaluation.json after/evaluation.json"""
 
@@ -41,7 +43,7 @@ OPTIONS = {  # what applies to each of the three, beside what asks for it
     "decoders": COMMON
     | {"decoder", "model", "vision", "data", "image_root", "fit", "inception", "clip", "batch"},
     "model": COMMON | {"model", "suite", "text", "wording"},
-    "reports": {"compare", "against", "suite"},
+    "reports": {"compare", "against", "suite", "output"},
 }
 ASKED_BY = {"decoders": "--decoder", "model": "--model without --decoder", "reports": "--compare"}
 
@@ -168,6 +170,8 @@ def _asked(arguments: argparse.Namespace) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from metamorph.evaluation.page import PAGE, in_text, write_page
+    from metamorph.evaluation.report import versions
     from metamorph.evaluation.report_comparison import compare
 
     first, second = arguments.compare, arguments.against
@@ -178,13 +182,23 @@ def _compare(arguments: argparse.Namespace) -> None:
                 f"--compare FILE ... --against FILE ..."
             )
         first, second = first[:1], first[1:]
-    print(compare(first, second, arguments.suite))
+    if arguments.output is not None:
+        check_new(arguments.output)
+    tables, notes = compare(first, second, arguments.suite)
+    print("\n".join([in_text(tables), *notes]))
+    if arguments.output is not None:
+        before, after = (", ".join(map(str, side)) for side in (first, second))
+        lead = f"First is {before}; second is {after}."
+        made = {"command": shlex.join(arguments.command), "versions": versions()}
+        write_page(arguments.output, "Whether models differ", lead, tables, notes, made)
+        print(f"{arguments.output} holds {PAGE}")
 
 
 def _model(arguments: argparse.Namespace) -> None:
     from metamorph.devices import resolve_device
-    from metamorph.evaluation.model_report import measure_model, model_sheet, model_table
+    from metamorph.evaluation.model_report import measure_model, model_sheet, model_tables
     from metamorph.evaluation.options import Options
+    from metamorph.evaluation.page import PAGE, in_text, write_page
     from metamorph.evaluation.report import heading, write_evaluation
     from metamorph.evaluation.suites import check_names
     from metamorph.evaluation.task_source import SOURCES
@@ -203,12 +217,14 @@ def _model(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     report, samples = measure_model(arguments.model, device, options, arguments.suite)
     report = heading(arguments.command, arguments.seed, str(device)) | report
-    written = write_evaluation(arguments.output, report, model_sheet(samples, arguments.shown))
-    print(f"{arguments.model} on held-out toy scenes, with 95 % intervals\n")
-    print(model_table(report, samples))
-    for note in report["notes"]:
-        print(note)
-    print(f"{arguments.output} holds {written}")
+    sheet, tables = model_sheet(samples, arguments.shown), model_tables(report, samples)
+    written = write_evaluation(arguments.output, report, sheet)
+    title, notes = f"{arguments.model} on held-out toy scenes", report["notes"]
+    lead = f"Training never shows {report['held_out']}."
+    write_page(arguments.output, title, lead, tables, notes, report, sheet)
+    print(f"{title}, with 95 % intervals\n")
+    print("\n".join([in_text(tables), *notes]))
+    print(f"{arguments.output} holds {written} and {PAGE}")
 
 
 def _decoders(arguments: argparse.Namespace) -> None:
@@ -220,9 +236,10 @@ def _decoders(arguments: argparse.Namespace) -> None:
     require("metamorph evaluate", ["torchmetrics"], torch.device("cpu"))
     drawing = drawing_settings_of(arguments)
     from metamorph.evaluation.comparison import Comparison, Weights
-    from metamorph.evaluation.comparison_table import comparison_table
+    from metamorph.evaluation.comparison_table import comparison_table, comparison_tables
     from metamorph.evaluation.decoders import DrawingOptions
     from metamorph.evaluation.held_out_pictures import open_pictures
+    from metamorph.evaluation.page import PAGE, write_page
     from metamorph.evaluation.report import heading, write_evaluation
 
     device = resolve_device(arguments.device)
@@ -245,8 +262,9 @@ def _decoders(arguments: argparse.Namespace) -> None:
     report, sheet = comparison.run(pictures, options, arguments.shown)
     report = heading(arguments.command, arguments.seed, str(device), "torchmetrics") | report
     written = write_evaluation(arguments.output, report, sheet)
-    print(f"{report['data']['pictures']} pictures of {pictures.name}, with 95 % intervals\n")
-    print(comparison_table(report))
-    for note in report["notes"]:
-        print(note)
-    print(f"{arguments.output} holds {written}")
+    title, notes = f"{report['data']['pictures']} pictures of {pictures.name}", report["notes"]
+    lead = "Drawn again from features, and encoded again: what was lost was lost by the decoder."
+    write_page(arguments.output, title, lead, comparison_tables(report), notes, report, sheet)
+    print(f"{title}, with 95 % intervals\n")
+    print("\n".join([comparison_table(report), *notes]))
+    print(f"{arguments.output} holds {written} and {PAGE}")

@@ -1,6 +1,7 @@
-"""The scores of decoders as a table for people."""
+"""The scores of decoders as tables for people."""
 
 from metamorph.evaluation.checker import ALL_RIGHT, ATTRIBUTES
+from metamorph.evaluation.page import Line, Table
 from metamorph.evaluation.report import text_table
 
 SOURCES = {  # what a line is of, by its key in the report
@@ -25,6 +26,34 @@ def comparison_table(report: dict) -> str:
         lines.append(_shuffled(found))
     heads = [*dict.fromkeys(head for line in lines for head in line)]
     return text_table(heads, [[line.get(head, "") for head in heads] for line in lines], names=3)
+
+
+def comparison_tables(report: dict) -> list[Table]:
+    """One for each decoder and kind of features: a line for each measure with an interval."""
+    tables = []
+    for found in report["decoders"]:
+        for source in filter(found.__contains__, SOURCES):
+            scores = found[source]
+            measured = {
+                name: (scores[key], digits, False) for name, (key, digits) in MEASURES.items()
+            }
+            measured |= {name: (one, 1, True) for name, one in scores["attributes"].items()}
+            lines = [
+                Line(name, _cells(one, digits, share), one, share)
+                for name, (one, digits, share) in measured.items()
+                if one is not None
+            ]
+            about = f"{found['kind']}, {found['tokens_per_image']} tokens a picture"
+            tables.append(Table(f"{found['decoder']}, {SOURCES[source]}", about, lines))
+    return tables
+
+
+def _cells(estimate: dict, digits: int, share: bool) -> dict[str, str]:
+    return {
+        "pictures": str(estimate["count"]),
+        "clusters": str(estimate["clusters"]),
+        "mean": _interval(estimate, digits, share),
+    }
 
 
 def _line(found: dict, source: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A whole model measured: its suites, a report of them, a table and a sheet of drawings."""
+"""A whole model measured: its suites, a report of them, tables and a sheet of drawings."""
 
 from collections.abc import Sequence
 from itertools import islice, zip_longest
@@ -12,8 +12,9 @@ from metamorph.decoder.unopened import kind_of
 from metamorph.errors import UserError
 from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
 from metamorph.evaluation.options import Options
+from metamorph.evaluation.page import Line, Table
 from metamorph.evaluation.paired_tests import mcnemar
-from metamorph.evaluation.report import MODELS, TEXT, text_table
+from metamorph.evaluation.report import MODELS, TEXT
 from metamorph.evaluation.scored import Scored, means
 from metamorph.evaluation.suites import SUITES, Suite
 from metamorph.evaluation.text_ability import NATS, language_ability, perplexity
@@ -122,23 +123,32 @@ def suite_report(name: str, samples: list[Scored], seed: int) -> dict:
     return {"asks": SUITES[name].asks, "measures": measures, "samples": records}
 
 
-def model_table(report: dict, samples: dict[str, list[Scored]]) -> str:
-    """A line for each measure, with its 95 % interval, what guessing would score, and of paired
-    ways of asking `p`."""
-    rows = []
+def model_tables(report: dict, samples: dict[str, list[Scored]]) -> list[Table]:
+    """One for each suite: a line for each measure, with its 95 % interval, what guessing would
+    score, and of paired ways of asking `p`."""
+    tables = []
     for name, suite in report["suites"].items():
         right = {measure for of in samples[name] for measure, value in of.scores.items()
                  if isinstance(value, bool)}  # fmt: skip
-        for measure, found in suite["measures"].items():
-            is_share, sign = measure in right or "p" in found, "+" if "p" in found else ""
-            low, high = (_number(found[key], is_share, sign) for key in ("low", "high"))
-            mean = f"{_number(found['mean'], is_share, sign)} ({low} to {high})"
-            chance = _number(found["chance"], is_share) if "chance" in found else ""
-            p = f"{found['p']:.3g}" if "p" in found else ""
-            counts = [str(found[key]) for key in ("count", "clusters")]
-            rows.append([name, measure, *counts, mean, chance, p])
-    head = ("suite", "measure", "samples", "clusters", "mean", "chance", "p")
-    return text_table(head, rows, names=2)
+        lines = [
+            _line(measure, found, measure in right or "p" in found)
+            for measure, found in suite["measures"].items()
+        ]
+        tables.append(Table(name, suite["asks"], lines))
+    return tables
+
+
+def _line(measure: str, found: dict, is_share: bool) -> Line:
+    sign = "+" if "p" in found else ""
+    low, high = (_number(found[key], is_share, sign) for key in ("low", "high"))
+    cells = {
+        "samples": str(found["count"]),
+        "clusters": str(found["clusters"]),
+        "mean": f"{_number(found['mean'], is_share, sign)} ({low} to {high})",
+        "chance": _number(found["chance"], is_share) if "chance" in found else "",
+        "p": f"{found['p']:.3g}" if "p" in found else "",
+    }
+    return Line(measure, cells, found, is_share, signed="p" in found)
 
 
 def _number(value: float, is_share: bool, sign: str = "") -> str:

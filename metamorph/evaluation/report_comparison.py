@@ -3,16 +3,18 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from metamorph.errors import UserError, shown, within
+from metamorph.evaluation.page import Line, Table
 from metamorph.evaluation.paired_tests import mcnemar, paired_difference
-from metamorph.evaluation.report import MODELS, text_table
+from metamorph.evaluation.report import MODELS
 from metamorph.folders import check_file
 
-HEAD = ("suite", "measure", "samples", "clusters", "first", "second", "second - first", "p")
 ALIKE = ("seed", "wording")  # what has to be the same in all reports
 # And of each sample: of many questions the request is the same, and only the answer tells which.
 ALIKE_IN_SAMPLES = ("request", "expected", "weight", "cluster")
@@ -21,8 +23,9 @@ Samples = dict[str, dict]  # of a suite, by id
 
 def compare(
     first: Sequence[Path], second: Sequence[Path], suites: Sequence[str] | None = None
-) -> str:
-    """A table of how the models of `second` differ from those of `first`, with what was left out.
+) -> tuple[list[Table], list[str]]:
+    """Tables of how the models of `second` differ from those of `first`, by suite, and notes of
+    what was left out.
 
     More than one report a side are of several trainings of the same kind, whose means are compared.
     `suites` are those to compare (default: all, which all reports have to have). Raises `UserError`
@@ -31,7 +34,7 @@ def compare(
     reports = {path: _read(path) for path in (*first, *second)}
     _check_alike(reports)
     chosen = _chosen(reports, suites)
-    rows, notes = [], []
+    tables, notes = [], []
     for suite in chosen:
         samples = {path: _samples(path, report, suite) for path, report in reports.items()}
         common = _common(samples)
@@ -41,7 +44,9 @@ def compare(
             most = max(map(len, samples.values()))
             notes.append(f"{suite}: compared on the {len(common)} of {most} samples that all have")
         _check_same(suite, samples, common)
-        rows += _rows(suite, [samples[p] for p in first], [samples[p] for p in second], common)
+        about = f"{len(common)} samples that all reports have"
+        lines = _lines([samples[p] for p in first], [samples[p] for p in second], common)
+        tables.append(Table(suite, about, lines))
     if len({json.dumps(report.get("drawing")) for report in reports.values()}) > 1:
         notes.append("drawn by different settings, which each report has as drawing")
     if len(first) + len(second) > 2:
@@ -49,7 +54,7 @@ def compare(
             f"first is the mean of {len(first)} trainings, second of {len(second)}: the intervals "
             f"are over trainings and samples, too narrow for very few trainings"
         )
-    return "\n".join([text_table(HEAD, rows, names=2), *notes])
+    return tables, notes
 
 
 def _read(path: Path) -> dict:
@@ -163,11 +168,11 @@ def _check_same(suite: str, samples: dict[Path, Samples], common: Sequence[str])
                     )
 
 
-def _rows(
-    suite: str, first: Sequence[Samples], second: Sequence[Samples], common: Sequence[str]
-) -> list[list[str]]:
+def _lines(
+    first: Sequence[Samples], second: Sequence[Samples], common: Sequence[str]
+) -> list[Line]:
     """A line for each measure that some samples have in all reports."""
-    sides, rows = (*first, *second), []
+    sides, lines = (*first, *second), []
     names = dict.fromkeys(name for sample in first[0].values() for name in sample["scores"])
     for name in names:
         ids = [one for one in common if all(name in side[one]["scores"] for side in sides)]
@@ -180,25 +185,20 @@ def _rows(
         scores = np.array(values, np.float64)  # [trainings of both, samples]
         before, after = scores[: len(first)], scores[len(first) :]
         p = f"{mcnemar(values[0], values[1], clusters):.3g}" if is_right and len(sides) == 2 else ""
-        counts = [str(len(ids)), str(len({*clusters}))]
-        cells = _cells(before, after, weights, clusters, is_right)
-        rows.append([suite, name, *counts, *cells, p])
-    return rows
+        difference = paired_difference(before, after, weights, clusters)
+        means = (float(np.average(of.mean(0), weights=weights)) for of in (before, after))
+        number = partial(_number, percent=is_right)
+        low, high = number(difference.low, "+"), number(difference.high, "+")
+        cells = {
+            "samples": str(difference.count),
+            "clusters": str(difference.clusters),
+            **dict(zip(("first", "second"), map(number, means), strict=True)),
+            "second - first": f"{number(difference.mean, '+')} ({low} to {high})",
+            "p": p,
+        }
+        lines.append(Line(name, cells, asdict(difference), is_right, signed=True))
+    return lines
 
 
-def _cells(
-    first: np.ndarray,
-    second: np.ndarray,
-    weights: np.ndarray,
-    clusters: Sequence[str],
-    percent: bool,
-) -> list[str]:
-    """Both means, and how the second differs."""
-
-    def number(value: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}%" if percent else f"{value:{sign}.3f}"
-
-    difference = paired_difference(first, second, weights, clusters)
-    before, after = (float(np.average(of.mean(0), weights=weights)) for of in (first, second))
-    limits = f"({number(difference.low, '+')} to {number(difference.high, '+')})"
-    return [number(before), number(after), f"{number(difference.mean, '+')} {limits}"]
+def _number(value: float, sign: str = "", *, percent: bool) -> str:
+    return f"{100 * value:{sign}.1f}%" if percent else f"{value:{sign}.3f}"

@@ -1,12 +1,10 @@
 """The report of a run as one HTML page that needs nothing beside itself."""
 
-import base64
 import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -14,6 +12,7 @@ from PIL import Image
 
 from metamorph.evaluation.checker import CHANCE
 from metamorph.monitor.metrics_file import read_metrics
+from metamorph.static_page.page import page_templates
 
 FIRST_QUESTIONS = 16  # shown at once; the others are folded
 ENLARGEMENT = 2  # of the pictures in the table
@@ -92,16 +91,8 @@ def write_report(
         answers: questions to show; `report["questions"]` may count more.
         sheet_path: the contact sheet, any format that Pillow reads.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent, "duration": duration, "embedded": embedded, "shares": _shares,
-    }  # fmt: skip
+    environment = page_templates(Path(__file__).parent)
+    environment.filters["shares"] = _shares
     drawings = report["drawings"]  # by decoder, then by kind
     with Image.open(sheet_path) as sheet:
         page = environment.get_template("report.html.jinja").render(
@@ -123,29 +114,6 @@ def write_report(
 def _shares(drawn: dict) -> dict[str, float]:
     """Each attribute's share of right drawings."""
     return {name: right / drawn["drawings"] for name, right in drawn["attributes"].items()}
-
-
-def percent(share: float) -> str:
-    """`0.912` as `91.2%`; whole numbers without a decimal."""
-    return f"{100 * share:.1f}".removesuffix(".0") + "%"
-
-
-def duration(seconds: float) -> str:
-    """`492.3` as `8 min 12 s`, from an hour on as `1 h 8 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def embedded(image: Image.Image) -> str:
-    """The picture as a PNG `data:` address."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _stage(name: str, folder: Path) -> dict:

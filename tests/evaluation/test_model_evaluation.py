@@ -51,6 +51,8 @@ def test_everything_is_measured_and_compared_with_itself(models, tmp_path, capsy
     assert report["suites"]["retrieval"]["measures"]["top-1"]["chance"] == 0.02
     assert "questions" in said and "samples.png" in said
     assert Image.open(tmp_path / "out/samples.png").width > 3 * 300
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(f"<h2>{name}</h2>" in page for name in SUITES) and "data:image/png" in page
     file = str(tmp_path / "out/evaluation.json")
     assert main(["evaluate", "--compare", file, file]) == 0
     assert "+0.0% (+0.0% to +0.0%)" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 
 from metamorph.cli.command import main
 from metamorph.errors import UserError
+from metamorph.evaluation.page import in_text
 from metamorph.evaluation.report_comparison import compare
 
 RIGHT = [True] * 6 + [False] * 2
@@ -39,9 +40,15 @@ def written(tmp_path):
     return write
 
 
+def said_of(*reports) -> str:
+    """The comparison as a terminal shows it."""
+    tables, notes = compare(*reports)
+    return "\n".join([in_text(tables), *notes])
+
+
 def test_what_differs_stands_beside_how_sure_that_is(written):
     first, second = written(report()), written(report(LATER))
-    head, questions, cosine = compare([first], [second]).splitlines()
+    head, questions, cosine = said_of([first], [second]).splitlines()
     assert head.split() == "suite measure samples clusters first second second - first p".split()
     assert questions.split()[:6] == ["questions", "right", "8", "8", "75.0%", "100.0%"]
     assert "+25.0% (+0.0% to" in questions
@@ -51,7 +58,7 @@ def test_what_differs_stands_beside_how_sure_that_is(written):
 
 
 def test_only_common_samples_are_compared_and_a_note_says_so(written):
-    said = compare([written(report())], [written(report(RIGHT[:5]))])
+    said = said_of([written(report())], [written(report(RIGHT[:5]))])
     assert said.splitlines()[-1] == "questions: compared on the 5 of 8 samples that all have"
 
 
@@ -59,7 +66,7 @@ def test_a_measure_of_some_samples_is_compared_on_those(written):
     mixed = report()
     mixed["suites"]["questions"]["samples"][0]["scores"]["place"] = True
     path = written(mixed)
-    lines = [line.split()[:3] for line in compare([path], [path]).splitlines()]
+    lines = [line.split()[:3] for line in said_of([path], [path]).splitlines()]
     assert ["questions", "place", "1"] in lines and ["questions", "right", "8"] in lines
 
 
@@ -74,7 +81,7 @@ def test_samples_of_one_cluster_are_one_pair(written):
         ]
         return written(report(suites={"captions": {"samples": samples}}))
 
-    _, line = compare([drawn([False] * 9 + [True])], [drawn([True] * 10)]).splitlines()
+    _, line = said_of([drawn([False] * 9 + [True])], [drawn([True] * 10)]).splitlines()
     assert line.split()[2:6] == ["10", "2", "10.0%", "100.0%"]  # means are of all samples
     assert line.split()[-1] == "1"  # one cluster differs, to either side
     assert "(+0.0% to +100.0%)" in line
@@ -83,7 +90,7 @@ def test_samples_of_one_cluster_are_one_pair(written):
 def test_several_trainings_are_compared_by_their_means(written):
     before = [written(report()) for _ in range(2)]
     after = [written(report(LATER)), written(report(LATER))]
-    said = compare(before, after, ["questions"]).splitlines()
+    said = said_of(before, after, ["questions"]).splitlines()
     assert said[1].split()[4:6] == ["75.0%", "100.0%"] and said[1].endswith(")")  # no p
     assert said[-1].startswith("first is the mean of 2 trainings, second of 2")
 
@@ -117,7 +124,7 @@ ELSEWHERE = report(suites={"questions": {"samples": [sample(99, right=True)]}})
 )
 def test_what_cannot_be_compared_is_a_sentence(written, other, said):
     with pytest.raises(UserError, match=".*") as caught:
-        compare([written(report())], [written(other)])
+        said_of([written(report())], [written(other)])
     assert said in str(caught.value)
 
 
@@ -125,7 +132,7 @@ def test_what_cannot_be_compared_is_a_sentence(written, other, said):
 def test_scores_that_are_no_numbers_are_refused(written, scores):
     path = written(report(suites={"questions": {"samples": [sample(0, **scores)]}}))
     with pytest.raises(UserError, match="suite questions: expected .* finite scores"):
-        compare([path], [path])
+        said_of([path], [path])
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.inf, "much"])
@@ -133,7 +140,7 @@ def test_weights_that_are_none_are_refused(written, weight):
     heavy = sample(0, right=True) | {"weight": weight}
     path = written(report(suites={"questions": {"samples": [heavy]}}))
     with pytest.raises(UserError, match="weights above 0"):
-        compare([path], [path])
+        said_of([path], [path])
 
 
 @pytest.mark.parametrize(("cluster", "said"), [("a", "has the cluster 'a'"), (1, "any cluster by")])
@@ -141,26 +148,26 @@ def test_clusters_are_names_and_the_same_ones(written, cluster, said):
     samples = [sample(0, right=True) | {"cluster": name} for name in (cluster, "b")]
     paths = [written(report(suites={"questions": {"samples": [of]}})) for of in samples]
     with pytest.raises(UserError, match=said):
-        compare(*([path] for path in paths))
+        said_of(*([path] for path in paths))
 
 
 def test_drawings_of_other_settings_are_compared_and_a_note_says_so(written):
     few, many = (written(report(drawing={"num_inference_steps": n})) for n in (1, 50))
-    assert compare([few], [many]).endswith(
+    assert said_of([few], [many]).endswith(
         "drawn by different settings, which each report has as drawing"
     )
-    assert "settings" not in compare([few], [few])
+    assert "settings" not in said_of([few], [few])
 
 
 def test_a_suite_that_is_named_has_to_be_there(written):
     whole, fewer = written(report()), written(FEWER)
-    assert "questions" in compare([whole], [fewer], ["questions"])
+    assert "questions" in said_of([whole], [fewer], ["questions"])
     with pytest.raises(UserError, match="--suite: .* has no cosine, it has questions"):
-        compare([whole], [fewer], ["cosine"])
+        said_of([whole], [fewer], ["cosine"])
     with pytest.raises(UserError, match="--suite: questions stands twice"):
-        compare([whole], [fewer], ["questions", "questions"])
+        said_of([whole], [fewer], ["questions", "questions"])
     with pytest.raises(UserError, match="no sample in common"):
-        compare([fewer], [written(ELSEWHERE)])
+        said_of([fewer], [written(ELSEWHERE)])
 
 
 def fails(capsys, *arguments: object) -> str:
@@ -175,6 +182,10 @@ def test_the_verb_compares_two_and_refuses_what_does_not_belong(written, capsys)
     grouped = ["--compare", str(first), "--against", str(second), str(second)]
     assert main(["evaluate", *grouped]) == 0
     assert "second of 2" in capsys.readouterr().out
+    page = first.parent / "page"
+    assert main(["evaluate", "--compare", str(first), str(second), "--output", str(page)]) == 0
+    assert f"{page} holds report.html" in capsys.readouterr().out
+    assert "+25.0% (+0.0% to" in (page / "report.html").read_text()
     assert "expected two reports, got 1" in fails(capsys, "--compare", first)
     said = fails(capsys, "--compare", first, second, "--count", 3)
     assert "--count goes with --decoder or --model without --decoder, not with --compare" in said

@@ -10,13 +10,8 @@ from PIL import Image
 from metamorph.data.toy.scenes import Scene, caption, render
 from metamorph.evaluation.checker import ATTRIBUTES, CHANCE
 from metamorph.evaluation.contact_sheet import SheetDrawing, SheetEntry, contact_sheet
-from metamorph.quickstart.report import (
-    FIRST_QUESTIONS,
-    AnsweredQuestion,
-    duration,
-    percent,
-    write_report,
-)
+from metamorph.quickstart.report import FIRST_QUESTIONS, AnsweredQuestion, write_report
+from metamorph.static_page.page import duration, percent
 
 SCENE = Scene("square", "yellow", "large", "top left")
 REPORT = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from metamorph.devices import resolve_device
 from metamorph.errors import UserError
-from metamorph.evaluation.model_report import measure_model, model_sheet, model_table
+from metamorph.evaluation.model_report import measure_model, model_sheet, model_tables
 from metamorph.evaluation.options import Options
+from metamorph.evaluation.page import in_text
 from metamorph.evaluation.report import heading, write_report
 from metamorph.evaluation.task_source import SOURCES
 from metamorph.quickstart.pretrained.language import cached_language
@@ -52,7 +53,7 @@ def measure(output: Path, command: Sequence[str], count: int, seed: int) -> None
     assert sheet is not None  # of captions
     sheet.save(output / "samples.png")
     write_report(output / "evaluation.json", heading(command, seed, str(device)) | report)
-    print(model_table(report, samples))
+    print(in_text(model_tables(report, samples)))
     print(
         f"  model     {output / 'model'}\n"
         f"  pictures  {output / 'samples.png'}\n"
