@@ -119,12 +119,6 @@ class TrainingConfig:
         "cosine",
         **INSTRUCT_STAGE,
     )
-    feature_noise: float = option(
-        "longest noise on features of a drawn picture as the model reads them back, 0 for none",
-        0.0,
-        minimum=0,
-        **INSTRUCT_STAGE,
-    )
     precision: Precision = option("arithmetic of the step", "fp32")
     fp8_backend: Fp8Backend = option(
         "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES

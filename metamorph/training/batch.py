@@ -25,16 +25,9 @@ class Batch:
     visual_rows: Tensor
     visual_targets: Tensor
     features: Tensor | None = None  # [images, tokens, C] where they are cached
-    noise: Tensor | None = None  # [images, tokens, C] that the model reads features with
 
     @classmethod
-    def of(
-        cls,
-        row: PackedRow,
-        vision: VisionEncoder,
-        device: torch.device,
-        noise: Tensor | None = None,
-    ) -> "Batch":
+    def of(cls, row: PackedRow, vision: VisionEncoder, device: torch.device) -> "Batch":
         """Plans, preprocesses and sends a row; on a GPU the copies run while the host goes on."""
         pixels = features = None
         if row.features is None:
@@ -52,7 +45,6 @@ class Batch:
             visual_rows=send(row.visual_rows, device),
             visual_targets=send(row.visual_targets, device),
             features=features,
-            noise=None if noise is None else send(noise, device),
         )
 
     def visual_features(self, vision: VisionEncoder | None) -> Tensor:

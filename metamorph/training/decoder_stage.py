@@ -31,12 +31,13 @@ from metamorph.model.precision import autocast
 from metamorph.monitor.redrawn_sheet import RedrawnSheet
 from metamorph.monitor.telemetry import PictureTelemetry
 from metamorph.processes import add_up, gather, is_first, merged, rank, world_size
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
 from metamorph.training.decoders.latents import LatentTrainer
 from metamorph.training.decoders.one_pass import OnePassTrainer
 from metamorph.training.decoders.student import DistillTrainer
 from metamorph.training.decoders.validation import PictureValidation
 from metamorph.training.diffusion_objective import DiffusionObjective, training_schedule
-from metamorph.training.draws import Draws, add_noise, draw_noise
+from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
 from metamorph.training.measuring import measuring
 from metamorph.training.moving_average import MovingAverage

@@ -31,7 +31,6 @@ from metamorph.monitor.sample_sheet import SampleSheet
 from metamorph.monitor.telemetry import LanguageTelemetry
 from metamorph.processes import add_up, gather, merged, rank, world_size
 from metamorph.training.batch import Batch
-from metamorph.training.draws import Draws, add_noise, draw_noise
 from metamorph.training.lora import (
     LANGUAGE_LAYERS,
     add_adapters,
@@ -50,10 +49,11 @@ def batch_losses(
     model: MetaMorph, batch: Batch, counts: TargetCounts, visual_loss: VisualLoss = "cosine"
 ) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, as `vpit_losses` says, and its
-    target features [images, tokens, C]. The model reads features with the noise of the batch."""
+    target features [images, tokens, C]."""
     features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
-    read = features if batch.noise is None else add_noise(features, batch.noise)
-    states = model(batch.token_ids, batch.positions, batch.intervals, read, batch.visual_positions)
+    states = model(
+        batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
+    )
     targets = features.flatten(0, 1).index_select(0, batch.visual_targets)
     losses = vpit_losses(model, states, targets, batch, counts, visual_loss)
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
@@ -142,11 +142,8 @@ class LanguageStage:
                 f"{skips.examples}"
             )
         losses = torch.zeros(3, device=self.device)  # text, visual, cosine distance
-        for number, (lane, row) in enumerate(zip(self.lanes.streams, self.rows, strict=True), 1):
-            noise = None
-            if training.feature_noise:
-                noise = self.drawn_noise(row, step, lane)
-            batch = Batch.of(row, self.module.encoder, self.device, noise)
+        for number, row in enumerate(self.rows, start=1):
+            batch = Batch.of(row, self.module.encoder, self.device)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
             with autocast(training.precision, self.device):
                 text, visual, distance, targets = self.step_losses(batch, counts)
@@ -158,20 +155,6 @@ class LanguageStage:
             mask_frozen_rows(self.module, self.frozen_rows)
         text_loss, visual_loss, distance = add_up(losses)
         return {"text_loss": text_loss, "visual_loss": visual_loss, "cosine_distance": distance}
-
-    def drawn_noise(self, row: PackedRow, step: int, lane: int) -> Tensor:
-        """[images, tokens, C] for the features that a row reads, 0 for images of prompts."""
-        draws = Draws(self.config.seed, step, [lane])
-        config = self.module.config
-        tokens, width = config.tokens_per_image, config.visual_width
-        noise = torch.zeros(len(row.visual_positions) // tokens, tokens, width)
-        drawn = row.visual_targets[::tokens] // tokens  # images that are predicted, each whole
-        noise[drawn] = draw_noise(
-            (len(drawn), tokens, width),
-            self.config.training.feature_noise,
-            lambda distribution, shape: draws(distribution, (1, *shape))[0],
-        )
-        return noise
 
     def observe(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """What to log of the last step. All processes call this."""

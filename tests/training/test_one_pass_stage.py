@@ -15,9 +15,10 @@ from metamorph.decoder.kinds import open_decoder
 from metamorph.errors import Stopped, UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.decoder_stage import DecoderStage
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
 from metamorph.training.decoders.one_pass import OnePassTrainer
 from metamorph.training.decoders.one_pass_objective import Critic
-from metamorph.training.draws import Draws, add_noise, draw_noise
+from metamorph.training.draws import Draws
 from metamorph.training.loop import train
 from metamorph.training.picture_batch import PictureBatch
 from metamorph.training.rules import check_rules

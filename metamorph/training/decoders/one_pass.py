@@ -16,9 +16,10 @@ from metamorph.model.drawn_pixels import DrawnPixels
 from metamorph.model.encoder_identity import identity
 from metamorph.model.opening import open_encoder
 from metamorph.pixels import Square
+from metamorph.training.decoders.feature_noise import add_noise, draw_noise
 from metamorph.training.decoders.one_pass_objective import Critic, feature_error
 from metamorph.training.decoders.one_pass_rules import check_patches
-from metamorph.training.draws import Draws, add_noise, draw_noise
+from metamorph.training.draws import Draws
 from metamorph.training.lora import plain
 from metamorph.training.parallel import recompute
 from metamorph.training.picture_batch import PictureBatch, feature_cache
