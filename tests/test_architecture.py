@@ -49,7 +49,10 @@ def imported(module: str) -> dict[str, int]:
     return found
 
 
-IMPORTS = {module: imported(module) for module in MODULES}
+@cache
+def imports() -> dict[str, dict[str, int]]:
+    """Of every module; not before a test asks, for each process that runs tests reads this file."""
+    return {module: imported(module) for module in MODULES}
 
 
 def room(module: str) -> str:
@@ -60,7 +63,7 @@ def room(module: str) -> str:
 def rooms() -> dict[str, set[str]]:
     """The rooms that a room imports from."""
     found = {}
-    for module, others in IMPORTS.items():
+    for module, others in imports().items():
         found.setdefault(room(module), set()).update(
             room(other) for other in others if room(other) != room(module)
         )
@@ -135,7 +138,7 @@ def test_every_room_of_the_tree_is_on_the_page():
 
 
 def test_no_circle_of_imports():
-    assert not circle(IMPORTS)
+    assert not circle(imports())
     assert not circle(rooms())
 
 
@@ -146,7 +149,7 @@ def test_a_circle_would_be_seen():
 
 def test_metamorph_imports_in_the_order_of_the_page():
     height = {name: at for at, line in enumerate(order_of_imports()) for name in line}
-    for module, others in IMPORTS.items():
+    for module, others in imports().items():
         package, _, here = room(module).partition(".")
         if package != "metamorph" or here in ("", "__main__"):  # the face, and the way in
             continue
@@ -165,7 +168,7 @@ def test_bench_imports_in_the_order_of_the_page():
 
 
 def test_metamorph_kernels_imports_nothing_else_of_ours():
-    for module, others in IMPORTS.items():
+    for module, others in imports().items():
         if module.startswith("metamorph_kernels"):
             foreign = [other for other in others if not other.startswith("metamorph_kernels")]
             assert not foreign, f"{module} imports {foreign}"
