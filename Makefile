@@ -32,7 +32,7 @@ smollm-train: $(INSTALLED) ## teach it again, within two hours on two cores; goe
 
 test: $(INSTALLED) ## run all tests, then those of the Triton kernels in Triton's interpreter
 	FUZZ_ROUNDS=$(FUZZ_ROUNDS) $(PYTEST) --durations=15
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/*/test_triton_*.py
+	TRITON_INTERPRET=1 $(PYTEST) --dist=worksteal tests/kernels/*/test_triton_*.py
 
 aot: $(INSTALLED) ## compile every Triton kernel without a GPU; check and show its machine code
 	$(BIN)/python -m metamorph_kernels.aot
