@@ -8,11 +8,10 @@
 
 #include <cmath>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <tuple>
 
 #include "kernels.h"
+#include "require.h"
 
 // Weak, because a PyTorch without CUDA does not have it and shall load the library all the same.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
@@ -23,14 +22,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
 
 Element element_of(const char* name, const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();

@@ -158,7 +158,7 @@ def _flash(name: str, module: str) -> Provider:
 PROVIDERS = [
     *(
         Provider(f"ours {impl}", partial(_ours, impl), backend_absence(prefill_attention, impl))
-        for impl in ("triton", "torch")
+        for impl in ("triton", "cpp", "torch")
     ),
     Provider("SDPA dense mask", _dense_mask),
     _flash("flash-attn 2", "flash_attn"),

@@ -3,16 +3,11 @@
 #pragma once
 
 #include "kernels.h"
+#include "online_softmax.h"
 #include "vector.h"
 
 namespace metamorph::cpu {
 namespace {
-
-template <typename Element>
-INLINE const Element* at(const Cache& cache, int64_t sequence, int64_t head) {
-  return static_cast<const Element*>(cache.data) + sequence * cache.sequence_stride +
-         head * cache.head_stride;
-}
 
 // The products of a query and a key, added up by lanes. A query has zeros behind its columns.
 template <typename Element>
@@ -39,10 +34,12 @@ INLINE void fetch(const Element* rows, int64_t place_stride, int64_t count, int6
   }
 }
 
-// Scores of the next LANES of `count` keys; -inf in the lanes behind them.
-template <typename Element>
+// Scores of the next LANES of `count` keys; -inf in the lanes behind them. With VECTORS of a head
+// known, nothing is left to loop over.
+template <int VECTORS, typename Element>
 Floats scores(const float* query, const Element* keys, int64_t place_stride, int64_t count,
-              int64_t head_dim, float scale) {
+              int64_t columns, float scale) {
+  const int64_t head_dim = VECTORS > 0 ? VECTORS * LANES : columns;
   if (count >= LANES) {
     return scale * sums_of<0, LANES>([&](int i) __attribute__((always_inline)) {
       return products(query, keys + i * place_stride, head_dim);
@@ -55,106 +52,60 @@ Floats scores(const float* query, const Element* keys, int64_t place_stride, int
   return found;
 }
 
-// results = results * corrections + weights * values, for QUERIES rows and VECTORS vectors of each.
-template <int QUERIES, int VECTORS, typename Load>
-INLINE void add_values(float* results, int64_t width, const float* corrections,
-                       const float* weights, int64_t count, const Load& load_value) {
-  Floats sums[QUERIES][VECTORS];
-#pragma GCC unroll 4
-  for (int query = 0; query < QUERIES; ++query) {
-#pragma GCC unroll 4
-    for (int i = 0; i < VECTORS; ++i) {
-      sums[query][i] = load(results + query * width + i * LANES) * corrections[query];
-    }
-  }
-  for (int64_t key = 0; key < count; ++key) {
-    Floats value[VECTORS];
-#pragma GCC unroll 4
-    for (int i = 0; i < VECTORS; ++i) value[i] = load_value(key, i);
-#pragma GCC unroll 4
-    for (int query = 0; query < QUERIES; ++query) {
-      const float weight = weights[query * KEYS_AT_ONCE + key];
-#pragma GCC unroll 4
-      for (int i = 0; i < VECTORS; ++i) sums[query][i] += weight * value[i];
-    }
-  }
-#pragma GCC unroll 4
-  for (int query = 0; query < QUERIES; ++query) {
-#pragma GCC unroll 4
-    for (int i = 0; i < VECTORS; ++i) store(results + query * width + i * LANES, sums[query][i]);
+template <typename Element>
+using Scores = Floats (*)(const float*, const Element*, int64_t, int64_t, int64_t, float);
+
+template <typename Element>
+INLINE Scores<Element> scores_of(int64_t head_dim) {
+  switch (head_dim) {
+    case 1 * LANES: return scores<1, Element>;
+    case 2 * LANES: return scores<2, Element>;
+    case 4 * LANES: return scores<4, Element>;
+    case 8 * LANES: return scores<8, Element>;
+    default: return scores<0, Element>;
   }
 }
 
 template <int QUERIES, typename Element>
-void attend_tile(const float* queries, float* results, int64_t width, float* largest,
-                        float* sums, const Element* keys, int64_t key_stride,
-                        const Element* values, int64_t value_stride, int64_t count,
-                        int64_t next, int64_t head_dim, float scale, float* weights) {
+void attend_tile(const float* queries, float* results, int64_t width, Seen* seen,
+                 Scores<Element> scores, const Element* keys, int64_t key_stride,
+                 const Element* values, int64_t value_stride, int64_t count, int64_t next,
+                 int64_t head_dim, float scale, float* weights) {
+  for (int64_t key = 0; key < count; key += LANES) {
+    if (key < next) {
+      const int64_t some = next - key < LANES ? next - key : LANES, ahead = key + KEYS_AT_ONCE;
+      fetch(keys + ahead * key_stride, key_stride, some, head_dim);
+      fetch(values + ahead * value_stride, value_stride, some, head_dim);
+    }
+    for (int query = 0; query < QUERIES; ++query) {
+      store(weights + query * KEYS_AT_ONCE + key,
+            scores(queries + query * width, keys + key * key_stride, key_stride, count - key,
+                   head_dim, scale));
+    }
+  }
   float corrections[QUERIES];
-#pragma GCC unroll 4
   for (int query = 0; query < QUERIES; ++query) {
-    float* row = weights + query * KEYS_AT_ONCE;
-    Floats top = splat(largest[query]);
-    for (int64_t key = 0; key < count; key += LANES) {
-      if (query == 0 && key < next) {
-        const int64_t some = next - key < LANES ? next - key : LANES, ahead = key + KEYS_AT_ONCE;
-        fetch(keys + ahead * key_stride, key_stride, some, head_dim);
-        fetch(values + ahead * value_stride, value_stride, some, head_dim);
-      }
-      const Floats found = scores(queries + query * width, keys + key * key_stride, key_stride,
-                                  count - key, head_dim, scale);
-      store(row + key, found);
-      top = found > top ? found : top;
-    }
-    const float new_largest = largest_of(top);
-    Floats sum = {};
-    for (int64_t key = 0; key < count; key += LANES) {
-      const Floats weight = exponential(load(row + key) - new_largest);
-      store(row + key, weight);
-      sum += weight;
-    }
-    corrections[query] = exponential(splat(largest[query] - new_largest))[0];
-    sums[query] = sums[query] * corrections[query] + sum_of(sum);
-    largest[query] = new_largest;
+    corrections[query] = weigh(weights + query * KEYS_AT_ONCE, count, seen[query]);
   }
-  int64_t column = 0;
-  for (; column + 2 * LANES <= head_dim; column += 2 * LANES) {
-    add_values<QUERIES, 2>(results + column, width, corrections, weights, count,
-                           [&](int64_t key, int i) __attribute__((always_inline)) {
-                             return load(values + key * value_stride + column + i * LANES);
-                           });
-  }
-  for (; column < head_dim; column += LANES) {
-    const int64_t some = head_dim - column;
-    add_values<QUERIES, 1>(results + column, width, corrections, weights, count,
-                           [&](int64_t key, int) __attribute__((always_inline)) {
-                             const Element* value = values + key * value_stride + column;
-                             return some < LANES ? load_some(value, some) : load(value);
-                           });
-  }
+  add_values<QUERIES>(results, width, corrections, weights, values, value_stride, count, head_dim);
 }
 
 template <typename Element>
 INLINE void attend(const DecodeAttention& a, int64_t sequence, int64_t key_head, float* scratch) {
   const int64_t group = a.query_heads / a.key_heads, first = key_head * group;
-  const int64_t width = (a.head_dim + LANES - 1) / LANES * LANES;
+  const int64_t width = whole_vectors(a.head_dim, LANES);
   float* queries = scratch;
   float* results = queries + group * width;
-  float* largest = results + group * width;
-  float* sums = largest + group;
-  float* weights = sums + group;
+  Seen* seen = reinterpret_cast<Seen*>(results + group * width);
+  float* weights = reinterpret_cast<float*>(seen + group);
   for (int64_t query = 0; query < group; ++query) {
-    const Element* from = static_cast<const Element*>(a.q.data) + sequence * a.q.sequence_stride +
-                          (first + query) * a.q.head_stride;
-    for (int64_t column = 0; column < width; column += LANES) {
-      const int64_t some = a.head_dim - column;
-      store(queries + query * width + column,
-            some < LANES ? load_some(from + column, some) : load(from + column));
-      store(results + query * width + column, Floats{});
-    }
-    largest[query] = -__FLT_MAX__;  // not infinity: it is subtracted from scores of -infinity, too
-    sums[query] = 0;
+    load_row(static_cast<const Element*>(a.q.data) + sequence * a.q.row_stride +
+                 (first + query) * a.q.head_stride,
+             queries + query * width, a.head_dim, width);
+    std::memset(results + query * width, 0, width * sizeof(float));
+    seen[query] = NOTHING;
   }
+  const Scores<Element> scores = scores_of<Element>(a.head_dim);
   const Element* keys = at<Element>(a.keys, sequence, key_head);
   const Element* values = at<Element>(a.values, sequence, key_head);
   const int64_t length = a.lengths[sequence];
@@ -164,11 +115,10 @@ INLINE void attend(const DecodeAttention& a, int64_t sequence, int64_t key_head,
     const int64_t next = left < KEYS_AT_ONCE ? left : KEYS_AT_ONCE;  // keys of the next tile
     for (int64_t query = 0; query < group; query += QUERIES_AT_ONCE) {
       const auto tile = [&]<int QUERIES>() __attribute__((always_inline)) {
-        attend_tile<QUERIES>(queries + query * width, results + query * width, width,
-                             largest + query, sums + query, keys + key * a.keys.place_stride,
-                             a.keys.place_stride, values + key * a.values.place_stride,
-                             a.values.place_stride, count, query == 0 ? next : 0, a.head_dim,
-                             a.scale, weights);
+        attend_tile<QUERIES>(queries + query * width, results + query * width, width, seen + query,
+                             scores, keys + key * a.keys.place_stride, a.keys.place_stride,
+                             values + key * a.values.place_stride, a.values.place_stride, count,
+                             query == 0 ? next : 0, a.head_dim, a.scale, weights);
       };
       switch (group - query) {
         case 1: tile.template operator()<1>(); break;
@@ -181,9 +131,7 @@ INLINE void attend(const DecodeAttention& a, int64_t sequence, int64_t key_head,
   Element* out = static_cast<Element*>(a.out) +
                  (sequence * a.query_heads + first) * a.head_dim;
   for (int64_t query = 0; query < group; ++query) {
-    for (int64_t column = 0; column < a.head_dim; ++column) {
-      put(out + query * a.head_dim + column, results[query * width + column] / sums[query]);
-    }
+    put_row(out + query * a.head_dim, results + query * width, seen[query], a.head_dim);
   }
 }
 
@@ -196,5 +144,4 @@ void attend_head(const DecodeAttention& a, int64_t sequence, int64_t key_head, f
 }
 
 }  // namespace
-
 }  // namespace metamorph::cpu

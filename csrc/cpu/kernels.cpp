@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode_attention.h"
+#include "prefill_attention.h"
 #include "rows.h"
 
 #define NAME(level) level##_kernels
@@ -10,7 +11,7 @@
 namespace metamorph::cpu {
 
 Kernels KERNELS(METAMORPH_LEVEL)() {
-  return {LANES, attend_head, rotate_token, norm_row, swiglu_row};
+  return {LANES, attend_head, attend_block, rotate_token, norm_row, swiglu_row};
 }
 
 }  // namespace metamorph::cpu

@@ -10,7 +10,7 @@ enum class Element { FLOAT32, BFLOAT16 };
 // A tensor whose last dimension lies together in memory; strides are counted in elements.
 struct Heads {
   const void* data;
-  int64_t sequence_stride, head_stride;
+  int64_t row_stride, head_stride;
 };
 
 struct Cache {
@@ -29,9 +29,28 @@ struct DecodeAttention {
   float scale;
 };
 
+// out = softmax(scale q k^T) v of T new tokens: each sees the first places of its sequence.
+struct PrefillAttention {
+  Element element;
+  Heads q;                 // [T, Hq, D]
+  Cache keys, values;      // [B, S, Hkv, D]
+  void* out;               // [T, Hq, D], dense, zeros
+  const int32_t* visible;  // [T], each in 0..S
+  int64_t query_heads, key_heads, head_dim;
+  float scale;
+};
+
+// Tokens first to end - 1, all of one sequence, and the most places that one of them sees.
+struct Block {
+  int64_t sequence, first, end, keys;
+};
+
 // The queries of one key head of one sequence. `scratch` are floats of the thread's own.
 using AttendHead = void (*)(const DecodeAttention&, int64_t sequence, int64_t key_head,
                             float* scratch);
+// The same of one block.
+using AttendBlock = void (*)(const PrefillAttention&, const Block&, int64_t key_head,
+                             float* scratch);
 
 // The heads of one token: cos and sin are as long as a head, the sign of the first half in sin.
 using RotateToken = void (*)(const float* from, const float* cos, const float* sin, float* to,
@@ -43,6 +62,7 @@ using SwigluRow = void (*)(const float* gate, const float* up, float* to, int64_
 struct Kernels {
   int64_t lanes;  // floats of a vector
   AttendHead attend_head;
+  AttendBlock attend_block;
   RotateToken rotate_token;
   NormRow norm_row;
   SwigluRow swiglu_row;
@@ -51,11 +71,24 @@ struct Kernels {
 constexpr int64_t KEYS_AT_ONCE = 64;    // of which scores are held
 constexpr int64_t QUERIES_AT_ONCE = 4;  // that share a load of a value
 
+// Of each level its own, as it must not lend its code to another.
+static inline int64_t whole_vectors(int64_t columns, int64_t lanes) {
+  return (columns + lanes - 1) / lanes * lanes;
+}
+
 // What `attend_head` needs: a query and a result in whole vectors, a maximum and a sum for each
 // query of a key head, and scores.
 inline int64_t scratch_floats(const DecodeAttention& a, int64_t lanes) {
-  const int64_t width = (a.head_dim + lanes - 1) / lanes * lanes;
+  const int64_t width = whole_vectors(a.head_dim, lanes);
   return a.query_heads / a.key_heads * (2 * width + 2) + QUERIES_AT_ONCE * KEYS_AT_ONCE;
+}
+
+// What `attend_block` needs for so many tokens: the same for all of their queries, and a tile of
+// keys and values.
+inline int64_t scratch_floats(const PrefillAttention& a, int64_t tokens, int64_t lanes) {
+  const int64_t width = whole_vectors(a.head_dim, lanes);
+  return a.query_heads / a.key_heads * tokens * (2 * width + 2) +
+         KEYS_AT_ONCE * (a.head_dim + width + QUERIES_AT_ONCE);
 }
 
 // The same source compiled for each level; a level is called on processors that have it only.

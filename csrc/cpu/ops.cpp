@@ -4,14 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "../require.h"
 #include "kernels.h"
 
 namespace metamorph::cpu {
@@ -22,15 +22,8 @@ using torch::stable::Tensor;
 
 // What is worth a thread: less takes less time than it takes to wake one.
 constexpr int64_t KEYS_OF_A_THREAD = 4096;
+constexpr int64_t PAIRS_OF_A_THREAD = 16384;
 constexpr int64_t NUMBERS_OF_A_THREAD = 32768;
-
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
 
 // The best kernels that this processor has, or less where PyTorch's own variable asks for less.
 Kernels best_kernels() {
@@ -85,36 +78,46 @@ std::vector<int64_t> lengths_of(const Tensor& lengths, int64_t batch, int64_t pl
   return found;
 }
 
-Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& values,
-                           const Tensor& lengths, double scale) {
+// What both kinds of attention over a cache take: q [rows, Hq, D] and caches of its dtype.
+template <typename Attention>
+Attention attention_of(const Tensor& q, const char* q_letters, const Tensor& keys,
+                       const Tensor& values, double scale) {
   const ScalarType type = q.scalar_type();
   require(type == ScalarType::Float || type == ScalarType::BFloat16,
           "q: expected float32 or bfloat16, got ", torch::headeronly::toString(type));
-  require_tensor("q", q, 3, "[B, Hq, D]", type);
+  require_tensor("q", q, 3, q_letters, type);
   require_tensor("k_cache", keys, 4, "[B, S, Hkv, D]", type);
   require_tensor("v_cache", values, 4, "[B, S, Hkv, D]", type);
-  const int64_t batch = q.size(0), places = keys.size(1);
-  DecodeAttention arguments = {};
+  Attention arguments = {};
   arguments.query_heads = q.size(1);
   arguments.key_heads = keys.size(2);
   arguments.head_dim = q.size(2);
   for (int64_t i = 0; i < 4; ++i) {
     require(values.size(i) == keys.size(i), "v_cache: expected the shape of k_cache");
   }
-  require(keys.size(0) == batch && keys.size(3) == arguments.head_dim,
-          "k_cache: expected as many sequences and columns as q has");
+  require(keys.size(3) == arguments.head_dim, "k_cache: expected as many columns as q has, ",
+          arguments.head_dim, ", got ", keys.size(3));
   require(arguments.key_heads > 0 && arguments.query_heads % arguments.key_heads == 0,
           "q: expected heads in a multiple of the ", arguments.key_heads, " key heads, got ",
           arguments.query_heads);
-  const std::vector<int64_t> counts = lengths_of(lengths, batch, places);
-  Tensor out = torch::stable::new_zeros(q, {batch, arguments.query_heads, arguments.head_dim});
   arguments.element = type == ScalarType::Float ? Element::FLOAT32 : Element::BFLOAT16;
   arguments.q = {q.const_data_ptr(), q.stride(0), q.stride(1)};
   arguments.keys = cache_of(keys);
   arguments.values = cache_of(values);
+  arguments.scale = static_cast<float>(scale);
+  return arguments;
+}
+
+Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           const Tensor& lengths, double scale) {
+  auto arguments = attention_of<DecodeAttention>(q, "[B, Hq, D]", keys, values, scale);
+  const int64_t batch = q.size(0);
+  require(keys.size(0) == batch, "k_cache: expected as many sequences as q has, ", batch, ", got ",
+          keys.size(0));
+  const std::vector<int64_t> counts = lengths_of(lengths, batch, keys.size(1));
+  Tensor out = torch::stable::new_zeros(q, {batch, arguments.query_heads, arguments.head_dim});
   arguments.out = out.mutable_data_ptr();
   arguments.lengths = counts.data();
-  arguments.scale = static_cast<float>(scale);
 
   // Threads share the keys of all heads; a head is for the thread whose share its first key is in.
   int64_t all_keys = 0;
@@ -132,6 +135,71 @@ Tensor decode_attention_op(const Tensor& q, const Tensor& keys, const Tensor& va
     }
   };
   if (all_keys > 0) torch::stable::parallel_for(0, all_keys, KEYS_OF_A_THREAD, attend);
+  return out;
+}
+
+const int32_t* visible_of(const Tensor& visible, int64_t tokens, int64_t places) {
+  require(visible.is_cpu() && visible.scalar_type() == ScalarType::Int && visible.dim() == 1 &&
+              visible.size(0) == tokens && visible.is_contiguous(),
+          "visible: expected a contiguous int32 tensor of shape [", tokens, "] on the CPU");
+  const int32_t* found = static_cast<const int32_t*>(visible.const_data_ptr());
+  for (int64_t i = 0; i < tokens; ++i) {
+    require(0 <= found[i] && found[i] <= places, "visible: expected 0 to ", places, ", got ",
+            found[i]);
+  }
+  return found;
+}
+
+std::vector<Block> blocks_of(const Tensor& blocks, const int32_t* visible, int64_t tokens,
+                             int64_t sequences) {
+  require(blocks.is_cpu() && blocks.scalar_type() == ScalarType::Int && blocks.dim() == 2 &&
+              blocks.size(1) == 3 && blocks.is_contiguous(),
+          "blocks: expected a contiguous int32 tensor of shape [blocks, 3] on the CPU");
+  const int32_t* from = static_cast<const int32_t*>(blocks.const_data_ptr());
+  std::vector<Block> found(blocks.size(0));
+  for (Block& block : found) {
+    block = {from[0], from[1], from[2], 0};
+    from += 3;
+    require(0 <= block.sequence && block.sequence < sequences,
+            "blocks: expected sequences 0 to ", sequences - 1, ", got ", block.sequence);
+    require(0 <= block.first && block.first <= block.end && block.end <= tokens,
+            "blocks: expected tokens of 0 to ", tokens, ", got ", block.first, " to ", block.end);
+    for (int64_t token = block.first; token < block.end; ++token) {
+      block.keys = std::max<int64_t>(block.keys, visible[token]);
+    }
+  }
+  return found;
+}
+
+Tensor prefill_attention_op(const Tensor& q, const Tensor& keys, const Tensor& values,
+                            const Tensor& visible, const Tensor& blocks, double scale) {
+  auto arguments = attention_of<PrefillAttention>(q, "[T, Hq, D]", keys, values, scale);
+  const int64_t tokens = q.size(0);
+  arguments.visible = visible_of(visible, tokens, keys.size(1));
+  const auto table = blocks_of(blocks, arguments.visible, tokens, keys.size(0));
+  Tensor out = torch::stable::new_zeros(q, {tokens, arguments.query_heads, arguments.head_dim});
+  arguments.out = out.mutable_data_ptr();
+
+  // As above, of all pairs of a token and a key; those that a token does not see count, too.
+  const auto pairs_of = [](const Block& block) { return (block.end - block.first) * block.keys; };
+  int64_t all_pairs = 0, longest = 0;
+  for (const Block& block : table) {
+    all_pairs += pairs_of(block) * arguments.key_heads;
+    longest = std::max(longest, block.end - block.first);
+  }
+  const auto attend = [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(scratch_floats(arguments, longest, kernels().lanes));
+    int64_t first = 0;
+    for (const Block& block : table) {
+      for (int64_t head = 0; head < arguments.key_heads && pairs_of(block) > 0; ++head) {
+        if (begin <= first && first < end) {
+          kernels().attend_block(arguments, block, head, scratch.data());
+        }
+        first += pairs_of(block);
+      }
+    }
+  };
+  if (all_pairs > 0) torch::stable::parallel_for(0, all_pairs, PAIRS_OF_A_THREAD, attend);
   return out;
 }
 
@@ -266,6 +334,9 @@ STABLE_TORCH_LIBRARY(metamorph_cpu_ops, library) {
   library.def(
       "decode_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, float scale) "
       "-> Tensor");
+  library.def(
+      "prefill_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor visible, Tensor blocks, "
+      "float scale) -> Tensor");
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, int heads) -> Tensor");
   library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   library.def("swiglu(Tensor gate_up) -> Tensor");
@@ -277,6 +348,7 @@ STABLE_TORCH_LIBRARY(metamorph_cpu_ops, library) {
 // For tensors of every device, so that those of a wrong one meet the checks above.
 STABLE_TORCH_LIBRARY_IMPL(metamorph_cpu_ops, CompositeExplicitAutograd, library) {
   library.impl("decode_attention", TORCH_BOX(&metamorph::cpu::decode_attention_op));
+  library.impl("prefill_attention", TORCH_BOX(&metamorph::cpu::prefill_attention_op));
   library.impl("rotate", TORCH_BOX(&metamorph::cpu::rotate_op));
   library.impl("rms_norm", TORCH_BOX(&metamorph::cpu::rms_norm_op));
   library.impl("swiglu", TORCH_BOX(&metamorph::cpu::swiglu_op));

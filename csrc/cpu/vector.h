@@ -83,17 +83,29 @@ INLINE Floats sums_of(const Make& make) {
   }
 }
 
-INLINE float sum_of(Floats vector) {
-  float sum = 0;
-  for (int i = 0; i < LANES; ++i) sum += vector[i];
-  return sum;
+template <int BLOCK, int... LANE>
+INLINE Floats swapped(Floats vector, std::integer_sequence<int, LANE...>) {
+  return Floats{vector[LANE ^ BLOCK]...};
 }
 
-INLINE float largest_of(Floats vector) {
-  float largest = vector[0];
-  for (int i = 1; i < LANES; ++i) largest = vector[i] > largest ? vector[i] : largest;
-  return largest;
+// All lanes by `join`, halves of them at a time: one after another, each would wait for the last.
+template <int BLOCK = LANES / 2, typename Join>
+INLINE float joined(Floats vector, const Join& join) {
+  if constexpr (BLOCK == 0) {
+    return vector[0];
+  } else {
+    return joined<BLOCK / 2>(
+        join(vector, swapped<BLOCK>(vector, std::make_integer_sequence<int, LANES>())), join);
+  }
 }
+
+INLINE Floats larger(Floats a, Floats b) { return b > a ? b : a; }
+
+INLINE float sum_of(Floats vector) {
+  return joined(vector, [](Floats a, Floats b) __attribute__((always_inline)) { return a + b; });
+}
+
+INLINE float largest_of(Floats vector) { return joined(vector, larger); }
 
 // e^x for x <= 0 to 2 units in the last place, 0 below -87; a NaN stays one.
 INLINE Floats exponential(Floats x) {

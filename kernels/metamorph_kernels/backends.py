@@ -17,7 +17,7 @@ IMPLEMENTED = {  # "auto" takes the first that can run a call; on a CPU those of
     "interval_attention": ("triton", "torch"),
     "interval_attention_fp8": ("triton", "torch"),
     "decode_attention": ("triton", "cpp", "torch"),
-    "prefill_attention": ("triton", "torch"),
+    "prefill_attention": ("triton", "cpp", "torch"),
     "cosine_loss": ("triton", "cuda", "torch"),
     "linear_cosine_loss": ("triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "torch"),

@@ -43,6 +43,23 @@ def decode_attention_cpp(
     return torch.ops.metamorph_cpu_ops.decode_attention(*columns, lengths, scale)
 
 
+def prefill_attention_cpp(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, visible: Tensor, blocks: Tensor, scale: float
+) -> Tensor:
+    """`prefill_attention` of float32 or bfloat16 tensors on a CPU; nothing is differentiated.
+
+    q [T, Hq, D]; caches [B, S, Hkv, D], at any strides but of columns, as above; of a `PrefillRow`
+    visible int32 [T] and blocks int32 [blocks, 3], dense. Returns [T, Hq, D]; zeros for a token
+    that sees nothing or is in no block. Sums are in float32. The key heads of all blocks are shared
+    out to torch's threads.
+
+    Raises RuntimeError for tensors that do not fit, and for blocks and numbers of keys outside of
+    row and caches.
+    """
+    columns = map(neighbouring_columns, (q, k_cache, v_cache))
+    return torch.ops.metamorph_cpu_ops.prefill_attention(*columns, visible, blocks, scale)
+
+
 def runs_in_cpp(x: Tensor) -> bool:
     """Whether the functions below take `x`: float32 on a CPU, and nothing is differentiated."""
     fits = x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
@@ -95,14 +112,13 @@ def _load() -> str | None:
     return reason
 
 
-def _fake_decode_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float
-) -> Tensor:
+def _fake_attention(q: Tensor, *others: Tensor | float) -> Tensor:
     return q.new_empty(q.shape)
 
 
 FAKES = {
-    "decode_attention": _fake_decode_attention,
+    "decode_attention": _fake_attention,
+    "prefill_attention": _fake_attention,
     "rotate": lambda x, cos, sin, heads: x.new_empty(x.shape[0], heads, x.shape[2]),
     "rms_norm": lambda x, weight, eps: x.new_empty(x.shape),
     "swiglu": lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),

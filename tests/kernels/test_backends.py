@@ -95,7 +95,9 @@ def test_gluon_is_there_for_those_who_ask_for_it(monkeypatch):
     resolve, x = backends.resolve, torch.ones(1)
     with pytest.raises(ValueError, match="cannot run in Gluon here: Gluon kernels run on a GPU"):
         resolve("interval_attention", "gluon", x)
-    with pytest.raises(ValueError, match="prefill_attention takes 'auto', 'triton', 'torch', got"):
+    with pytest.raises(
+        ValueError, match="prefill_attention takes 'auto', 'triton', 'cpp', 'torch', got"
+    ):
         resolve("prefill_attention", "gluon", x)
     for name in ("triton_absence", "gluon_absence"):
         monkeypatch.setattr(backends, name, lambda *_: None)
@@ -139,11 +141,11 @@ def test_auto_takes_the_first_that_runs_on_a_gpu(monkeypatch):
 def test_auto_takes_triton_on_a_gpu_that_runs_it_and_else_pytorch(monkeypatch):
     absence = {"cuda": None}
     monkeypatch.setattr(backends, "triton_absence", lambda device_type, needs: absence[device_type])
-    assert backends.resolve("prefill_attention", "auto", OnGpu) == "triton"
-    assert backends.resolve("prefill_attention", "auto", torch.ones(1)) == "torch"
-    assert backends.resolve("prefill_attention", "auto", OnGpu, "a limit") == "torch"
+    assert backends.resolve("interval_attention", "auto", OnGpu) == "triton"
+    assert backends.resolve("interval_attention", "auto", torch.ones(1)) == "torch"
+    assert backends.resolve("interval_attention", "auto", OnGpu, "a limit") == "torch"
     absence["cuda"] = "too old"
-    assert backends.resolve("prefill_attention", "auto", OnGpu) == "torch"
+    assert backends.resolve("interval_attention", "auto", OnGpu) == "torch"
 
 
 def test_auto_takes_cpp_on_a_cpu_where_it_is_built(monkeypatch):

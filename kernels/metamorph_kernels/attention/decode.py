@@ -70,7 +70,7 @@ def decode_attention(
         impl,
         q,
         inference_limit(q, k_cache, v_cache),
-        cpp_limit=_cpp_limit(q, k_cache, v_cache),
+        cpp_limit=cpp_limit(q, k_cache, v_cache),
     )
     if counts and not may_be_transformed((q, k_cache, v_cache)):
         if backend == "cpp":
@@ -175,15 +175,6 @@ def _zeros_for_empty(out: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(lengths[:, None, None] > 0, out, 0)
 
 
-def _cpp_limit(q: Tensor, *caches: Tensor) -> str | None:
-    """What of a call the C++ kernel cannot do, or None."""
-    if q.dtype not in DTYPES:
-        return f"float32 and bfloat16 only, got {q.dtype}"
-    if torch.compiler.is_compiling():
-        return _gradient_limit(q, *caches)
-    return _NO_TRANSFORMS if may_be_transformed((q, *caches)) else None
-
-
 _NO_BACKWARD = "its kernel has no backward; call it under torch.no_grad()"
 _NO_TRANSFORMS = f"{_NO_BACKWARD} and outside of transforms of torch.func"
 
@@ -198,3 +189,12 @@ def inference_limit(*tensors: Tensor) -> str | None:
     if tensors[0].dtype == torch.float64:
         return "float64 runs in PyTorch only"
     return _gradient_limit(*tensors) or head_dim_limit(tensors[0].shape[-1])
+
+
+def cpp_limit(q: Tensor, *caches: Tensor) -> str | None:
+    """What of a call the C++ kernels over a cache cannot do, or None."""
+    if q.dtype not in DTYPES:
+        return f"float32 and bfloat16 only, got {q.dtype}"
+    if torch.compiler.is_compiling():
+        return _gradient_limit(q, *caches)
+    return _NO_TRANSFORMS if may_be_transformed((q, *caches)) else None

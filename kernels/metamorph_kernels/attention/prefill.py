@@ -11,9 +11,10 @@ from metamorph_kernels.arguments import (
     same_dtype,
     softmax_scale,
 )
-from metamorph_kernels.attention.decode import inference_limit
+from metamorph_kernels.attention.decode import cpp_limit, inference_limit
 from metamorph_kernels.attention.interval import WRITTEN_OUT, attention_is_written_out
 from metamorph_kernels.backends import resolve
+from metamorph_kernels.cpu_library import prefill_attention_cpp
 from metamorph_kernels.prefill_rows import Piece, PrefillRow
 from metamorph_kernels.transforms import OnceOnly
 
@@ -39,7 +40,8 @@ def prefill_attention(
 
     The PyTorch path is one call a piece, or a run of pieces alike in neighbouring sequences;
     compiled, it specialises on the pieces. Triton takes head dimensions 64, 80, 96 and 128, not
-    float64, and has no backward; it reads nothing on the host.
+    float64, and has no backward; it reads nothing on the host. C++, for CPUs, takes float32 and
+    bfloat16, and has no backward either.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, for a scale that is not
     positive, for an `impl` that cannot run this call, and for pieces that the cache has no room
@@ -56,13 +58,21 @@ def prefill_attention(
     check_integers("row", row.visible, (torch.int32,), q.device)
     check_shape("row", row.visible, "T", tokens)
     scale = softmax_scale(scale, head_dim)
-    backend = resolve("prefill_attention", impl, q, inference_limit(q, k_cache, v_cache))
+    backend = resolve(
+        "prefill_attention",
+        impl,
+        q,
+        inference_limit(q, k_cache, v_cache),
+        cpp_limit=cpp_limit(q, k_cache, v_cache),
+    )
     if backend == "torch" or not torch.compiler.is_compiling():  # else a graph would be of one row
         _check_room(row, *k_cache.shape[:2])
 
     def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor]:
         if backend == "torch":
             return (_prefill_attention_torch(q, k_cache, v_cache, row, scale),)
+        if backend == "cpp":
+            return (prefill_attention_cpp(q, k_cache, v_cache, row.visible, row.blocks, scale),)
         from metamorph_kernels.attention.prefill_triton import prefill_attention_triton
 
         return (prefill_attention_triton(q, k_cache, v_cache, row.visible, row.blocks, scale),)

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,13 +145,17 @@ def test_lower_levels_of_instructions(capability):
         "ATEN_CPU_CAPABILITY": capability,
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    this = [f"{__file__}::{test.__name__}" for test in LEVELS]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *this]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *LEVELS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and f"{len(LEVELS)} passed" in done.stdout, done.stdout
 
 
-LEVELS = (test_any_shape_against_float64, test_scores_far_apart_and_infinite)
+PREFILL = Path(__file__).with_name("test_cpp_prefill_attention.py")
+LEVELS = (
+    f"{__file__}::{test_any_shape_against_float64.__name__}",
+    f"{__file__}::{test_scores_far_apart_and_infinite.__name__}",
+    f"{PREFILL}::test_any_pieces_against_float64",
+)
 
 
 @needs_library
@@ -188,7 +193,7 @@ def test_called_itself_it_checks_what_it_is_given():
         ("q: expected float32 or bfloat16, got Double", (q.double(), keys, values, LENGTHS)),
         ("k_cache: expected Float, got BFloat16", (q, keys.bfloat16(), values, LENGTHS)),
         ("v_cache: expected the shape of k_cache", (q, keys, values[:, :9], LENGTHS)),
-        ("k_cache: expected as many sequences", (q[:2], keys, values, LENGTHS)),
+        ("k_cache: expected as many sequences as q has, 2, got 3", (q[:2], keys, values, LENGTHS)),
         ("q: .* multiple of the 2 key heads, got 5", (q[:, :5], keys, values, LENGTHS)),
         ("q: expected shape .B, Hq, D., got 2 dimensions", (q[0], keys, values, LENGTHS)),
         ("lengths: expected int32 or int64 of shape .3.", (q, keys, values, LENGTHS.float())),
