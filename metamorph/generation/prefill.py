@@ -87,22 +87,27 @@ def prefill(
         send(torch.tensor(visual_positions, dtype=torch.int64), device),
     )
     row = prefill_row([(p.slot, p.start, p.end - p.start) for p in pieces], spans, device)
-    if all(piece.start == 0 for piece in pieces):
+    ends = list(accumulate(piece.end - piece.start for piece in pieces))
+    last = send(torch.tensor(ends) - 1, device)  # of each piece its last token
+    # In the last layer nobody needs more of the other tokens than their keys and values.
+    last_row = prefill_row([(piece.slot, piece.end - 1, 1) for piece in pieces], device=device)
+    last_layer = model.config.language.num_hidden_layers - 1
+    attend = None  # on a CPU all attend over the cache, in C++ where that is built
+    if all(piece.start == 0 for piece in pieces) and (fp8 or device.type != "cpu"):
         attend = _fresh([piece.end for piece in pieces], spans, device, fp8)
-    else:
-        attend = None
 
     def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = cache.write(layer_index, row.sequences, row.positions, k, v)
+        if layer_index == last_layer:
+            return prefill_attention(q[last], keys, values, last_row)
         if attend is not None:
             return attend(layer_index, q, k, v)
         return prefill_attention(q, keys, values, row)
 
-    states = model.language.run(embeddings, *rotary.at(row.positions), attention)  # [T, H]
+    states = model.language.run(embeddings, *rotary.at(row.positions), attention, last)  # [N, H]
     for piece in pieces:
         cache.lengths[piece.slot] = piece.end
-    last = list(accumulate(piece.end - piece.start for piece in pieces))
-    return states[send(torch.tensor(last) - 1, device)]
+    return states
 
 
 def _fresh(

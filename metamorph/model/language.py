@@ -129,9 +129,18 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: Attention,
+        layer_index: int,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention, layer_index)
+        """States [T, H]; or [N, H] of the tokens `kept` int64 [N], if `attention` returns theirs
+        alone."""
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, attention, layer_index)
+        x = (x if kept is None else x[kept]) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -187,12 +196,24 @@ class Llama(nn.Module):
         cos, sin = self.tables(positions, self.config, embeddings.dtype)
         return self.run(embeddings, cos, sin, attention)
 
-    def run(self, embeddings: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """What `forward` computes, with the cos and sin of all positions from `tables`."""
+    def run(
+        self,
+        embeddings: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: Attention,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """What `forward` computes, with the cos and sin of all positions from `tables`.
+
+        Of the tokens `kept` int64 [N] alone, if they are given: then `attention` must return
+        [N, Hq, D] in the last layer, where nobody needs more of the others than keys and values.
+        """
         states = embeddings
-        for layer_index, layer in enumerate(self.model.layers):
+        *layers, last = self.model.layers
+        for layer_index, layer in enumerate(layers):
             states = layer(states, cos, sin, attention, layer_index)
-        return self.model.norm(states)
+        return self.model.norm(last(states, cos, sin, attention, len(layers), kept))
 
     def head(self, states: Tensor) -> Tensor:
         """Logits [N, V] of states [N, H]."""

@@ -91,6 +91,23 @@ def test_a_table_of_all_positions_holds_what_each_step_would_compute(make, preci
     assert dtypes == {dtype}
 
 
+@pytest.mark.parametrize("make", [lambda model: model, merged])
+def test_of_kept_tokens_the_last_layer_computes_the_same_states(make):
+    model = make(tiny_model()).language
+    embeddings, kept = torch.randn(5, 32), torch.tensor([1, 4])
+    last = len(model.model.layers) - 1
+
+    def attention_of(rows):
+        return lambda layer_index, q, k, v: q[rows] if layer_index == last else q
+
+    with torch.no_grad():
+        table = RotaryTable(model, 5, device=CPU, dtype=torch.float32).at(torch.arange(5))
+        expected = model.run(embeddings, *table, attention_of(...))[kept]
+        torch.testing.assert_close(
+            model.run(embeddings, *table, attention_of(kept), kept), expected
+        )
+
+
 def test_nothing_is_held_twice_and_what_is_saved_is_what_was_read(tmp_path):
     model = tiny_model()
     before = deepcopy(model.state_dict())
