@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from metamorph import lock
-from metamorph.errors import UserError
+from metamorph.errors import UserError, shown
 from metamorph.evaluation.report import write_report
 from metamorph.study.figures import figures
 from metamorph.study.plan import Plan
+from metamorph.study.verdicts import MOST_SEEDS
 
 STUDY = "study.json"
 
@@ -39,7 +40,8 @@ def claimed_folder(output: Path, plan: Plan) -> Generator[Plan]:
 def joined(output: Path, plan: Plan) -> Plan:
     """The plan with the figures and seeds that a folder's study has before it.
 
-    Raises `UserError` unless the folder is new, or its trainings are those of this plan's scale.
+    Raises `UserError` unless the folder is new, or its trainings are those of this plan's scale and
+    this version.
     """
     if not output.is_dir():
         return plan
@@ -49,17 +51,20 @@ def joined(output: Path, plan: Plan) -> Plan:
     found = written_grid(output)
     if found is None:
         raise UserError(f"--output: {output} holds no study, expected a new folder")
-    known = figures(plan.scale)
-    before = [name for name in found["figures"] if name in known]
-    names = [*before, *(figure.name for figure in plan.figures)]
-    whole = Plan.of(names, max(len(found["seeds"]), len(plan.seeds)), plan.scale)
-    if whole.described() != whole.described() | {
-        "scale": found["scale"],
-        "cells": whole.described()["cells"] | found["cells"],
-    }:
+    of = ", ".join(found["figures"])
+    gone = [name for name in found["figures"] if name not in figures(plan.scale)]
+    if gone:
         raise UserError(
-            f"--output: {output} holds another study, of {', '.join(found['figures'])}, whose "
-            f"trainings have other amounts; give a new folder, or --smoke as it was given then"
+            f"--output: {output} holds a study of {of}, by another version of metamorph, for there "
+            f"is no {shown(gone[0])}; give a new folder"
+        )
+    names = [*found["figures"], *(figure.name for figure in plan.figures)]
+    whole = Plan.of(names, max(len(found["seeds"]), len(plan.seeds)), plan.scale)
+    grid = whole.described()
+    if found["scale"] != grid["scale"] or not found["cells"].items() <= grid["cells"].items():
+        raise UserError(
+            f"--output: {output} holds another study, of {of}, whose trainings have other amounts; "
+            f"give a new folder, or --smoke as it was given then"
         )
     return whole
 
@@ -68,10 +73,22 @@ def written_grid(output: Path) -> dict | None:
     """The grid that the study of a folder was begun with; None where it holds no study."""
     try:
         grid = json.loads((output / STUDY).read_text(encoding="utf-8"))["grid"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    keys = {"figures": list, "seeds": list, "scale": dict, "cells": dict}
-    sound = isinstance(grid, dict) and all(
-        isinstance(grid.get(key), kind) for key, kind in keys.items()
+    return grid if _is_grid(grid) else None
+
+
+def _is_grid(grid: object) -> bool:
+    """Is it of the form that `Plan.described` has?"""
+    if not isinstance(grid, dict):
+        return False
+    names, seeds = grid.get("figures"), grid.get("seeds")
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(seeds, list)
+        and seeds == [*range(len(seeds))]
+        and len(seeds) <= MOST_SEEDS
+        and isinstance(grid.get("scale"), dict)
+        and isinstance(grid.get("cells"), dict)
     )
-    return grid if sound else None

@@ -102,7 +102,7 @@ class Records:
             record = json.loads(path.read_text(encoding="utf-8"))
             if self._is_of(training, record):
                 return record
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise UserError(
             f"{path} is not the record of {training.name}; remove it, and it is trained anew"

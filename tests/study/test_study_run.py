@@ -178,12 +178,34 @@ def test_figures_and_seeds_are_added_to_those_of_before(whole, tmp_path, fake, c
     assert f"{len(records.done)} of " in listing(first, plan, 1)
 
 
-@pytest.mark.parametrize("grid", [5, {}, ["f1"]])
+GRID = Plan.of(["f6"], 2, SMOKE).described()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        5, {}, ["f1"],
+        GRID | {"figures": [["f6"]]}, GRID | {"figures": "f6"}, GRID | {"cells": []},
+        GRID | {"seeds": ["0", "1"]}, GRID | {"seeds": [0, 2]}, GRID | {"seeds": [*range(1000)]},
+    ],
+)  # fmt: skip
 def test_a_file_that_is_called_as_a_study_but_is_none_is_left_alone(tmp_path, grid):
     (tmp_path / "study.json").write_text(json.dumps({"grid": grid}))
     with pytest.raises(UserError, match="holds no study, expected a new folder"):
         study_module.study(tmp_path, Plan.of(["f6"], 1, SMOKE), jobs=1)
     assert json.loads((tmp_path / "study.json").read_text()) == {"grid": grid}
+
+
+def test_a_study_that_another_version_wrote_is_left_alone(tmp_path):
+    """Its figure, of cells that are known, would be lost from the tables."""
+    written = json.dumps({"grid": GRID | {"figures": ["f6", "f77"]}})
+    (tmp_path / "study.json").write_text(written)
+    with pytest.raises(UserError, match="a study of f6, f77, by another version .* is no 'f77'"):
+        study_module.study(tmp_path, Plan.of(["f6"], 1, SMOKE), jobs=1)
+    assert (tmp_path / "study.json").read_text() == written
+    (tmp_path / "study.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="holds no study, expected a new folder"):
+        study_module.study(tmp_path, Plan.of(["f6"], 1, SMOKE), jobs=1)
 
 
 def test_folders_and_names_that_cannot_be_used_are_named(tmp_path, capsys):
@@ -211,7 +233,7 @@ def test_a_record_that_is_broken_is_named(whole, tmp_path):
         json.dumps(sound),
         first.read_text().replace('"seed": 0', '"seed": 1'),
     )
-    for text in ("", "{}", second.read_text(), without_a_score, other_seed):
+    for text in ("", "{}", "[" * 100_000, second.read_text(), without_a_score, other_seed):
         first.write_text(text)
         with pytest.raises(UserError, match="is not the record of .*; remove it"):
             study_module.study(output, plan, jobs=1)
