@@ -13,7 +13,7 @@ from torch import Tensor
 from metamorph.generation.settings import Sampling
 
 LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller divisor could be rounded to 0
-ALL = 2.0  # in place of a top_p that cuts nothing, even where probabilities add up to over 1
+ALL = 2.0  # in place of a top_p of 1, which cuts nothing even where probabilities add up to over 1
 MASK = 2**32 - 1
 
 
@@ -37,7 +37,7 @@ class SamplingTable:
         vocabulary = self.seen.shape[1]
         self.temperature[row] = sampling.temperature
         self.top_k[row] = min(sampling.top_k or vocabulary, vocabulary)
-        self.top_p[row] = ALL if sampling.top_p is None else sampling.top_p
+        self.top_p[row] = ALL if sampling.top_p in (None, 1) else sampling.top_p
         self.min_p[row] = sampling.min_p or 0.0
         self.penalty[row] = sampling.repetition_penalty
         self.seed[row] = sampling.seed
@@ -53,7 +53,7 @@ class SamplingTable:
 
     def cuts_nothing(self) -> bool:
         """Whether every token of every row may be drawn: then nothing has to be sorted."""
-        whole = (self.top_k >= self.seen.shape[1]) & (self.top_p >= 1) & (self.min_p == 0)
+        whole = (self.top_k >= self.seen.shape[1]) & (self.top_p == ALL) & (self.min_p == 0)
         return bool(whole.all())
 
     def choose(self, logits: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,9 +76,7 @@ class SamplingTable:
         ordered = ordered.masked_fill(ordered < last_kept, -math.inf)
         probabilities = ordered.softmax(dim=-1)
         better = probabilities.cumsum(dim=-1) - probabilities  # of all strictly better tokens
-        weights = (
-            ordered.exp()
-        )  # as without a cut: what is drawn depends on no neighbour's rounding
+        weights = ordered.exp()  # as without a cut: nothing depends on a neighbour's rounding
         dropped = (better >= self.top_p[:, None]) | (weights < self.min_p[:, None])
         weights = weights.masked_fill(dropped, 0.0)
         winner = (weights / arrival.gather(1, order)).argmax(dim=-1, keepdim=True)

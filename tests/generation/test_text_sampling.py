@@ -89,6 +89,16 @@ def test_a_row_that_cuts_nothing_draws_the_same_beside_one_that_does():
     assert torch.equal(beside[::2], alone)
 
 
+def test_a_top_p_of_one_cuts_nothing_beside_one_that_does(monkeypatch):
+    """The likelier token has all of 1, as float32 rounds it, and still the other may come first."""
+    name, times = "metamorph.generation.sampling.exponential_times", torch.tensor([1e30, 1e-30])
+    monkeypatch.setattr(name, lambda seed, *_: times.expand(len(seed), -1))
+    logits = torch.tensor([[0.0, -30.0]]).expand(2, -1)
+    both = Sampling(temperature=1.0, top_p=1.0), Sampling(temperature=1.0, top_p=0.5)
+    assert choose(logits, *both).tolist() == [1, 0]
+    assert choose(logits[:1], both[0]).tolist() == [1]
+
+
 def test_draws_differ_by_seed_and_by_place_in_the_answer():
     logits = torch.zeros(64, 50)
     draws = {
