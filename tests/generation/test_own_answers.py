@@ -52,10 +52,12 @@ def test_answers_that_ended_by_themselves_are_data(tmp_path):
     assert said == [["Hello!", "Hi, “friend”."], ["What is 2 + 2?", "4"]]
 
 
-def test_each_prompt_is_asked_several_times_with_seeds_of_their_own(tmp_path):
-    assistant = Scripted()
-    assert write_own_answers(assistant, [*REPLIES], tmp_path / "chat.jsonl", 9, samples=3) == 6
-    assert assistant.seeds == [0, 1, 2] * len(REPLIES)
+def test_each_answer_has_a_seed_of_its_own_whatever_else_is_asked(tmp_path):
+    every, last = Scripted(), Scripted()
+    assert write_own_answers(every, [*REPLIES], tmp_path / "chat.jsonl", 9, samples=3) == 6
+    assert len({*every.seeds}) == len(every.seeds) == 3 * len(REPLIES)
+    assert write_own_answers(last, [*REPLIES][-1:], tmp_path / "chat.jsonl", 9, samples=3) == 3
+    assert last.seeds == every.seeds[-3:]
 
 
 def test_the_mixture_holds_scenes_and_what_was_said(tmp_path):
