@@ -27,7 +27,8 @@ class Line:
 
     def at(self, key: str) -> float:
         """Where a value of the estimate is drawn, from 0 to 100: shares on all that they can be,
-        differences on both sides of zero, others from zero to the largest."""
+        differences on both sides of zero, others from zero to the largest, be it what guessing
+        scores."""
         return self._place(self.estimate[key])
 
     @property
@@ -35,7 +36,8 @@ class Line:
         return self._place(0.0)
 
     def _place(self, value: float) -> float:
-        least, most = min(0.0, self.estimate["low"]), max(0.0, self.estimate["high"])
+        least = min(0.0, self.estimate["low"])
+        most = max(0.0, self.estimate["high"], self.estimate.get("chance", 0.0))
         if self.share:
             least, most = 0.0, 1.0
         if self.signed:

@@ -81,6 +81,12 @@ def test_bars_are_drawn_where_the_values_lie(page):
     ]  # fmt: skip
 
 
+def test_who_is_worse_than_guessing_is_drawn_within_the_bar():
+    ranks = {"mean": 0.03, "low": 0.02, "high": 0.05, "chance": 0.1}
+    line = Line("reciprocal rank", {}, ranks, share=False)
+    assert [line.at(key) for key in ranks] == [30, 20, 50, 100]
+
+
 def test_a_line_that_is_always_the_same_is_drawn_too():
     line = Line("perplexity", {}, {"mean": 0.0, "low": 0.0, "high": 0.0}, share=False)
     assert (line.zero, line.at("mean")) == (0, 0)
