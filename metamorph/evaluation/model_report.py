@@ -116,9 +116,9 @@ def suite_report(name: str, samples: list[Scored], seed: int) -> dict:
             measures[measure]["chance"] = chance
     for measure, found in measures.items():
         if SUITES[name].paired and measure.startswith(SUITES[name].paired):
-            pairs = [(one.scores[measure], one.cluster) for one in samples if measure in one.scores]
-            better, worse = ([sign * value > 0 for value, _ in pairs] for sign in (1, -1))
-            found["p"] = mcnemar(worse, better, [cluster for _, cluster in pairs])
+            pairs = [one for one in samples if measure in one.scores]
+            better, worse = ([sign * one.scores[measure] > 0 for one in pairs] for sign in (1, -1))
+            found["p"] = mcnemar(worse, better, [one.cluster or one.id for one in pairs])
     records = [sample.record() for sample in samples]
     return {"asks": SUITES[name].asks, "measures": measures, "samples": records}
 

@@ -10,6 +10,7 @@ from metamorph.evaluation.model_report import suite_report
 from metamorph.evaluation.options import Options
 from metamorph.evaluation.puzzle_scores import PAIRED, knowledge_note, puzzle_scores
 from metamorph.evaluation.puzzles import puzzles
+from metamorph.evaluation.scored import Scored
 from metamorph.evaluation.suites import SUITES
 from metamorph.model.siglip import SiglipEncoder
 from metamorph.quickstart.run import ASSETS
@@ -65,6 +66,12 @@ def test_ways_of_asking_are_compared_on_the_same_puzzles(encoder, tokenizer):
     # A model that takes words for a bag draws both, and has understood neither.
     bag = measures(Literal(encoder, tokenizer, DRAWS | SCRAMBLED), 12)[PAIRED]
     assert [bag[key] for key in ("mean", "low", "high", "p")] == [0, 0, 0, 1]
+
+
+def test_pairs_without_a_cluster_are_independent():
+    pairs = [Scored(str(number), "", {PAIRED: 1}) for number in range(5)]
+    found = suite_report("puzzles", pairs, seed=0)["measures"][PAIRED]
+    assert (found["clusters"], found["p"]) == (5, 2 / 2**5)
 
 
 def test_each_kind_of_knowledge_and_what_is_known_have_their_own_shares(encoder, tokenizer):
