@@ -9,9 +9,17 @@ from functools import cached_property, partial
 
 import torch
 
+
+def rounds_of(text: str) -> int:
+    """A number of rounds as BENCH_ROUNDS says it. Raises ValueError for what is none."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"BENCH_ROUNDS: expected a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
 WARM_UP_CALLS = 5
 LEAST_ROUNDS = 10
-MOST_ROUNDS = int(os.environ.get("BENCH_ROUNDS", 100))  # 1 where only verification matters
+MOST_ROUNDS = rounds_of(os.environ.get("BENCH_ROUNDS", "100"))  # 1 where only verification matters
 LONG_ROUND, LEAST_LONG_ROUNDS = 1.0, 3  # seconds, from which on fewer rounds have to do
 CYCLES_PER_SECOND = 2e9  # no less than any GPU's clock, so that a wait is never too short
 LONGEST_WAIT = 0.05  # seconds; a launch slower than this is slow for another reason

@@ -42,6 +42,13 @@ def test_candidates_take_turns_and_inputs_rotate():
     assert [repeat for _, repeat in timed] == [i // 3 for i in range(3 * LEAST_ROUNDS)]
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "abc", ""])
+def test_a_number_of_rounds_that_is_none_is_refused(text):
+    assert timing.rounds_of("1") == 1
+    with pytest.raises(ValueError, match=f"BENCH_ROUNDS: expected .* got '{text}'"):
+        timing.rounds_of(text)
+
+
 def test_a_single_round_still_calls_with_more_than_the_verified_inputs(monkeypatch):
     monkeypatch.setattr(timing, "MOST_ROUNDS", 1)
     calls = []
