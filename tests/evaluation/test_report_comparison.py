@@ -62,6 +62,16 @@ def test_only_common_samples_are_compared_and_a_note_says_so(written):
     assert said.splitlines()[-1] == "questions: compared on the 5 of 8 samples that all have"
 
 
+def test_a_suite_of_which_a_model_has_no_sample_is_left_out_and_a_note_says_so(written):
+    empty = report()
+    empty["suites"]["cosine"]["samples"] = []
+    whole, without = written(report()), written(empty)
+    for first, second in ((whole, without), (without, whole), (without, without)):
+        _, questions, note = said_of([first], [second]).splitlines()
+        assert questions.startswith("questions")
+        assert note == f"cosine: not compared, {without} has no sample of it"
+
+
 def test_a_measure_of_some_samples_is_compared_on_those(written):
     mixed = report()
     mixed["suites"]["questions"]["samples"][0]["scores"]["place"] = True
