@@ -15,6 +15,7 @@ _HOMES = {
     "Assistant": "metamorph.generation.assistant",
     "VisualDecoder": "metamorph.decoder.pipeline",
     "FeatureAdapter": "metamorph.decoder.adapter",  # diffusers looks for its components here
+    "register_with_transformers": "metamorph.integrations.transformers.registration",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore[unresolvable-dunder-all]  it lists what is lazy
 

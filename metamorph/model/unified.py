@@ -29,6 +29,7 @@ from metamorph.model.weights import (
 from metamorph_kernels import Intervals, MLPGelu, interval_attention, linear_cosine_loss
 
 MODEL_TYPE = "metamorph"
+WRITTEN_BY_TRANSFORMERS = ("architectures", "dtype", "transformers_version")  # and nothing to us
 LANGUAGE_PREFIX = "language."
 LLAMA_PREFIXES = ("model.", "lm_head.")
 
@@ -102,7 +103,8 @@ class MetaMorphConfig:
             raise UserError(
                 f"expected model_type {MODEL_TYPE!r}, got {shown(data.get('model_type'))}"
             )
-        values = {key: value for key, value in data.items() if key != "model_type"}
+        passed_over = ("model_type", *WRITTEN_BY_TRANSFORMERS)
+        values = {key: value for key, value in data.items() if key not in passed_over}
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(f"unknown key {unknown[0]!r}")
@@ -267,7 +269,8 @@ class MetaMorph(nn.Module):
         tokenizer=None,
         whole: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> None:
-        """Write the unified folder: weights, config.json, tokenizer files and encoder/.
+        """Write the unified folder: weights, config.json, tokenizer files and encoder/, and the
+        generation_config.json by which transformers stops.
 
         The Llama keeps its Hugging Face names, so that other tools find it. `whole` gives the
         values of a parameter that is more than a tensor here; it is asked for one at a time.
@@ -283,7 +286,18 @@ class MetaMorph(nn.Module):
             self.vision.save_pretrained(folder / "encoder")
         if tokenizer is not None:
             write_tokenizer(folder, tokenizer)
+        write_json(folder / "generation_config.json", text_generation(self.config))
         write_json(folder / "config.json", self.config.to_dict())
+
+
+def text_generation(config: MetaMorphConfig) -> dict:
+    """The generation_config.json by which transformers writes text: where it stops, and no picture
+    is begun, for it cannot go on with one."""
+    return {
+        "eos_token_id": config.eos_ids,
+        "pad_token_id": config.pad_id,
+        "suppress_tokens": [config.image_start_id],
+    }
 
 
 def file_name(name: str) -> str:

@@ -1,0 +1,41 @@
+"""The config.json of a model folder as transformers reads and writes it."""
+
+from dataclasses import fields
+from typing import Any
+
+from transformers import LlamaConfig, PretrainedConfig
+
+from metamorph.model.unified import MODEL_TYPE, WRITTEN_BY_TRANSFORMERS, MetaMorphConfig
+
+OWN = tuple(field.name for field in fields(MetaMorphConfig))
+# With the last one a folder is for transformers alone, and our own reader says so.
+WRITTEN = {"model_type", *OWN, *WRITTEN_BY_TRANSFORMERS, "quantization_config"}
+
+
+class MetaMorphPretrainedConfig(PretrainedConfig):
+    """`MetaMorphConfig` under the same names, with `language` as a LlamaConfig.
+
+    What else transformers or a trainer sets on it, such as `use_cache`, is not saved: the file
+    stays one that `MetaMorphConfig.read` reads.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"language": LlamaConfig}
+
+    def __init__(self, language: dict | LlamaConfig | None = None, **values: Any):
+        is_read = isinstance(language, LlamaConfig)
+        self.language = language if is_read else LlamaConfig(**language or {})
+        tied = self.language.tie_word_embeddings
+        super().__init__(**values | {"tie_word_embeddings": tied})
+
+    def checked(self) -> MetaMorphConfig:
+        """The same as our own. `UserError` if something is missing or does not fit."""
+        own = {name: getattr(self, name) for name in OWN if hasattr(self, name)}
+        language = self.language.to_dict()
+        return MetaMorphConfig.from_dict(own | {"model_type": MODEL_TYPE, "language": language})
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None):
+        return self.language
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_diff_dict().items() if key in WRITTEN}
