@@ -173,7 +173,7 @@ class ChatEncoder:
     def encode(self, sample: Sample) -> Document:
         """A whole conversation, for training. Raises `SampleError` if it is not well formed, or
         holds nothing that could be learned."""
-        document = self._document(sample, begin_response=False)
+        document = self.document(sample, begin_response=False)
         if not any(document.supervised):
             raise SampleError("no response", f"sample {sample.id}: no turn is the assistant's")
         return document
@@ -182,7 +182,7 @@ class ChatEncoder:
         """A conversation that ends with the user's turn, followed by how a response begins."""
         if sample.turns and sample.turns[-1].role != USER:
             raise SampleError("no question", f"sample {sample.id}: the last turn is not the user's")
-        return self._document(sample, begin_response=True)
+        return self.document(sample, begin_response=True)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of generated ids, without special tokens."""
@@ -191,7 +191,9 @@ class ChatEncoder:
         )
         return text.strip()
 
-    def _document(self, sample: Sample, begin_response: bool) -> Document:
+    def document(self, sample: Sample, begin_response: bool) -> Document:
+        """A conversation, whoever spoke last, and with `begin_response` how a response begins.
+        Raises `SampleError` if it is not well formed."""
         check_conversation(sample)
         skeleton, words = self._skeleton(sample.turns)
         try:

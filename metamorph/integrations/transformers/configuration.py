@@ -10,6 +10,8 @@ from metamorph.model.unified import MODEL_TYPE, WRITTEN_BY_TRANSFORMERS, MetaMor
 OWN = tuple(field.name for field in fields(MetaMorphConfig))
 # With the last one a folder is for transformers alone, and our own reader says so.
 WRITTEN = {"model_type", *OWN, *WRITTEN_BY_TRANSFORMERS, "quantization_config"}
+# What `from_pretrained` was told of where to get files from, for those that it has to get itself.
+FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 class MetaMorphPretrainedConfig(PretrainedConfig):

@@ -10,14 +10,13 @@ from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel, P
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from metamorph.integrations.transformers.configuration import MetaMorphPretrainedConfig
+from metamorph.integrations.transformers.configuration import FROM_HUB, MetaMorphPretrainedConfig
 from metamorph.model.encoders import open_vision
 from metamorph.model.unified import text_generation
 from metamorph.model.vision import VisionEncoder
 from metamorph_kernels import MLPGelu
 
 ENCODER = "encoder"  # the folder beside the weights
-FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 IGNORED = -100  # of labels, as everywhere in transformers
 
 
