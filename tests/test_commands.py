@@ -67,6 +67,7 @@ NOT_RUN_HERE = {
     "metamorph serve --host 0.0.0.0 --token-file token.txt --server-name pictures.example.org": (
         SERVES
     ),
+    "hf upload me/toy-scenes runs/quickstart/model": "it uploads",
     "hf download google/siglip-so400m-patch14-384 "
     "--local-dir models/siglip-so400m-patch14-384": NETWORK,
     "pip install ./kernels '.[evaluate]'": NETWORK,

@@ -10,6 +10,7 @@ import sys
 
 from metamorph import __version__
 from metamorph.cli import (
+    card,
     chat,
     doctor,
     encode,
@@ -32,7 +33,7 @@ VERBS = {
     verb.NAME: verb
     for verb in (
         quickstart, train, validate_data, encode, generate, chat, serve, evaluate, study, join,
-        export, import_weights, doctor,
+        export, card, import_weights, doctor,
     )
 }  # fmt: skip
 WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)

@@ -31,7 +31,7 @@ def compare(
     `suites` are those to compare (default: all, which all reports have to have). Raises `UserError`
     for a file that is no such report, and for reports that cannot be compared.
     """
-    reports = {path: _read(path) for path in (*first, *second)}
+    reports = {path: read_report(path) for path in (*first, *second)}
     _check_alike(reports)
     chosen = _chosen(reports, suites)
     tables, notes = [], []
@@ -61,7 +61,8 @@ def compare(
     return tables, notes
 
 
-def _read(path: Path) -> dict:
+def read_report(path: Path) -> dict:
+    """The evaluation.json of a model, checked. Raises `UserError` for another file."""
     check_file(path, "the evaluation.json of a model")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
