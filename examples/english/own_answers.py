@@ -21,8 +21,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("language", type=Path, help="folder of a Llama with a chat template")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--max-new-tokens", type=int, default=120, help="of an answer")
-    parser.add_argument("--samples", type=int, default=2, help="answers to each prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=80, help="of an answer")
     arguments = parser.parse_args()
     # The encoder only makes it a whole model: nothing is shown, and nothing may be drawn.
     model, tokenizer = assemble(arguments.language, ASSETS / "encoder", grid=4)
@@ -32,9 +31,7 @@ if __name__ == "__main__":
     for path, name in ((PROMPTS, "chat.jsonl"), (HELD_OUT_PROMPTS, "chat_held_out.jsonl")):
         prompts = path.read_text(encoding="utf-8").splitlines()
         target = arguments.output / name
-        written = write_own_answers(
-            assistant, prompts, target, arguments.max_new_tokens, arguments.samples
-        )
-        print(f"{target}: {written} of {arguments.samples * len(prompts)} ended by themselves")
+        written = write_own_answers(assistant, prompts, target, arguments.max_new_tokens)
+        print(f"{target}: {written} of {len(prompts)} answers ended by themselves")
     mixture = configs_folder() / "mixtures" / "english.yaml"
     print(shutil.copy(mixture, arguments.output))

@@ -27,11 +27,10 @@ class Scripted:
     """Stands in for an assistant that answers one question in each round."""
 
     def __init__(self):
-        self.waiting, self.seeds = [], []
+        self.waiting = []
 
     def submit(self, messages, settings):
-        assert settings.max_images == 0 and settings.sampling.temperature == 1
-        self.seeds.append(settings.sampling.seed)
+        assert settings.max_images == 0 and settings.sampling.temperature == 0
         text, reason = REPLIES[messages[-1].text]
         reply = SimpleNamespace(text=text, finish_reason=reason, error="")
         self.waiting.append(SimpleNamespace(finished=False, reply=reply))
@@ -52,20 +51,12 @@ def test_answers_that_ended_by_themselves_are_data(tmp_path):
     assert said == [["Hello!", "Hi, “friend”."], ["What is 2 + 2?", "4"]]
 
 
-def test_each_answer_has_a_seed_of_its_own_whatever_else_is_asked(tmp_path):
-    every, last = Scripted(), Scripted()
-    assert write_own_answers(every, [*REPLIES], tmp_path / "chat.jsonl", 9, samples=3) == 6
-    assert len({*every.seeds}) == len(every.seeds) == 3 * len(REPLIES)
-    assert write_own_answers(last, [*REPLIES][-1:], tmp_path / "chat.jsonl", 9, samples=3) == 3
-    assert last.seeds == every.seeds[-3:]
-
-
 def test_the_mixture_holds_scenes_and_what_was_said(tmp_path):
     shutil.copy(configs_folder() / "mixtures" / "english.yaml", tmp_path)
     write_own_answers(Scripted(), [*REPLIES], tmp_path / "chat.jsonl", 9)
     source = open_source(DataConfig(source="mixture", path=str(tmp_path / "english.yaml")), seed=0)
     kinds = [source.sample(index).id.startswith("english-train") for index in range(100)]
-    assert 90 <= sum(kinds) <= 94
+    assert 88 <= sum(kinds) <= 92
 
 
 def test_a_model_that_never_ends_an_answer_is_a_sentence(tmp_path):

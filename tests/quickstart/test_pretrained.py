@@ -59,7 +59,7 @@ def short(monkeypatch):
         config.training.steps, config.training.checkpoint_every = 2, 1
         return config
 
-    def said(assistant, prompts, path, longest, samples):
+    def said(assistant, prompts, path, longest):
         path.parent.mkdir(parents=True, exist_ok=True)
         turns = {"from": "human", "value": prompts[0]}, {"from": "gpt", "value": "Yes."}
         path.write_text(json.dumps({"conversations": turns}) + "\n")

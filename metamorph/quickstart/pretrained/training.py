@@ -33,8 +33,7 @@ from metamorph.training.loop import train
 STAGES = ("align", "instruct")
 MIXTURE = configs_folder() / "mixtures" / "english.yaml"
 CHAT, HELD_OUT_CHAT = "chat.jsonl", "chat_held_out.jsonl"
-LONGEST_ANSWER = 120  # tokens of its own answers to plain prompts
-ANSWERS = 2  # to each prompt
+LONGEST_ANSWER = 80  # tokens of its own answers to plain prompts
 TIMED_STEPS = 2
 MARKER = "training-of-smollm2"  # tells its folder from those that another quickstart may replace
 
@@ -95,7 +94,7 @@ def write_chat(language: Path, data: Path) -> None:
     assistant = plain_assistant(language, str(CHAT_TEMPLATE))
     for path, name in ((PROMPTS, CHAT), (HELD_OUT_PROMPTS, HELD_OUT_CHAT)):
         prompts = path.read_text(encoding="utf-8").splitlines()
-        write_own_answers(assistant, prompts, data / name, LONGEST_ANSWER, ANSWERS)
+        write_own_answers(assistant, prompts, data / name, LONGEST_ANSWER)
     write_text(data / MIXTURE.name, MIXTURE.read_text(encoding="utf-8"))
 
 

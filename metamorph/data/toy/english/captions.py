@@ -21,7 +21,6 @@ from metamorph.data.toy.english.words import (
 from metamorph.data.toy.scenes import Scene
 
 PLAIN_SHARE = 0.5  # of words: the first one of its table
-UNSAID_SHARE = 0.5  # of captions that may leave something unsaid
 
 ONE = {  # captions of one shape
     "train": (
@@ -38,18 +37,6 @@ ONE = {  # captions of one shape
         "{size} {colour} {shape}, {label}",
         "a {size} {shape}, coloured {colour}, {where}",
         "{where} a {size} {colour} {shape}",
-        "a {colour} {shape} {where} that is {size}",
-        "a {shape} {where} in {colour}, {size}",
-        "a {shape}, {where}, {size}, {colour}",
-        "{label}, a {size} {colour} {shape}",
-        "{colour} and {size}, a {shape} {where}",
-        "{shape}: {size}, {colour}, {label}",
-        "a {shape} {where} which should be {colour} and {size}",
-        "a {size} {shape} of {colour} colour {where}",
-        "the {shape} {where}, in {colour} and {size}",
-        "exactly one {shape}, {size} and {colour}, {where}",
-        "a {size} {shape}; it is {colour} and stands {where}",
-        "a {colour} {shape}; its size is {size}, its place {label}",
     ),
     "held_out": (
         "a {colour} {shape}, {size} in size, {where}",
@@ -59,28 +46,6 @@ ONE = {  # captions of one shape
         "{label}: {colour}, {size}, {shape}",
         "a {shape} whose colour is {colour} and whose size is {size}, {where}",
         "{where}, one {shape}, {colour}, {size}",
-    ),
-}
-UNSAID = {  # of one shape, in training: what is not said is large, and in the centre
-    "size": (
-        "a {colour} {shape} {where}",
-        "a {shape} in {colour} {where}",
-        "a {shape} {where}, {colour}",
-        "{colour} {shape}, {label}",
-        "{where} a {colour} {shape}",
-    ),
-    "place": (
-        "a {size} {colour} {shape}",
-        "a {colour} {shape}, {size}",
-        "a {size} {shape} in {colour}",
-        "a {shape} that is {size} and {colour}",
-    ),
-    "both": (
-        "a {colour} {shape}",
-        "a {shape} in {colour}",
-        "a {shape}, coloured {colour}",
-        "a {shape} that is {colour}",
-        "one {colour} {shape}",
     ),
 }
 SEVERAL = {  # captions of several equal shapes
@@ -94,14 +59,6 @@ SEVERAL = {  # captions of several equal shapes
         "{count} {size} {shapes}, all {colour}",
         "exactly {count} {size} {colour} {shapes}",
         "{count} {shapes} that are {size} and {colour}",
-        "{count} {shapes} in {colour}, {size}",
-        "{size} {shapes}: {count}, in {colour}",
-        "{count} times a {size} {colour} {shape}",
-        "{count} of the same {shape}, {size} and {colour}",
-        "{colour} {shapes}, {count} of a {size} size",
-        "{count} {colour} {shapes}",
-        "{count} {shapes} in {colour}",
-        "{count} {shapes}, all {colour}",
     ),
     "held_out": (
         "{count} {size} {shapes}, every one of them {colour}",
@@ -134,25 +91,9 @@ def options(scene: Scene, words: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def templates(scene: Scene, phrasing: str) -> Sequence[str]:
-    """What says this scene and no other, in a `phrasing`."""
-    return (ONE if scene.count == 1 else SEVERAL)[phrasing]
-
-
-def shorter_templates(scene: Scene) -> Sequence[str]:
-    """What says a scene of training by leaving out what goes without saying."""
-    large, central = scene.size == "large", scene.place == "center"
-    if scene.count > 1 or not (large or central):
-        return ()
-    return UNSAID["both" if large and central else "size" if large else "place"]
-
-
 def english_caption(rng: random.Random, scene: Scene, phrasing: str, words: str) -> str:
     """A caption of a `phrasing`, "train" or "held_out", in one set of `words`. Articles and
     spelling are still to be put right."""
-    chosen = templates(scene, phrasing)
-    shorter = shorter_templates(scene) if phrasing == "train" else ()
-    if shorter and rng.random() < UNSAID_SHARE:
-        chosen = shorter
+    template = rng.choice((ONE if scene.count == 1 else SEVERAL)[phrasing])
     slots = {name: say(rng, choice) for name, choice in options(scene, words).items()}
-    return rng.choice(chosen).format(**slots)
+    return template.format(**slots)

@@ -15,9 +15,7 @@ PHRASINGS = ("train", "held_out", "new_words")
 AMERICAN_SHARE = 0.5  # of requests; the others are in British spelling
 UNPUNCTUATED_SHARE = 0.3  # without their last sign
 LOWER_CASE_SHARE = 0.25
-AMERICAN = {"olour": "olor", "entre": "enter"} | {
-    f"{verb}ise": f"{verb}ize" for verb in ("isual", "ummar", "ecogn")
-}
+AMERICAN = {"olour": "olor", "entre": "enter", "isualise": "isualize", "ummarise": "ummarize"}
 
 
 class English:
