@@ -19,6 +19,7 @@ from metamorph.model.weights import read_tokenizer
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.quickstart.run import ASSETS, build_start
 from tests.processes import run_processes
+from tests.tiny_run import write_language
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -148,3 +149,15 @@ def test_the_ops_elsewhere_need_torch_alone():
         elif isinstance(node, ast.ImportFrom):
             modules.add(node.module.split(".")[0])
     assert modules == {"torch", "metamorph_kernels"}
+
+
+def test_a_random_language_model_has_the_tokenizer_of_another(tmp_path, monkeypatch, capsys):
+    words = write_language(tmp_path / "words")
+    program = EXAMPLES / "english" / "random_language.py"
+    options = "--width", "64", "--layers", "1"
+    monkeypatch.setattr(sys, "argv", [str(program), str(words), str(tmp_path / "random"), *options])
+    runpy.run_path(str(program), run_name="__main__")
+    assert "0.1 million random weights" in capsys.readouterr().out
+    model, tokenizer = assemble(tmp_path / "random", ASSETS / "encoder", grid=4)
+    assert model.config.language.hidden_size == 64
+    assert tokenizer.get_vocab().items() >= read_tokenizer(words).get_vocab().items()
