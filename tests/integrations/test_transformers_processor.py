@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
 
 from metamorph import MetaMorph, register_with_transformers
 from metamorph.data.conversation import ChatEncoder, Sample, Turn
@@ -103,6 +103,22 @@ def test_conversations_of_a_batch_are_answered_as_alone(folder):
     torch.testing.assert_close(logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
     answers = model.generate(**batch, max_new_tokens=3, do_sample=False)
     assert len(processor.batch_decode(answers[:, length:], skip_special_tokens=True)) == 2
+
+
+def test_a_pipeline_answers_as_the_model_does(folder):
+    answering = pipeline("image-text-to-text", model=str(folder))
+    greedy = {"max_new_tokens": 4, "do_sample": False}
+    [found] = answering(text=TALK, generate_kwargs=greedy, return_full_text=False)
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor.apply_chat_template(
+        TALK, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    length = inputs["input_ids"].shape[1]
+    answer = answering.model.generate(**inputs, **greedy)[0, length:]
+    expected = processor.decode(answer, skip_special_tokens=True)
+    assert found["generated_text"].strip() == expected.strip()  # it cuts the text, not the tokens
+    with pytest.raises(UserError, match="begun anew"):
+        answering(text=TALK[:2], generate_kwargs=greedy)
 
 
 @pytest.mark.parametrize(

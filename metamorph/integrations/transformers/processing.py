@@ -70,7 +70,9 @@ class MetaMorphProcessor(ProcessorMixin):
         return_dict: bool = False,
         return_tensors: str | None = None,
         return_assistant_tokens_mask: bool = False,
+        continue_final_message: bool = False,
         padding: bool = True,
+        processor_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """A conversation, or several, by the chat template that the model was trained with.
 
@@ -80,8 +82,16 @@ class MetaMorphProcessor(ProcessorMixin):
 
         With `tokenize`, the fields of `__call__`, and with `return_assistant_tokens_mask` also
         `assistant_masks` [B, T], 1 for text that the model has to learn; without `return_dict`
-        the ids alone. Without `tokenize`, text for `__call__`. Raises `UserError`.
+        the ids alone. Without `tokenize`, text for `__call__`. Pipelines give `padding` and
+        `return_tensors` as `processor_kwargs`. Raises `UserError`, also if a response is to be
+        continued.
         """
+        if continue_final_message:
+            raise UserError("continue_final_message: an answer is begun anew here, not continued")
+        how: dict[str, Any] = {"padding": padding, "return_tensors": return_tensors}
+        how |= processor_kwargs or {}
+        if unknown := how.keys() - {"padding", "return_tensors"}:
+            raise UserError(f"processor_kwargs: {min(unknown)} is not known here")
         is_one = bool(conversation) and isinstance(conversation[0], dict)
         samples = [_sample(turns) for turns in ([conversation] if is_one else conversation)]
         try:
@@ -92,11 +102,11 @@ class MetaMorphProcessor(ProcessorMixin):
         except SampleError as error:
             raise UserError(f"conversation: {error}") from error
         pictures = [picture for document in documents for picture in document.images]
-        inputs = self._inputs([d.token_ids for d in documents], pictures, padding)
+        inputs = self._inputs([d.token_ids for d in documents], pictures, how["padding"])
         if return_assistant_tokens_mask:
             masks = [[int(learned) for learned in d.supervised] for d in documents]
-            inputs["assistant_masks"] = self._padded(masks, 0) if padding else masks
-        batch = BatchFeature(inputs, tensor_type=return_tensors)
+            inputs["assistant_masks"] = self._padded(masks, 0) if how["padding"] else masks
+        batch = BatchFeature(inputs, tensor_type=how["return_tensors"])
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
