@@ -83,6 +83,16 @@ NOT_RUN_HERE = {
     "--text runs/smollm2-training/data/chat_held_out.jsonl --output evaluation-text-after": LONG,
     "python examples/english/own_answers.py models/SmolLM2-135M-Instruct data/english": NETWORK,
     "python examples/english/known_facts.py models/SmolLM2-135M-Instruct": NETWORK,
+    "python examples/english/random_language.py models/SmolLM2-135M-Instruct models/random": (
+        NETWORK
+    ),
+    "metamorph train configs/smollm2/control.yaml": NETWORK,
+    "metamorph join runs/smollm2-control/model --decoder metamorph/quickstart/assets/decoder_rae "
+    "--output runs/control": NETWORK,
+    "metamorph evaluate --model runs/control --suite questions,captions,puzzles "
+    "--wording english-held_out --output evaluation-control": NETWORK,
+    "metamorph evaluate --model runs/control --suite questions,captions --wording english-train "
+    "--output evaluation-control-train": NETWORK,
     "metamorph validate-data data/english/english.yaml "
     "--model.language models/SmolLM2-135M-Instruct "
     "--model.vision metamorph/quickstart/assets/encoder --model.grid 4 "
