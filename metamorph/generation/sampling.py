@@ -68,7 +68,8 @@ class SamplingTable:
         distance = logits - best[:, None]
         distance = distance / self.temperature.clamp_min(LEAST_TEMPERATURE)[:, None]
         arrival = exponential_times(self.seed, drawn, logits.shape[-1])
-        if logits.device.type == "cpu" and self.cuts_nothing():  # which a GPU is not asked
+        may_ask = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+        if may_ask and self.cuts_nothing():  # what a graph holds depends on no value
             winner = (distance.exp() / arrival).argmax(dim=-1)
             return torch.where(self.temperature > 0, winner, greedy), best
         ordered, order = distance.sort(dim=-1, descending=True)  # [B, V]

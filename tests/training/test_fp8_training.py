@@ -156,7 +156,7 @@ def test_a_chat_computes_as_training_does(folder, one_thread):
     prefill = {precision: found[0] for precision, found in states.items()}
     scale = prefill["fp32"].norm()
     errors = {name: float((x - prefill["fp32"]).norm() / scale) for name, x in prefill.items()}
-    assert 0 < errors["bf16"] < 0.01 < errors["fp8"] < 0.1
+    assert 0 < errors["bf16"] < 0.004 < errors["fp8"] < 0.1
     with pytest.raises(UserError, match="precision: expected one of"):
         Assistant.from_pretrained(saved, precision="int8")
 
