@@ -22,11 +22,13 @@ from metamorph.evaluation.toy_tasks import describe_split
 from metamorph.folders import check_folder, check_result
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.drawing import check_drawing
-from metamorph.model.unified import MODEL_TYPE
+from metamorph.generation.engine import EngineOptions
+from metamorph.model.unified import MODEL_TYPE, MetaMorphConfig
 from metamorph.model.weights import read_json
 from metamorph.tokens import IMAGE_PLACEHOLDER
 
 PERPLEXITY = "perplexity"
+MOST_PICTURES, MOST_WORDS = 8, 1024  # tokens of words: more than any sample of a suite has
 LARGEST_EXPONENT = 700  # nats: a model that is so far off has no perplexity that floats can hold
 
 
@@ -51,7 +53,7 @@ def measure_model(
         samples = {TEXT: language_ability(folder, device, options)}
         notes = [f"{folder} is a language model without pictures: {TEXT} alone was measured"]
         return _report(folder, kind, options, samples, notes), samples
-    chat = Assistant.from_pretrained(folder, device, open_when_needed=True)
+    chat = Assistant.from_pretrained(folder, device, options=_engine(folder), open_when_needed=True)
     check_drawing(chat.decoder, options.drawing)
     unfit = {name: why for name, suite in SUITES.items() if (why := _unfit(chat, suite))}
     for name in asked or ():
@@ -73,6 +75,14 @@ def measure_model(
         if suite.note is not None and (said := suite.note(chat)):
             notes.append(f"{name}: {said}")
     return _report(folder, kind, options, samples, notes), samples
+
+
+def _engine(folder: Path) -> EngineOptions:
+    """With room for a sample, not for all that the model has positions for: in a cache that would
+    be gigabytes, 6 of them for SmolLM2."""
+    config = MetaMorphConfig.read(folder)
+    longest = MOST_PICTURES * (config.tokens_per_image + 2) + MOST_WORDS
+    return EngineOptions(context=min(longest, config.language.max_position_embeddings))
 
 
 def _unfit(chat: Assistant, suite: Suite) -> str:
