@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import settings
 
 # The same examples on every machine, and no time limit that a busy one would miss.
@@ -11,6 +12,12 @@ LONGEST = ("test_soak.py", "test_replicas.py")  # minutes of a process that most
 def pytest_collection_modifyitems(items):
     """The longest files first: started last, they would leave other processes without work."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """A test and its fixtures draw the same weights, whichever files its process ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
