@@ -161,6 +161,7 @@ NOT_RUN_HERE = {
     "python -m bench.runs.sweep forward": GPU,
     "python -m bench.runs.sweep gluon_forward --head-dim 64": GPU,
     "python -m bench.runs.schedule": HERE,
+    "python -m bench.runs.context_parallel --mixture data/six_families.yaml": HERE,
     "python examples/evaluation/decoder_study.py --steps 1000 --output runs/study": HERE,
     'python "$OLDPWD/examples/evaluation/decoder_study.py" --steps 1000 '
     '--output "$OLDPWD/runs/study-photographs" '

@@ -59,6 +59,7 @@ docs/attention
 docs/losses
 docs/float8
 docs/kernels
+docs/scaling
 docs/cuda
 docs/cpu
 docs/transformers
