@@ -51,6 +51,7 @@ PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny 
 COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
+    "metamorph init mine": "it asks; tests/init answers in a terminal of its own",
     "make smollm": NETWORK,
     "make test": SUITE,
     "make bench": SUITE,

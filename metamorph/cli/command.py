@@ -18,6 +18,7 @@ from metamorph.cli import (
     export,
     generate,
     import_weights,
+    init,
     join,
     quickstart,
     serve,
@@ -32,8 +33,8 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 VERBS = {
     verb.NAME: verb
     for verb in (
-        quickstart, train, validate_data, encode, generate, chat, serve, evaluate, study, join,
-        export, card, import_weights, doctor,
+        quickstart, init, train, validate_data, encode, generate, chat, serve, evaluate, study,
+        join, export, card, import_weights, doctor,
     )
 }  # fmt: skip
 WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)

@@ -7,6 +7,7 @@ from metamorph.config.options import LANGUAGE_STAGES, NAMES, NUMBERS, SHARE, SHA
 
 Generated = Literal["toy_scenes", "english_scenes"]
 FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
+SourceKind = Literal[Generated, FileFormat, "mixture"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 TooLong = Literal["skip", "truncate"]
 Truncated = Literal["skip", "use"]
@@ -18,7 +19,7 @@ MAX_ROW_LENGTH = 2**20  # eight times the longest context of Llama 3
 class SourceConfig:
     """One source of samples: its format, its family and where it lies."""
 
-    source: Literal[Generated, FileFormat, "mixture"] = option("kind of source", "jsonl")
+    source: SourceKind = option("kind of source", "jsonl")
     family: Family = option(
         "what conversation a record stands for (all but generated ones), see docs/data.md",
         "conversations",

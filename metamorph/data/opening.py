@@ -12,6 +12,7 @@ A mixture is a YAML file that names its parts:
       path: pairs/
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,14 @@ from typing import Any
 from metamorph.config import DataConfig, PartConfig, SourceConfig
 from metamorph.config.reading import read_section
 from metamorph.config.strict_yaml import read_yaml
+from metamorph.data.conversation import Sample
 from metamorph.data.families.boxes import boxes
 from metamorph.data.families.pictures import captions, conversations, edits, pictures
 from metamorph.data.families.videos import Sampling, video_frames, video_questions
 from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.formats.picture_folder import PictureFolder
+from metamorph.data.formats.records import Record, Records
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
 from metamorph.data.mixture import PERIOD, Mixture, parts_of
@@ -112,21 +115,16 @@ def open_part(
     if config.source in GENERATED:
         scenes = ToyScenes(seed, config.kinds, config.samples, GENERATED[config.source])
         return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
-    check_path(config)
-    path = base / config.path
-    check_data_set(path, "data.path")
-    how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
-    if config.source == "jsonl":
-        image_root = base / config.image_root if config.image_root else path.parent
-        check_data_set(image_root, "data.image_root")
-        records = JsonLines(path, image_root, data.max_pixels, config.fields, **how)
-    elif config.source == "pictures":
+    if config.source == "pictures":
         check_pictures(config, words)
-        records = PictureFolder(path, data.max_pixels, **how)
-    elif config.source == "webdataset":
-        records = WebDataset(path, data.max_pixels, config.fields, **how)
-    else:
-        records = Parquet(path, data.max_pixels, config.fields, **how)
+    records = open_records(config, data, base)
+    if share:
+        records = RecordsAt(records, positions(len(records), share, portion))
+    return RecordSource(records, family_of(config, seed, words), seed, data.shuffle)
+
+
+def family_of(config: SourceConfig, seed: int, words: bool = True) -> Callable[[Record], Sample]:
+    """What makes a sample of a record of `config.family`. `words`: see `open_source`."""
     sampling = Sampling(config.frames_per_second, config.max_frames)
     families = {
         "conversations": conversations,
@@ -140,9 +138,26 @@ def open_part(
         alone = partial(pictures, fields=("image",))
         families |= {"conversations": alone, "captions": alone}
         families["edits"] = partial(pictures, fields=("original_image", "edited_image"))
-    if share:
-        records = RecordsAt(records, positions(len(records), share, portion))
-    return RecordSource(records, families[config.family], seed, data.shuffle)
+    return families[config.family]
+
+
+def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
+    """The records of files, whatever they stand for; `data` and `base` as for `open_part`.
+
+    Raises `UserError` for files that cannot be used.
+    """
+    check_path(config)
+    path = base / config.path
+    check_data_set(path, "data.path")
+    how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
+    if config.source == "jsonl":
+        image_root = base / config.image_root if config.image_root else path.parent
+        check_data_set(image_root, "data.image_root")
+        return JsonLines(path, image_root, data.max_pixels, config.fields, **how)
+    if config.source == "pictures":
+        return PictureFolder(path, data.max_pixels, **how)
+    opened = WebDataset if config.source == "webdataset" else Parquet
+    return opened(path, data.max_pixels, config.fields, **how)
 
 
 def check_pictures(config: SourceConfig, words: bool) -> None:

@@ -24,6 +24,7 @@ from metamorph.costs.roofline import (
 )
 from metamorph.costs.sharding import (
     Traffic,
+    Unit,
     fake_processes,
     mesh_shape,
     traffic,
@@ -39,7 +40,7 @@ from metamorph.model.describe import describe_parameters
 from metamorph.model.opening import check_positions
 from metamorph.model.outline import outline
 from metamorph.model.tokenizer import open_tokenizer
-from metamorph.model.unified import MetaMorphConfig
+from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
 from metamorph.training.optimizer import Progress
 from metamorph.training.parallel import make_mesh, shard
@@ -72,6 +73,19 @@ class Rows:
     in_epoch: int | None = None
 
 
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step, and what it costs one of the GPUs. `sources`: where sizes are from, a line each;
+    `parameters`: how many there are, in text."""
+
+    model: MetaMorph
+    sources: list[str]
+    parameters: str
+    rows: Rows
+    units: list[Unit]
+    costs: Costs
+
+
 def plan_run(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     """The plan of a run of any stage on `world_size` GPUs, in text. Raises `UserError` for a
     configuration that could not run on so many."""
@@ -89,32 +103,21 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     Raises `UserError` for a configuration that could not run on so many.
     """
     training = config.training
-    rows_here = training.rows_per_step // world_size
-    if config.parallel.cpu_offload:
-        raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
     if training.precision not in gpu.teraflops:
         raise UserError(
             f"training.precision: {gpu.name} has no {training.precision}, "
             f"only {', '.join(gpu.teraflops)}"
         )
     replicas, sharing = mesh_shape(world_size, config.parallel.shard)
-    model, sources = outline(config.model)
-    check_positions(config.data.row_length, model.config.language)
-    choose_trainable(model, config.stage)
-    rows = mean_row(config, model.config)
+    rows_here = training.rows_per_step // world_size
+    step = plan_step(config, world_size)
+    costs, rows, found, model = step.costs, step.rows, step.units, step.model
     head = [
         f"plan of stage {config.stage} on {world_size} x {gpu.name}: {replicas} copies of the "
         f"weights, each shared by {sharing}",
         "  a prediction: nothing here was measured, nothing is trained or written",
-        *(f"  {source}" for source in sources),
+        *(f"  {source}" for source in step.sources),
     ]
-    parameters = describe_parameters(model, config.stage)
-    with fake_processes(world_size):
-        if world_size > 1:
-            mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
-            shard(model, model, mesh=mesh)
-        found = units(model)
-    costs = step_costs(config, model, found, rows.work, rows_here)
     widths = Widths.of(training, world_size > 1)
     reduced = Widths.of(training, False).weights
     sent = traffic(found, replicas, sharing, rows_here, widths.gathered, reduced)
@@ -132,13 +135,36 @@ def plan_world(config: RunConfig, world_size: int, gpu: Gpu) -> str:
     )
     return "\n\n".join([
         "\n".join(head),
-        parameters,
+        step.parameters,
         describe_rows(rows, config, world_size),
         describe_flops(costs, rows_here),
         describe_memory(costs) + "\n" + _fits(costs, gpu),
         describe_traffic(sent),
         describe_prediction(prediction, costs, rows, config, world_size, gpu),
     ])  # fmt: skip
+
+
+def plan_step(config: RunConfig, world_size: int, rows: Rows | None = None) -> PlannedStep:
+    """An optimizer step of a language, align or instruct run on `world_size` GPUs, of rows like
+    `rows`; of those that `mean_row` finds, if none are given.
+
+    Raises `UserError` for sizes that are not known or do not fit.
+    """
+    if config.parallel.cpu_offload:
+        raise UserError("parallel.cpu_offload: what it copies to and fro is not part of a plan")
+    model, sources = outline(config.model)
+    check_positions(config.data.row_length, model.config.language)
+    choose_trainable(model, config.stage)
+    rows = rows or mean_row(config, model.config)
+    parameters = describe_parameters(model, config.stage)
+    with fake_processes(world_size):
+        if world_size > 1:
+            mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
+            shard(model, model, mesh=mesh)
+        found = units(model)
+    rows_here = config.training.rows_per_step // world_size
+    costs = step_costs(config, model, found, rows.work, rows_here)
+    return PlannedStep(model, sources, parameters, rows, found, costs)
 
 
 def mean_row(config: RunConfig, model: MetaMorphConfig) -> Rows:

@@ -1,0 +1,1 @@
+"""A commented run file, proposed for somebody's own data and models."""
