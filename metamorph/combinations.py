@@ -4,6 +4,8 @@
 # (`tests/training/test_combinations.py`), or the run is refused by the key that asked, and why.
 LIBRARIES = (  # key and value that ask for one
     ("model.attention", "flash_attn"),
+    ("model.attention", "flash_attn_4"),
+    ("model.attention", "varlen"),
     ("model.attention", "xformers"),
     ("model.rms_norm", "apex"),
     ("model.rms_norm", "liger"),

@@ -37,6 +37,7 @@ def _triton_absence(device_type: str) -> str | None:
     return import_absence("triton", None if interpreted else AMPERE, device_type)
 
 
+BROUGHT_BY = {"apex-group-norm": "apex", "torch-varlen": "torch"}  # parts of a distribution
 BACKENDS = {  # distribution: why it cannot be used on a device type, or None
     "triton": _triton_absence,
     **PROBES,
@@ -208,6 +209,7 @@ def _backend(distribution: str, absence: Callable[[str], str | None]) -> dict:
     reason = absence("cuda")
     return {
         "usable": reason is None,
-        "version": _version(distribution) or ("version unknown" if reason is None else None),
+        "version": _version(BROUGHT_BY.get(distribution, distribution))
+        or ("version unknown" if reason is None else None),
         "reason": reason,
     }

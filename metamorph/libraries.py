@@ -6,7 +6,10 @@ run on; of apex so much as tells it from another package of that name.
 
 import importlib
 import importlib.util
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 
 import torch
 
@@ -19,6 +22,8 @@ FLASH_ATTENTION = ("flash_attn_func", "flash_attn_varlen_func")
 
 def flash_attn_absence(device_type: str) -> str | None:
     """Why flash-attn 2 cannot run on tensors of this device type, or None where it can."""
+    if _flash_attn_4_alone():
+        return "not installed (the package flash_attn here is flash-attn-4's)"
     return _absence(device_type, AMPERE, {"flash_attn": FLASH_ATTENTION})
 
 
@@ -28,19 +33,47 @@ def flash_attn_3_absence(device_type: str) -> str | None:
     return _absence(device_type, HOPPER, needed, below=BLACKWELL)
 
 
+def flash_attn_4_absence(device_type: str) -> str | None:
+    """Why flash-attn 4 cannot run on tensors of this device type, or None where it can."""
+    if not _has_flash_attn_cute():
+        return "not installed"
+    reason = _absence(device_type, HOPPER, {"flash_attn.cute": ["flash_attn_varlen_func"]})
+    if reason is not None:
+        return reason
+    function = importlib.import_module("flash_attn.cute").flash_attn_varlen_func
+    if {"max_seqlen_q", "deterministic"} <= set(inspect.signature(function).parameters):
+        return None
+    return (
+        "the package flash_attn.cute here is an early one, which flash-attn 2.8 brings: install "
+        "flash-attn-4 after it"
+    )
+
+
+def varlen_absence(device_type: str) -> str | None:
+    """Why PyTorch's own attention of packed rows has no kernel for tensors of this device type."""
+    return _absence(device_type, AMPERE, {"torch.nn.attention.varlen": ["varlen_attn"]})
+
+
 def xformers_absence(device_type: str) -> str | None:
     """Why the attention of xformers cannot run on tensors of this device type, or None."""
+    if installed("xformers") and _flash_attn_4_alone():
+        return (
+            "it takes the package flash_attn for that of flash-attn 2, but here it is "
+            "flash-attn-4's; install flash-attn beside it, or uninstall flash-attn-4"
+        )
     needed = {
         "xformers.ops": ["memory_efficient_attention"],
         "xformers.ops.fmha.attn_bias": ["BlockDiagonalCausalMask"],
-        "xformers._cpp_lib": ["_cpp_library_load_exception"],
+        "xformers._cpp_lib": ["_cpp_library_load_exception", "_built_with_cuda"],
     }
     reason = _absence(device_type, AMPERE, needed)
     if reason is not None:
         return reason
+    kernels = importlib.import_module("xformers._cpp_lib")
     # It warns, and goes on, where its kernels are of another PyTorch.
-    failure = importlib.import_module("xformers._cpp_lib")._cpp_library_load_exception
-    return None if failure is None else first_line(failure)
+    if kernels._cpp_library_load_exception is not None:
+        return first_line(kernels._cpp_library_load_exception)
+    return None if kernels._built_with_cuda else "this build has no kernels for GPUs"
 
 
 def liger_absence(device_type: str) -> str | None:
@@ -172,6 +205,8 @@ def lmms_eval_absence(device_type: str) -> str | None:
 PROBES = {  # distribution: its probe
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
+    "flash-attn-4": flash_attn_4_absence,
+    "torch-varlen": varlen_absence,  # which torch brings
     "xformers": xformers_absence,
     "liger-kernel": liger_absence,
     "apex": apex_absence,
@@ -220,6 +255,21 @@ def installed(package: str) -> bool:
 def first_line(error: Exception) -> str:
     """An error of another library, short enough for a line."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _flash_attn_4_alone() -> bool:
+    """Whether flash-attn-4, and no flash-attn, is what brings the package `flash_attn`."""
+    package = importlib.util.find_spec("flash_attn")
+    return package is not None and package.origin is None  # a folder without an __init__.py
+
+
+def _has_flash_attn_cute() -> bool:
+    """Whether Python finds `flash_attn.cute`. `flash_attn`, where it lies, is not imported."""
+    if "flash_attn.cute" in sys.modules:
+        return sys.modules["flash_attn.cute"] is not None
+    package = importlib.util.find_spec("flash_attn")
+    folders = None if package is None else package.submodule_search_locations
+    return folders is not None and PathFinder.find_spec("flash_attn.cute", folders) is not None
 
 
 def _apex_absence(device_type: str, needed: Mapping[str, Sequence[str]]) -> str | None:

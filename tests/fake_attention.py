@@ -50,6 +50,36 @@ def flash_attn_3_varlen_func(
     return out, out.new_zeros(out.shape[1], out.shape[0])  # as its early versions did
 
 
+def flash_attn_4_varlen_func(
+    q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
+    min_seqlen_k=None, seqused_q=None, seqused_k=None, gather_kv_indices=None, page_table=None,
+    softmax_scale=None, causal=False, window_size=(None, None), learnable_sink=None, softcap=0.0,
+    num_splits=1, pack_gqa=None, deterministic=False, score_mod=None, score_mod_bwd=None,
+    mask_mod=None, block_sparse_tensors=None, aux_tensors=None, aux_scalars=None,
+    return_lse=False, scheduler_metadata=None, seqlen_k_per_split=None,
+    disable_scheduler_metadata=False, gather_bwd_recompute_p=False, gather_bwd_token_chunk=None,
+):  # fmt: skip
+    assert not return_lse
+    out = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        softmax_scale=softmax_scale, causal=causal, deterministic=deterministic,
+    )  # fmt: skip
+    return out, None  # a pair even where no lse was asked for
+
+
+def varlen_attn(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+    window_size=(-1, -1), enable_gqa=False, seqused_k=None, block_table=None, num_splits=None,
+):  # fmt: skip
+    assert window_size == (-1, 0) and return_aux is None
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    out = flash_attn_varlen_func(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, softmax_scale=scale, causal=True
+    )
+    CALLS[-1] = "varlen_attn"
+    return out
+
+
 class BlockDiagonalCausalMask:
     @classmethod
     def from_seqlens(cls, q_seqlen, kv_seqlen=None, *, device=None):

@@ -19,9 +19,11 @@ from tests.fake_attention import (
     BlockDiagonalCausalMask,
     flash_attn_3_func,
     flash_attn_3_varlen_func,
+    flash_attn_4_varlen_func,
     flash_attn_func,
     flash_attn_varlen_func,
     memory_efficient_attention,
+    varlen_attn,
 )
 from tests.fake_lmms_eval import GenerationResult, ModelManifest, TokenCounts, lmms
 
@@ -210,23 +212,27 @@ class Linear(torch.nn.Module):
         return F.linear(inp, self.weight, self.bias if self.bias.numel() else None)
 
 
-MODULES = {  # distribution: the modules it brings, and what of them is used
-    "flash-attn": {
-        "flash_attn": {
-            "flash_attn_func": flash_attn_func,
-            "flash_attn_varlen_func": flash_attn_varlen_func,
-        },
+FLASH_ATTN = {
+    "flash_attn": {
+        "flash_attn_func": flash_attn_func,
+        "flash_attn_varlen_func": flash_attn_varlen_func,
     },
+}
+MODULES = {  # distribution: the modules it brings, and what of them is used
+    "flash-attn": FLASH_ATTN,
     "flash-attn-3": {
         "flash_attn_interface": {
             "flash_attn_func": flash_attn_3_func,
             "flash_attn_varlen_func": flash_attn_3_varlen_func,
         },
     },
+    "flash-attn-4": FLASH_ATTN
+    | {"flash_attn.cute": {"flash_attn_varlen_func": flash_attn_4_varlen_func}},
+    "torch-varlen": {"torch.nn.attention.varlen": {"varlen_attn": varlen_attn}},
     "xformers": {
         "xformers": {},
         "xformers.ops": {"memory_efficient_attention": memory_efficient_attention},
-        "xformers._cpp_lib": {"_cpp_library_load_exception": None},
+        "xformers._cpp_lib": {"_cpp_library_load_exception": None, "_built_with_cuda": True},
         "xformers.ops.fmha": {},
         "xformers.ops.fmha.attn_bias": {"BlockDiagonalCausalMask": BlockDiagonalCausalMask},
     },
@@ -286,7 +292,7 @@ def install(monkeypatch, distribution: str, leave_out: str = "", **others) -> No
     CALLS.clear()
     for name, contents in MODULES[distribution].items():
         module = ModuleType(name)
-        module.__spec__, module.__path__ = ModuleSpec(name, None), []
+        module.__spec__, module.__path__ = ModuleSpec(name, None, origin="stand-in"), []
         vars(module).update({key: others.get(key, contents[key]) for key in contents})
         vars(module).pop(leave_out, None)
         monkeypatch.setitem(sys.modules, name, module)

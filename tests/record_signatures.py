@@ -1,8 +1,9 @@
 """Write tests/signatures.json: the parameters of the real libraries, read in their sources.
 
-    pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.9.0 \
-        lmms-eval==0.7.3
-    # and flash_attn-2.8.3.tar.gz from PyPI; unpack all into one folder
+    pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.20.2 \
+        lmms-eval==0.7.3 flash-attn-4==4.0.0b36
+    # and flash_attn-2.8.3.tar.gz from PyPI; unpack all into one folder, beside a link to the
+    # folder of an installed torch 2.13.0
     python -m tests.record_signatures FOLDER
 
 Nothing is imported: sources are read by `ast`. NVIDIA apex is on GitHub alone: its
@@ -37,6 +38,12 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "flash_attn-2.8.3/hopper/flash_attn_interface.py",
         "flash_attn_func",
     ),
+    "flash_attn_4_varlen_func": (
+        "flash-attn-4 4.0.0b36 (wheel)",
+        "flash_attn/cute/interface.py",
+        "flash_attn_varlen_func",
+    ),
+    "varlen_attn": ("torch 2.13.0 (wheel)", "torch/nn/attention/varlen.py", "varlen_attn"),
     "memory_efficient_attention": (
         "xformers 0.0.35 (wheel)",
         "xformers/ops/fmha/__init__.py",
@@ -63,17 +70,17 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "LigerSiLUMulFunction.forward",
     ),
     "autocast": (
-        "transformer-engine 2.9.0 (wheel)",
+        "transformer-engine 2.20.2 (wheel)",
         "transformer_engine/pytorch/quantization.py",
-        "autocast",
+        "autocast.__init__",
     ),
     "Linear.__init__": (
-        "transformer-engine 2.9.0 (wheel)",
+        "transformer-engine 2.20.2 (wheel)",
         "transformer_engine/pytorch/module/linear.py",
         "Linear.__init__",
     ),
     "Linear.forward": (
-        "transformer-engine 2.9.0 (wheel)",
+        "transformer-engine 2.20.2 (wheel)",
         "transformer_engine/pytorch/module/linear.py",
         "Linear.forward",
     ),

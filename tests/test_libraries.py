@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metamorph import libraries
+from metamorph.errors import UserError
 from tests import fake_libraries
 
 
@@ -20,10 +21,11 @@ def no_libraries(monkeypatch):
 @pytest.mark.parametrize("library", fake_libraries.MODULES)
 def test_absent_then_without_gpu_then_usable(monkeypatch, library):
     probe = libraries.PROBES[library]
-    assert probe("cpu") == "not installed"
+    without_kernels = "no kernels for cpu devices"
+    assert probe("cpu") == (without_kernels if library == "torch-varlen" else "not installed")
     fake_libraries.install(monkeypatch, library)
     needs_gpu = library != "lmms-eval"
-    assert probe("cpu") == ("no kernels for cpu devices" if needs_gpu else None)
+    assert probe("cpu") == (without_kernels if needs_gpu else None)
     fake_libraries.pretend_gpu(monkeypatch)
     assert probe("cpu") is None
 
@@ -33,6 +35,8 @@ def test_absent_then_without_gpu_then_usable(monkeypatch, library):
     [
         ("flash-attn", "flash_attn", "flash_attn_varlen_func"),
         ("flash-attn-3", "flash_attn_interface", "flash_attn_varlen_func"),
+        ("flash-attn-4", "flash_attn.cute", "flash_attn_varlen_func"),
+        ("torch-varlen", "torch.nn.attention.varlen", "varlen_attn"),
         ("xformers", "xformers.ops", "memory_efficient_attention"),
         ("xformers", "xformers.ops.fmha.attn_bias", "BlockDiagonalCausalMask"),
         ("liger-kernel", "liger_kernel.ops", "LigerRopeFunction"),
@@ -86,6 +90,54 @@ def test_an_xformers_whose_kernels_are_of_another_pytorch(monkeypatch):
     assert libraries.xformers_absence("cpu") == "OSError: undefined symbol: aoti_torch"
 
 
+def test_an_xformers_that_was_built_without_cuda(monkeypatch):
+    fake_libraries.install(monkeypatch, "xformers", _built_with_cuda=False)
+    fake_libraries.pretend_gpu(monkeypatch)
+    assert libraries.xformers_absence("cpu") == "this build has no kernels for GPUs"
+
+
+@pytest.fixture
+def flash_attn_folder(monkeypatch, tmp_path):
+    """An empty folder `flash_attn` that Python finds; what is imported from it stops the test."""
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "flash_attn"
+    folder.mkdir()
+    return folder
+
+
+def test_flash_attn_4_without_flash_attn_is_neither_it_nor_for_xformers(
+    monkeypatch, flash_attn_folder
+):
+    """Both take any package `flash_attn` for flash-attn's, and fail at its first function."""
+    fake_libraries.install(monkeypatch, "xformers")
+    (flash_attn_folder / "cute").mkdir()
+    (flash_attn_folder / "cute" / "__init__.py").write_text("raise SystemExit('imported')")
+    assert libraries.flash_attn_4_absence("cpu") == "no kernels for cpu devices"
+    reason = "not installed (the package flash_attn here is flash-attn-4's)"
+    assert libraries.flash_attn_absence("cuda") == reason
+    message = "xformers: it takes the package flash_attn for that of flash-attn 2"
+    with pytest.raises(UserError, match=message):
+        libraries.require("model.attention: xformers", ["xformers"], torch.device("cuda"))
+
+
+def test_flash_attn_without_flash_attn_4(flash_attn_folder):
+    (flash_attn_folder / "__init__.py").write_text("raise SystemExit('imported')")
+    assert libraries.flash_attn_4_absence("cuda") == "not installed"
+    assert libraries.flash_attn_absence("cpu") == "no kernels for cpu devices"
+
+
+def test_the_early_flash_attn_4_that_flash_attn_brings(monkeypatch):
+    def early(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, causal=False):
+        """As flash-attn 2.8.3 has it."""
+
+    fake_libraries.install(monkeypatch, "flash-attn-4", flash_attn_varlen_func=early)
+    fake_libraries.pretend_gpu(monkeypatch)
+    reason = libraries.flash_attn_4_absence("cpu")
+    assert reason.endswith("which flash-attn 2.8 brings: install flash-attn-4 after it")
+
+
 @pytest.mark.parametrize("library", ["fastapi", "uvicorn", "prometheus-client", "torchmetrics"])
 def test_what_serving_and_evaluation_need(monkeypatch, library):
     assert libraries.PROBES[library]("cpu") is None
@@ -132,3 +184,15 @@ def test_every_stand_in_has_a_signature_on_record():
         if callable(value)
     }
     assert functions - recorded == {"Float8CurrentScaling"}  # made without arguments
+
+
+def test_the_record_is_true_of_the_torch_that_is_installed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.nn.attention.varlen")
+    record = SIGNATURES["varlen_attn"]
+    version = torch.__version__.partition("+")[0]
+    if record["from"] != f"torch {version} (wheel)":
+        pytest.skip(f"torch {version}")
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = [name for name in record["parameters"] if name != "*"]
+    assert list(inspect.signature(varlen_attn).parameters) == names

@@ -57,7 +57,7 @@ class ModelConfig:
         None,
         **PICTURE_STAGES,
     )
-    attention: Literal["interval", "flash_attn", "xformers"] = option(
+    attention: Literal["interval", "flash_attn", "flash_attn_4", "varlen", "xformers"] = option(
         "who computes attention", "interval", **LANGUAGE_STAGES
     )
     rms_norm: Literal["torch", "apex", "liger"] = option(

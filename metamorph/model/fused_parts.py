@@ -11,9 +11,11 @@ prompts may hold bidirectional images, which no other library here can compute.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +32,13 @@ OURS = ("interval", "torch")
 
 
 def flash_attn_row(module: str, intervals: Intervals) -> Attention:
-    """Attention of a causal row by flash-attn 2 (`flash_attn`) or 3 (`flash_attn_interface`).
+    """Attention of a causal row by flash-attn 2 (`flash_attn`), 3 (`flash_attn_interface`) or 4
+    (`flash_attn.cute`).
 
     float16 or bfloat16. Its backward adds in any order, unless
     `torch.use_deterministic_algorithms(True)`. Raises ValueError for intervals that are not causal.
     """
-    lengths = _causal_lengths("flash_attn", intervals)
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)  # [documents + 1]
-    bounds, longest = send(bounds, intervals.row_start.device), max(lengths)
+    bounds, longest = _bounds("flash_attn", intervals)
     varlen = importlib.import_module(module).flash_attn_varlen_func
 
     def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -52,7 +53,25 @@ def flash_attn_row(module: str, intervals: Intervals) -> Attention:
             causal=True,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
-        return out[0] if isinstance(out, tuple) else out  # early versions of 3 add the lse
+        return out[0] if isinstance(out, tuple) else out  # 4 and early versions of 3 add the lse
+
+    return attention
+
+
+def varlen_row(intervals: Intervals) -> Attention:
+    """Attention of a causal row by PyTorch's `varlen_attn`, which is flash-attn 2 unless the
+    program activated another (`torch.nn.attention.activate_flash_attention_impl`).
+
+    Dtypes, order of sums and ValueError as in `flash_attn_row`.
+    """
+    bounds, longest = _bounds("varlen", intervals)
+    varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    options: dict[str, Any] = {"window_size": (-1, 0)}  # keys before a query and after, -1 for all
+    if "enable_gqa" in inspect.signature(varlen).parameters:  # torch 2.11 does not want to be told
+        options["enable_gqa"] = True
+
+    def attention(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen(q, k, v, bounds, bounds, longest, longest, **options)
 
     return attention
 
@@ -71,6 +90,13 @@ def xformers_row(intervals: Intervals) -> Attention:
         return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
 
     return attention
+
+
+def _bounds(name: str, intervals: Intervals) -> tuple[Tensor, int]:
+    """Where the documents of a causal row begin and end, int32 [documents + 1], and the longest."""
+    lengths = _causal_lengths(name, intervals)
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return send(bounds, intervals.row_start.device), max(lengths)
 
 
 def _causal_lengths(name: str, intervals: Intervals) -> tuple[int, ...]:
@@ -127,6 +153,8 @@ FUNCTIONS = {  # key, its value: the distributions that can compute it, best fir
         "flash-attn-3": partial(flash_attn_row, "flash_attn_interface"),
         "flash-attn": partial(flash_attn_row, "flash_attn"),
     },
+    ("attention", "flash_attn_4"): {"flash-attn-4": partial(flash_attn_row, "flash_attn.cute")},
+    ("attention", "varlen"): {"torch-varlen": varlen_row},
     ("attention", "xformers"): {"xformers": xformers_row},
     ("rms_norm", "apex"): {"apex": apex_rms_norm},
     ("rms_norm", "liger"): {"liger-kernel": liger_rms_norm},

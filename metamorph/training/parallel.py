@@ -41,6 +41,7 @@ KEPT = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 }
+KEPT_NAMESPACES = ("metamorph_kernels", "torch_attn")  # the other is varlen_attn's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -202,7 +203,7 @@ def _selective_contexts():
 
 
 def _keep(context, operator, *arguments, **keywords) -> CheckpointPolicy:
-    kept = operator in KEPT or operator.namespace == "metamorph_kernels"
+    kept = operator in KEPT or operator.namespace in KEPT_NAMESPACES
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -1,5 +1,6 @@
 """Parts computed by other libraries: same states, gradients and state dict, clear refusals."""
 
+import inspect
 from copy import deepcopy
 
 import pytest
@@ -20,6 +21,8 @@ LENGTHS = (9, 1, 6)
 CHOICES = [
     ({"attention": "flash_attn"}, "flash-attn", {"flash_attn_varlen_func"}),
     ({"attention": "flash_attn"}, "flash-attn-3", {"flash_attn_varlen_func"}),
+    ({"attention": "flash_attn_4"}, "flash-attn-4", {"flash_attn_varlen_func"}),
+    ({"attention": "varlen"}, "torch-varlen", {"varlen_attn"}),
     ({"attention": "xformers"}, "xformers", {"memory_efficient_attention"}),
     ({"rms_norm": "apex"}, "apex", {"fused_rms_norm_affine"}),
     ({"rms_norm": "liger"}, "liger-kernel", {"LigerRMSNormFunction"}),
@@ -125,7 +128,8 @@ def test_defaults_ask_for_no_library(model):
 
 @pytest.mark.parametrize(("key", "name"), FUNCTIONS)
 def test_a_missing_library_is_named(key, name):
-    with pytest.raises(UserError, match=rf"model\.{key}: {name} cannot .*: not installed"):
+    reason = "ModuleNotFoundError" if name == "varlen" else "not installed"  # a torch without it
+    with pytest.raises(UserError, match=rf"model\.{key}: {name} cannot .*: {reason}"):
         choose_parts(ModelConfig(**{key: name}), CPU)
 
 
@@ -141,8 +145,12 @@ def test_what_fails_at_its_first_call_fails_before_training(
     monkeypatch, model, choice, library, calls, dtype
 ):
     def refuse(*arguments, **options):
-        assert {x.dtype for x in arguments if isinstance(x, torch.Tensor)} <= {dtype}
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        assert {x.dtype for x in tensors if x.is_floating_point()} <= {dtype}
         raise RuntimeError("no kernel image\nand more")
+
+    # The probe of flash-attn 4 asks what its function takes.
+    refuse.__signature__ = inspect.signature(fake_libraries.flash_attn_4_varlen_func)
 
     class Refuse:
         apply = refuse
@@ -155,15 +163,23 @@ def test_what_fails_at_its_first_call_fails_before_training(
         fused(model, choice, dtype)
 
 
-@pytest.mark.parametrize("library", ["flash-attn", "flash-attn-3", "xformers"])
-def test_other_than_causal_documents_are_refused(monkeypatch, model, library):
+@pytest.mark.parametrize(
+    ("library", "name", "says"),
+    [
+        ("flash-attn", "flash_attn", "flash_attn"),
+        ("flash-attn-3", "flash_attn", "flash_attn"),
+        ("flash-attn-4", "flash_attn_4", "flash_attn"),
+        ("torch-varlen", "varlen", "varlen"),
+        ("xformers", "xformers", "xformers"),
+    ],
+)
+def test_other_than_causal_documents_are_refused(monkeypatch, model, library, name, says):
     fake_libraries.install(monkeypatch, library)
-    name = "xformers" if library == "xformers" else "flash_attn"
     other = fused(model, {"attention": name})
     token = torch.arange(8)
     window = intervals_from_rows((token - 2).clamp(min=0), token + 1)
     assert window.causal
-    message = f"intervals: {name} computes documents that are causal"
+    message = f"intervals: {says} computes documents that are causal"
     for intervals in (key_intervals([8], bidirectional_spans=[(1, 5)]), window):
         with pytest.raises(ValueError, match=message):
             other(token, token, intervals, torch.zeros(0, 4, 10), token[:0])

@@ -33,6 +33,8 @@ GROUPS = {  # libraries that can be asked for together
         ("model.rms_norm", "apex"),
         ("training.optimizer", "adamw8bit"),
     ],
+    "flash_attn_4": [("model.attention", "flash_attn_4")],
+    "varlen": [("model.attention", "varlen")],
     **{
         f"fp8 by {name}": [("training.fp8_backend", name)]
         for name in ("torchao", "transformer_engine", "native")

@@ -45,6 +45,7 @@ def losses_of(folder) -> list[float]:
     ("section", "key", "name"),
     [
         ("model", "attention", "flash_attn"),
+        ("model", "attention", "flash_attn_4"),
         ("model", "attention", "xformers"),
         ("model", "rms_norm", "apex"),
         ("model", "rms_norm", "liger"),
