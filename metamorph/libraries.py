@@ -147,6 +147,12 @@ def pyarrow_absence(device_type: str) -> str | None:
     return _absence(device_type, None, {"pyarrow.parquet": ["ParquetFile"]})
 
 
+def datasets_absence(device_type: str) -> str | None:
+    """Why Hugging Face's datasets cannot open data sets here, or None where it can. `List` came
+    with the version that stopped running code of data sets."""
+    return _absence(device_type, None, {"datasets": ["load_dataset", "load_from_disk", "List"]})
+
+
 def tensorboard_absence(device_type: str) -> str | None:
     """Why TensorBoard's event files cannot be written, or None."""
     needed = {"tensorboard": [], "torch.utils.tensorboard": ["SummaryWriter"]}
@@ -216,6 +222,7 @@ PROBES = {  # distribution: its probe
     "transformer-engine": transformer_engine_absence,
     "av": av_absence,
     "pyarrow": pyarrow_absence,
+    "datasets": datasets_absence,
     "tensorboard": tensorboard_absence,
     "wandb": wandb_absence,
     "fastapi": fastapi_absence,

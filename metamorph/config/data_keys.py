@@ -6,7 +6,7 @@ from typing import Literal
 from metamorph.config.options import LANGUAGE_STAGES, NAMES, NUMBERS, SHARE, SHARE_OR_PATH, option
 
 Generated = Literal["toy_scenes", "english_scenes"]
-FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures"]
+FileFormat = Literal["jsonl", "webdataset", "parquet", "pictures", "hf"]
 SourceKind = Literal[Generated, FileFormat, "mixture"]
 Family = Literal["conversations", "captions", "edits", "boxes", "video_questions", "video_frames"]
 TooLong = Literal["skip", "truncate"]
@@ -25,12 +25,19 @@ class SourceConfig:
         "conversations",
     )
     path: str = option(
-        "file of the samples; webdataset and parquet: or a folder, or *.tar; pictures: a folder", ""
+        "file of the samples; webdataset and parquet: or a folder, or *.tar; pictures: a folder; "
+        "hf: a data set's name on Hugging Face's Hub, or a folder",
+        "",
     )
     image_root: str = option(
         "folder that image and video paths start from, empty for the folder of the file (jsonl)", ""
     )
     fields: NAMES = option("fields of your records under other names: {caption: TEXT}", {})
+    subset: str = option("which of the data set's configurations, empty for its only one (hf)", "")
+    split: str = option("which of its splits, empty for train (hf)", "")
+    revision: str = option(
+        "commit, tag or branch on the Hub; only a commit stays the same (hf)", ""
+    )
     frames_per_second: float = option("frames to take of a second of video", 1.0, above=0)
     max_frames: int = option("most frames of a video", 45, minimum=2)
     kinds: NUMBERS = option(

@@ -25,6 +25,7 @@ from metamorph.data.conversation import Sample
 from metamorph.data.families.boxes import boxes
 from metamorph.data.families.pictures import captions, conversations, edits, pictures
 from metamorph.data.families.videos import Sampling, video_frames, video_questions
+from metamorph.data.formats.hugging_face import HuggingFace
 from metamorph.data.formats.json_lines import JsonLines
 from metamorph.data.formats.parquet import Parquet
 from metamorph.data.formats.picture_folder import PictureFolder
@@ -54,6 +55,7 @@ def open_source(
     `data.validation`, of each part what is held out, or what is left to train on.
     """
     if config.source == "mixture":
+        check_hub_keys(config)
         return open_mixture(config, seed, words, portion)
     return open_part(config, config, Path(), seed, words, portion)
 
@@ -99,6 +101,8 @@ def check_path(config: SourceConfig) -> None:
     if config.source in GENERATED or config.path:
         return
     what = "the file or folder of the samples"
+    if config.source == "hf":
+        what = "a name on Hugging Face's Hub or a folder"
     if config.source == "mixture":
         what = "a YAML file that names the parts"
     elif config.source == "pictures":
@@ -113,6 +117,7 @@ def open_part(
     it stands in, whose settings hold for all parts. `words` and `portion`: see `open_source`."""
     share = data.validation if isinstance(data.validation, float) and portion != "all" else None
     if config.source in GENERATED:
+        check_hub_keys(config)
         scenes = ToyScenes(seed, config.kinds, config.samples, GENERATED[config.source])
         return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
     if config.source == "pictures":
@@ -147,7 +152,10 @@ def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
     Raises `UserError` for files that cannot be used.
     """
     check_path(config)
+    check_hub_keys(config)
     path = base / config.path
+    if config.source == "hf":
+        return HuggingFace(path, config, data.max_pixels, data.truncated)
     check_data_set(path, "data.path")
     how: dict[str, Any] = {"follow_links": data.follow_links, "truncated": data.truncated}
     if config.source == "jsonl":
@@ -158,6 +166,13 @@ def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
         return PictureFolder(path, data.max_pixels, **how)
     opened = WebDataset if config.source == "webdataset" else Parquet
     return opened(path, data.max_pixels, config.fields, **how)
+
+
+def check_hub_keys(config: SourceConfig) -> None:
+    """Raises `UserError` for keys of a data set of Hugging Face where there is none."""
+    for key in ("subset", "split", "revision"):
+        if config.source != "hf" and getattr(config, key):
+            raise UserError(f"data.{key}: source {config.source} does not use it; leave it out")
 
 
 def check_pictures(config: SourceConfig, words: bool) -> None:

@@ -6,6 +6,7 @@ from typing import get_args
 
 from metamorph.config import DataConfig, SourceConfig
 from metamorph.config.data_keys import Generated, SourceKind
+from metamorph.data.formats.hugging_face import SAVED
 from metamorph.data.formats.picture_folder import ENDINGS
 from metamorph.data.formats.records import Record, Records
 from metamorph.data.images import opened, reason
@@ -83,6 +84,8 @@ def _source_of(path: Path) -> tuple[SourceKind, Path]:
     except OSError as error:
         raise UserError(f"--data: {path} cannot be read: {reason(error)}") from error
     kinds = {name: SOURCES.get(Path(name).suffix.lower()) for name in names}
+    if any(name in names for name in SAVED):
+        return "hf", path
     of_files = sorted({kind for kind in kinds.values() if kind})
     if len(of_files) > 1:
         raise UserError(f"--data: {path} holds {' and '.join(of_files)} files; name one of them")
