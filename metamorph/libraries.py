@@ -131,8 +131,8 @@ def peft_absence(device_type: str) -> str | None:
 def transformer_engine_absence(device_type: str) -> str | None:
     """Why Transformer Engine's float8 layers cannot run on tensors of this device type, or None."""
     needed = {
-        "transformer_engine.pytorch": ["Linear", "autocast"],
-        "transformer_engine.common.recipe": ["Float8CurrentScaling"],
+        "transformer_engine.pytorch": ["Linear", "autocast", "is_nvfp4_available"],
+        "transformer_engine.common.recipe": ["Float8CurrentScaling", "NVFP4BlockScaling"],
     }
     return _absence(device_type, ADA, needed)
 

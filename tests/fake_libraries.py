@@ -5,7 +5,6 @@ real ones overwrite.
 """
 
 import sys
-from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamorph import libraries
+from tests import fake_transformer_engine
 from tests.fake_attention import (
     CALLS,
     BlockDiagonalCausalMask,
@@ -162,56 +162,6 @@ class FusedAdam(torch.optim.Optimizer):
         parameter.sub_(group["lr"] * update)
 
 
-class Float8CurrentScaling:
-    pass
-
-
-RECIPES: list[Float8CurrentScaling] = []  # of the float8 regions that are open now
-
-
-@contextmanager
-def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=None, _graph=False):
-    assert enabled and not calibrating
-    RECIPES.append(recipe)
-    try:
-        yield
-    finally:
-        RECIPES.pop()
-
-
-class Linear(torch.nn.Module):
-    """Rows in multiples of 8, inside `autocast` only; its class brings an extra state."""
-
-    def __init__(
-        self, in_features, out_features, sequence_parallel=False, fuse_wgrad_accumulation=False,
-        tp_group=None, tp_size=1, get_rng_state_tracker=None, rng_tracker_name=None,
-        init_method=None, bias=True, return_bias=False, params_dtype=None, parallel_mode=None,
-        parameters_split=None, device="cuda", ub_overlap_ag=False, ub_overlap_rs=False,
-        ub_overlap_rs_dgrad=False, ub_bulk_dgrad=False, ub_bulk_wgrad=False, ub_name=None,
-        delay_wgrad_compute=False, symmetric_ar_type=None, save_original_input=False, name=None,
-    ):  # fmt: skip
-        super().__init__()
-        options = {"dtype": params_dtype, "device": device}
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = torch.nn.Parameter(torch.empty(out_features, in_features, **options))
-        if bias:
-            self.bias = torch.nn.Parameter(torch.empty(out_features, **options))
-        else:
-            self.bias = torch.empty(0, **options)
-
-    def get_extra_state(self):
-        return torch.empty(0, dtype=torch.uint8)
-
-    def set_extra_state(self, state):
-        assert state.numel() == 0
-
-    def forward(self, inp, is_first_microbatch=None, fp8_output=False, fp8_grad=False):
-        CALLS.append("Linear")
-        assert isinstance(RECIPES[-1], Float8CurrentScaling)
-        assert inp.shape[0] % 8 == 0 and inp.shape[1] % 16 == 0 and len(self.weight) % 16 == 0
-        return F.linear(inp, self.weight, self.bias if self.bias.numel() else None)
-
-
 FLASH_ATTN = {
     "flash_attn": {
         "flash_attn_func": flash_attn_func,
@@ -260,12 +210,7 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
         "torchao": {},
         "torchao.float8": {"Float8LinearConfig": None, "convert_to_float8_training": None},
     },
-    "transformer-engine": {
-        "transformer_engine": {},
-        "transformer_engine.common": {},
-        "transformer_engine.common.recipe": {"Float8CurrentScaling": Float8CurrentScaling},
-        "transformer_engine.pytorch": {"Linear": Linear, "autocast": autocast},
-    },
+    "transformer-engine": fake_transformer_engine.MODULES,
     "lmms-eval": {
         "lmms_eval": {},
         "lmms_eval.api": {},

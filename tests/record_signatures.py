@@ -74,6 +74,19 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "transformer_engine/pytorch/quantization.py",
         "autocast.__init__",
     ),
+    **{
+        name: (
+            "transformer-engine 2.20.2 (wheel)",
+            "transformer_engine/pytorch/quantization.py",
+            name,
+        )
+        for name in (
+            "is_fp8_available",
+            "is_fp8_block_scaling_available",
+            "is_mxfp8_available",
+            "is_nvfp4_available",
+        )
+    },
     "Linear.__init__": (
         "transformer-engine 2.20.2 (wheel)",
         "transformer_engine/pytorch/module/linear.py",

@@ -173,6 +173,8 @@ NOT_RUN_HERE = {
     ),
     "metamorph train my.yaml --training.precision bf16 --model.attention flash_attn "
     "--model.rms_norm liger": GPU,
+    "metamorph train my.yaml --training.precision fp8 --training.fp8_backend transformer_engine "
+    "--training.fp8_recipe MXFP8BlockScaling": GPU,
 }
 BLOCKS = [
     pytest.param(block, id=f"{title(page)}-{number}")

@@ -24,6 +24,14 @@ from metamorph.config.options import (
 Stage = Literal["language", "align", "instruct", "decoder", "distill"]
 Precision = Literal["fp32", "bf16", "fp8"]
 Fp8Backend = Literal["torchao", "transformer_engine", "native"]
+Fp8Recipe = Literal[
+    "rowwise",
+    "rowwise_with_gw_hp",
+    "Float8CurrentScaling",
+    "Float8BlockScaling",
+    "MXFP8BlockScaling",
+    "NVFP4BlockScaling",
+]
 # Of generation, which has no run file:
 PrefillAttention = Literal["auto", "fp8"]
 DecoderPrecision = Literal["fp32", "bf16"]
@@ -122,6 +130,12 @@ class TrainingConfig:
     precision: Precision = option("arithmetic of the step", "fp32")
     fp8_backend: Fp8Backend = option(
         "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES
+    )
+    fp8_recipe: Fp8Recipe = option(
+        "what shares a scale in fp8, by fp8_backend's own name for it; by default rowwise of "
+        "torchao, Float8CurrentScaling of transformer_engine",
+        None,
+        **LANGUAGE_STAGES,
     )
     optimizer: Literal["torch", "adamw8bit", "apex"] = option("who computes AdamW", "torch")
     weights: Literal["fp32", "bf16"] = option(

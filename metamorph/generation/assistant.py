@@ -26,7 +26,7 @@ from metamorph.generation.reading import Reader
 from metamorph.generation.settings import DEFAULT_ANSWER, AnswerSettings
 from metamorph.generation.text_stream import TextStream
 from metamorph.model.inference import cast_weights, merge_projections, store_by_columns
-from metamorph.model.precision import autocast, check_precision, convert_to_float8
+from metamorph.model.precision import autocast, check_precision, convert_to_generate
 from metamorph.model.quantization import check_weights, quantize_weights
 from metamorph.model.saved_tokenizer import read_saved_tokenizer
 from metamorph.model.tokenizer import open_tokenizer
@@ -113,7 +113,7 @@ class Assistant:
         if weights:
             quantize_weights(model, weights)
         if precision == "fp8":
-            convert_to_float8(model, fp8_backend)
+            convert_to_generate(model, fp8_backend)
         elif precision == "bf16":
             cast_weights(model, torch.bfloat16)
         store_by_columns(model)

@@ -31,7 +31,8 @@ def describe_precision(precision: str, float8: Float8Layers | None = None) -> st
     if float8 is None:
         return f"precision {precision}"
     lines = ["precision fp8: float8 products in these layers, bfloat16 autocast elsewhere"]
-    lines += [f"  {names}: float8 ({float8.backend})" for names in compact(float8.converted)]
+    by = ", ".join(filter(None, (float8.backend, float8.recipe)))
+    lines += [f"  {names}: float8 ({by})" for names in compact(float8.converted)]
     by_reason = defaultdict(list)
     for name, reason in float8.left.items():
         by_reason[reason].append(name)

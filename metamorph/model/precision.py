@@ -12,16 +12,31 @@ from functools import partial
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.config.keys import Fp8Backend, Precision
 from metamorph.errors import UserError
-from metamorph.libraries import PROBES
+from metamorph.libraries import torchao_absence
+from metamorph.model.transformer_engine_linear import (
+    convert_linear,
+    keep_rounded_weights,
+    recipe_absence,
+)
 from metamorph_kernels import MLPGelu, linear_fp8, mlp_gelu_fp8
 
 MULTIPLE = 16  # of the widths of a matrix whose products tensor cores can do in float8
-LIBRARIES = {"torchao": "torchao", "transformer_engine": "transformer-engine"}  # by backend
+# Of each backend its recipes, by the library's own names and the default first, and what widths
+# and rows have to be multiples of: a block that shares a scale, or more.
+RECIPES = {
+    "torchao": {"rowwise": MULTIPLE, "rowwise_with_gw_hp": MULTIPLE},
+    "transformer_engine": {
+        "Float8CurrentScaling": MULTIPLE,
+        "Float8BlockScaling": 128,
+        "MXFP8BlockScaling": 32,
+        "NVFP4BlockScaling": 128,
+    },
+    "native": {},
+}
 BLOCKS = "language.model.layers."
 
 
@@ -32,6 +47,7 @@ class Float8Layers:
     backend: str
     converted: tuple[str, ...]
     left: dict[str, str]
+    recipe: str = ""
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -42,9 +58,26 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
 
 
-def check_precision(precision: str, fp8_backend: str, device: torch.device) -> None:
-    """Raises `UserError` if there is no such precision or backend, or, for fp8, if the backend
-    cannot compute on `device`: with the reason.
+def choose_recipe(backend: str, recipe: str | None) -> tuple[str, int]:
+    """A recipe of a backend, its default where none was asked for, and what it has widths and rows
+    be multiples of. `native` has one way, whose name is empty.
+
+    Raises `UserError` for a recipe that is not the backend's.
+    """
+    known = RECIPES[backend]
+    if recipe is None:
+        return next(iter(known.items()), ("", MULTIPLE))
+    if recipe not in known:
+        names = f"one of {', '.join(known)}" if known else "none"
+        raise UserError(f"fp8_recipe: expected {names} for {backend}, got {recipe!r}")
+    return recipe, known[recipe]
+
+
+def check_precision(
+    precision: str, fp8_backend: str, device: torch.device, fp8_recipe: str | None = None
+) -> None:
+    """Raises `UserError` if there is no such precision, backend or recipe of it, or, for fp8, if
+    the backend cannot compute so on `device`: with the reason.
 
     `native` can everywhere: without float8 hardware it emulates float8 in float32.
     """
@@ -54,9 +87,17 @@ def check_precision(precision: str, fp8_backend: str, device: torch.device) -> N
     ):
         if value not in choices:
             raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    if precision != "fp8" or fp8_backend == "native":
+    if precision != "fp8":
+        if fp8_recipe is not None:
+            raise UserError(f"fp8_recipe: {fp8_recipe} is for precision fp8, got {precision}")
         return
-    reason = PROBES[LIBRARIES[fp8_backend]](device.type)
+    recipe, _ = choose_recipe(fp8_backend, fp8_recipe)
+    if fp8_backend == "native":
+        return
+    if fp8_backend == "torchao":
+        reason = torchao_absence(device.type)
+    else:
+        reason = recipe_absence(recipe, device.type)
     if reason is not None:
         raise UserError(
             f"precision fp8: {fp8_backend} cannot be used here ({reason}); the backend native runs "
@@ -65,34 +106,47 @@ def check_precision(precision: str, fp8_backend: str, device: torch.device) -> N
 
 
 def convert_to_float8(
-    model: nn.Module, backend: str, device: torch.device | None = None
+    model: nn.Module,
+    backend: str,
+    device: torch.device | None = None,
+    fp8_recipe: str | None = None,
 ) -> Float8Layers:
     """Converts the linear layers of all blocks of a MetaMorph's language model, in place.
 
     That is q, k, v, o, gate, up and down; `native` converts the projector too. Widths that are
-    no multiples of 16 have no float8 product and stay. So do both heads, whose rounding would go
-    straight into the losses, and embeddings, norms and encoder, a small part of a step.
+    no multiples of 16, or of what the recipe asks for, have no such product and stay. So do both
+    heads, whose rounding would go straight into the losses, and embeddings, norms and encoder, a
+    small part of a step.
 
     Args:
         model: in any dtype; call it under `autocast("fp8", ...)`.
         backend: torchao, transformer_engine or native.
         device: the one it will run on, where it is not there yet.
+        fp8_recipe: one of the backend's, None for its first: `RECIPES`.
 
     Raises `UserError` if the backend cannot run there.
     """
     device = device or next(model.parameters()).device
-    check_precision("fp8", backend, device)
-    chosen, left = _choose(model, backend)
+    check_precision("fp8", backend, device, fp8_recipe)
+    recipe, multiple = choose_recipe(backend, fp8_recipe)
+    chosen, left = _choose(model, backend, multiple)
     convert = {
-        "torchao": partial(_convert_torchao, emulate=device.type != "cuda"),
-        "transformer_engine": _convert_transformer_engine,
+        "torchao": partial(_convert_torchao, recipe=recipe, emulate=device.type != "cuda"),
+        "transformer_engine": partial(convert_linear, recipe=recipe, multiple=multiple),
         "native": _convert_native,
     }
     convert[backend](model, chosen)
-    return Float8Layers(backend, tuple(chosen), left)
+    return Float8Layers(backend, tuple(chosen), left, recipe)
 
 
-def _choose(model: nn.Module, backend: str) -> tuple[list[str], dict[str, str]]:
+def convert_to_generate(model: nn.Module, backend: str) -> None:
+    """`convert_to_float8` of a model on its device that will not be trained: layers of Transformer
+    Engine round their weights now, and not again. Raises `UserError` as it does."""
+    convert_to_float8(model, backend)
+    keep_rounded_weights(model, next(model.parameters()).device)
+
+
+def _choose(model: nn.Module, backend: str, multiple: int) -> tuple[list[str], dict[str, str]]:
     chosen, left = [], {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS):
@@ -102,9 +156,9 @@ def _choose(model: nn.Module, backend: str) -> tuple[list[str], dict[str, str]]:
             widths = [first.in_features, first.out_features, second.out_features]
         else:
             continue
-        if any(width % MULTIPLE for width in widths):
+        if any(width % multiple for width in widths):
             shown = " x ".join(map(str, widths))
-            left[name] = f"{shown}, float8 needs multiples of {MULTIPLE}"
+            left[name] = f"{shown}, float8 needs multiples of {multiple}"
         else:
             chosen.append(name)
     if backend != "native":
@@ -115,53 +169,16 @@ def _choose(model: nn.Module, backend: str) -> tuple[list[str], dict[str, str]]:
     return chosen, left
 
 
-def _convert_torchao(model: nn.Module, names: Collection[str], emulate: bool) -> None:
-    """A scale for each row, rounded to a power of two, and e4m3 throughout: torchao's "rowwise"."""
+def _convert_torchao(model: nn.Module, names: Collection[str], recipe: str, emulate: bool) -> None:
+    """A scale for each row, rounded to a power of two, and e4m3 throughout: torchao's "rowwise".
+    By "rowwise_with_gw_hp" the product for the gradient of a weight stays in bfloat16."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config = Float8LinearConfig.from_recipe_name("rowwise")
+    config = Float8LinearConfig.from_recipe_name(recipe)
     config = replace(config, emulate=emulate)  # in tests alone, see check_precision
     convert_to_float8_training(
         model, config=config, module_filter_fn=lambda module, name: name in names
     )
-
-
-def _convert_transformer_engine(model: nn.Module, names: Collection[str]) -> None:
-    """A scale for each tensor from its present values, e4m3 forward and e5m2 gradients."""
-    import transformer_engine.pytorch as te
-    from transformer_engine.common.recipe import Float8CurrentScaling
-
-    recipe = Float8CurrentScaling()
-
-    class Linear(te.Linear):
-        # Scales come from present values: there is no state that a checkpoint would have to keep.
-        get_extra_state = nn.Module.get_extra_state
-        set_extra_state = nn.Module.set_extra_state
-
-        def forward(self, x: Tensor) -> Tensor:
-            """x [T, in] -> [T, out]. Rows come in multiples of 16; a prompt may have any number."""
-            padding = -len(x) % MULTIPLE
-            if padding:
-                x = F.pad(x, (0, 0, 0, padding))
-            # Around each layer, not around the model: what recomputes a block in the backward then
-            # recomputes it in float8.
-            with te.autocast(enabled=True, recipe=recipe):
-                out = super().forward(x)
-            return out[: len(x) - padding]
-
-    for name in names:
-        old = model.get_submodule(name)
-        new = Linear(
-            old.in_features,
-            old.out_features,
-            bias=old.bias is not None,
-            params_dtype=old.weight.dtype,
-            device="meta",
-        )
-        new.weight = old.weight
-        if old.bias is not None:
-            new.bias = old.bias
-        model.set_submodule(name, new.train(old.training))
 
 
 class Float8Linear(nn.Linear):

@@ -26,6 +26,7 @@ from metamorph.errors import SampleError, UserError
 from metamorph.model.describe import describe_parameters, describe_precision
 from metamorph.model.opening import open_model
 from metamorph.model.precision import autocast, convert_to_float8
+from metamorph.model.transformer_engine_linear import mark_microbatch
 from metamorph.model.unified import MetaMorph
 from metamorph.monitor.sample_sheet import SampleSheet
 from metamorph.monitor.telemetry import LanguageTelemetry
@@ -87,7 +88,9 @@ class LanguageStage:
             add_adapters(model.language, config, LANGUAGE_LAYERS)
         self.float8 = None
         if training.precision == "fp8":
-            self.float8 = convert_to_float8(model, training.fp8_backend, device)
+            self.float8 = convert_to_float8(
+                model, training.fp8_backend, device, training.fp8_recipe
+            )
         self.step_losses = StepLosses(model, training.visual_loss)
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
@@ -145,12 +148,16 @@ class LanguageStage:
         for number, row in enumerate(self.rows, start=1):
             batch = Batch.of(row, self.module.encoder, self.device)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
+            if self.float8 is not None and len(self.rows) > 1:
+                mark_microbatch(self.module, number == 1)
             with autocast(training.precision, self.device):
                 text, visual, distance, targets = self.step_losses(batch, counts)
                 total = text + training.visual_coefficient * visual
             total.backward()
             losses += torch.stack([text.detach(), visual.detach(), distance])
             self.targets.append(targets)
+        if self.float8 is not None:
+            mark_microbatch(self.module, None)  # the optimizer will move the weights
         if self.frozen_rows is not None:
             mask_frozen_rows(self.module, self.frozen_rows)
         text_loss, visual_loss, distance = add_up(losses)

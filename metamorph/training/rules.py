@@ -17,7 +17,7 @@ from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_path, endless_parts
 from metamorph.errors import UserError, shown
 from metamorph.libraries import require, torchao_optim_absence
-from metamorph.model.precision import MULTIPLE, check_precision
+from metamorph.model.precision import check_precision, choose_recipe
 from metamorph.processes import gather, share_of, world_size
 from metamorph.training.decoders.decoder_rules import check_decoder
 
@@ -282,11 +282,13 @@ def check_float8(config: RunConfig, device: torch.device) -> None:
     """The precision can be had on the device, and rows have a length that float8 products take."""
     training, length = config.training, config.data.row_length
     try:
-        check_precision(training.precision, training.fp8_backend, device)
+        check_precision(training.precision, training.fp8_backend, device, training.fp8_recipe)
     except UserError as error:
         raise UserError(f"training.{error}") from error
+    if training.precision != "fp8":
+        return
     # The gradient of a weight is a product over the tokens of a row.
-    if training.precision == "fp8" and length % MULTIPLE:
-        raise UserError(
-            f"data.row_length: precision fp8 needs a multiple of {MULTIPLE}, got {length}"
-        )
+    recipe, multiple = choose_recipe(training.fp8_backend, training.fp8_recipe)
+    if length % multiple:
+        name = f"precision fp8 by {recipe or training.fp8_backend}"
+        raise UserError(f"data.row_length: {name} needs a multiple of {multiple}, got {length}")

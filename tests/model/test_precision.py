@@ -2,21 +2,26 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
+from metamorph.config.keys import Fp8Recipe
 from metamorph.errors import UserError
 from metamorph.model import assemble
 from metamorph.model.precision import (
+    RECIPES,
     Float8Linear,
     Float8MLPGelu,
     autocast,
     check_precision,
     convert_to_float8,
+    convert_to_generate,
 )
+from metamorph.model.transformer_engine_linear import SUPPORT
 from metamorph_kernels import key_intervals
-from tests import fake_libraries
+from tests import fake_libraries, fake_transformer_engine
 from tests.tiny_run import GRID, write_language, write_vision
 
 CPU = torch.device("cpu")
@@ -115,18 +120,26 @@ def test_without_pictures_the_projector_has_no_rows(model):
     assert model.projector.linear_1.weight.grad.abs().max() == 0
 
 
-def test_torchao_converts_the_decoder_layers(model, torchao):
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [(None, "rowwise"), ("rowwise", "rowwise"), ("rowwise_with_gw_hp", "rowwise_with_gw_hp")],
+)
+def test_torchao_converts_the_decoder_layers(model, torchao, recipe, chosen):
+    from torchao.float8.config import ScalingType
     from torchao.float8.float8_linear import Float8Linear as TorchaoLinear
 
     names = list(model.state_dict())
     expected = states_of(model, 21, "bf16")
-    done = convert_to_float8(model, "torchao")
+    done = convert_to_float8(model, "torchao", fp8_recipe=recipe)
+    assert done.recipe == chosen
     found = {name for name, module in model.named_modules() if isinstance(module, TorchaoLinear)}
     assert found == set(done.converted) == set(LAYERS)
     assert done.left["projector"] == "converted by native only"
     assert list(model.state_dict()) == names
     config = model.get_submodule(LAYERS[0]).config
     assert config.emulate and config.round_scales_to_power_of_2
+    in_float8 = config.cast_config_input_for_grad_weight.scaling_type is not ScalingType.DISABLED
+    assert in_float8 == (chosen == "rowwise")
     states = states_of(model, 21, "fp8")
     assert 0.001 < (states - expected).norm() / expected.norm() < 0.1
 
@@ -137,7 +150,9 @@ def test_transformer_engine_converts_the_decoder_layers(model, transformer_engin
     expected = states_of(model, 21, "bf16")
     done = convert_to_float8(model, "transformer_engine")
     found = {
-        name for name, module in model.named_modules() if isinstance(module, fake_libraries.Linear)
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, fake_transformer_engine.Linear)
     }
     assert found == set(done.converted) == set(LAYERS)
     # No extra state, neither saved nor missed, and the very parameters of before.
@@ -151,6 +166,59 @@ def test_transformer_engine_converts_the_decoder_layers(model, transformer_engin
     assert error < torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(states_of(model, 32, "fp8"), states_of(model, 32, "fp8"))
     assert fake_libraries.CALLS == ["Linear"] * len(LAYERS) * 3
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wide")
+    write_language(folder / "llama", width=128)  # key and value are 64 wide
+    write_vision(folder / "siglip")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "multiple"),
+    [
+        ("Float8CurrentScaling", 16),
+        ("MXFP8BlockScaling", 32),
+        ("Float8BlockScaling", 128),
+        ("NVFP4BlockScaling", 128),
+    ],
+)
+def test_a_recipe_by_name_gets_whole_blocks(wide_folder, transformer_engine, recipe, multiple):
+    """The stand-in refuses rows and widths that the recipe cannot round."""
+    model, _ = assemble(wide_folder / "llama", wide_folder / "siglip", grid=GRID)
+    done = convert_to_float8(model, "transformer_engine", fp8_recipe=recipe)
+    assert done.recipe == recipe
+    narrow = {name for name in LAYERS if name.endswith(("k_proj", "v_proj"))}
+    assert set(done.converted) == set(LAYERS) - (narrow if multiple == 128 else set())
+    if multiple == 128:
+        assert {done.left[name] for name in narrow} == {"128 x 64, float8 needs multiples of 128"}
+    token = torch.arange(21)
+    with autocast("fp8", CPU):
+        states = model(token, token, key_intervals([21]), torch.zeros(0, GRID**2, 24), token[:0])
+    assert states.shape == (21, 128) and states.isfinite().all()
+
+
+def test_a_recipe_that_the_gpu_has_not_is_refused_in_its_words(monkeypatch):
+    reason = "Device compute capability 10.0 or higher required for MXFP8 execution."
+    refuse = {"is_mxfp8_available": lambda return_reason: (False, reason)}
+    fake_libraries.install(monkeypatch, "transformer-engine", **refuse)
+    fake_libraries.pretend_gpu(monkeypatch)
+    with pytest.raises(UserError, match=rf"\(MXFP8BlockScaling: {reason}\); the backend native"):
+        check_precision("fp8", "transformer_engine", CPU, "MXFP8BlockScaling")
+    check_precision("fp8", "transformer_engine", CPU, "Float8BlockScaling")
+
+
+def test_weights_of_a_model_that_generates_are_rounded_once(model, transformer_engine):
+    convert_to_generate(model, "transformer_engine")
+    expected = states_of(model, 21, "fp8")
+    with torch.no_grad():
+        for name in LAYERS:
+            model.get_submodule(name).weight.zero_()  # as nobody does: what was rounded is used
+    fake_transformer_engine.MICROBATCHES.clear()
+    assert torch.equal(states_of(model, 21, "fp8"), expected)
+    assert fake_transformer_engine.MICROBATCHES == [False] * len(LAYERS)
 
 
 def test_a_block_recomputed_in_the_backward_is_recomputed_in_float8(model, transformer_engine):
@@ -201,6 +269,25 @@ def test_a_backend_that_cannot_run_says_why(model, monkeypatch, backend):
 def test_what_is_no_precision(precision, backend, message):
     with pytest.raises(UserError, match=message):
         check_precision(precision, backend, CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend", "recipe", "message"),
+    [
+        ("bf16", "torchao", "rowwise", "rowwise is for precision fp8, got bf16"),
+        ("fp8", "torchao", "MXFP8BlockScaling", "one of rowwise, rowwise_with_gw_hp for torchao"),
+        ("fp8", "transformer_engine", "rowwise", "expected one of Float8CurrentScaling, .* 'roww"),
+        ("fp8", "native", "rowwise", "expected none for native, got 'rowwise'"),
+    ],
+)
+def test_a_recipe_is_one_of_the_backend(precision, backend, recipe, message):
+    with pytest.raises(UserError, match=f"fp8_recipe: .*{message}"):
+        check_precision(precision, backend, CPU, recipe)
+
+
+def test_every_recipe_has_its_probe_and_its_key():
+    assert set(RECIPES["transformer_engine"]) == set(SUPPORT)
+    assert {name for known in RECIPES.values() for name in known} == set(get_args(Fp8Recipe))
 
 
 def test_bf16_asks_for_no_backend(monkeypatch):

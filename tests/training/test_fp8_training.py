@@ -20,6 +20,7 @@ from metamorph.training import language_stage
 from metamorph.training.checkpoint_tensors import SafeReader
 from metamorph.training.loop import train
 from tests import fake_libraries
+from tests.fake_transformer_engine import MICROBATCHES
 from tests.tiny_run import tiny_config, write_language, write_vision
 
 NATIVE = {"precision": "fp8", "fp8_backend": "native"}
@@ -117,6 +118,28 @@ def test_a_run_by_transformer_engine_saves_no_extra_state(folder, monkeypatch, o
     train(replace(config, resume=True))  # loads a checkpoint, which has none either
 
 
+def test_transformer_engine_rounds_weights_once_a_step(folder, monkeypatch, one_thread):
+    """The stand-in computes in bf16; what it kept of a weight is never used after the weight moved,
+    neither by the next step nor by a look at held-out samples."""
+    fake_libraries.install(monkeypatch, "transformer-engine")
+    fake_libraries.pretend_gpu(monkeypatch)
+    config = tiny_config(
+        folder, "instruct", steps=2, rows_per_step=3, precision="bf16", validate_every=1,
+        validation_rows=1,
+    )  # fmt: skip
+    config.data.validation = 0.1
+    expected = read_metrics(train(replace(config, output=str(folder / "bf16"))).parent)
+    MICROBATCHES.clear()
+    fp8 = {"precision": "fp8", "fp8_backend": "transformer_engine"}
+    config.training = replace(config.training, **fp8)
+    found = read_metrics(train(config).parent)
+    step = [True] * 14 + [False] * 28 + [None] * 42  # in 14 layers three rows, and held-out ones
+    assert MICROBATCHES == 2 * step
+    for mine, default in zip(found, expected, strict=True):
+        losses = {key: value for key, value in default.items() if "loss" in key}
+        assert {key: mine[key] for key in losses} == pytest.approx(losses, rel=0.01)
+
+
 @pytest.mark.parametrize("backend", ["torchao", "transformer_engine"])
 def test_a_backend_that_cannot_run_stops_a_run_before_it_starts(folder, monkeypatch, backend):
     fake_libraries.remove_all(monkeypatch)
@@ -129,7 +152,20 @@ def test_a_backend_that_cannot_run_stops_a_run_before_it_starts(folder, monkeypa
 def test_rows_come_in_multiples_of_16(folder):
     config = tiny_config(folder, "instruct", **NATIVE)
     config.data.row_length = 250
-    with pytest.raises(UserError, match="data.row_length: .* multiple of 16, got 250"):
+    with pytest.raises(UserError, match="data.row_length: .* native .* multiple of 16, got 250"):
+        train(config)
+
+
+def test_blocks_that_share_a_scale_are_whole(folder, monkeypatch):
+    fake_libraries.install(monkeypatch, "transformer-engine")
+    fake_libraries.pretend_gpu(monkeypatch)
+    recipe = {"fp8_backend": "transformer_engine", "fp8_recipe": "Float8BlockScaling"}
+    config = tiny_config(folder, "instruct", precision="fp8", **recipe)
+    config.data.row_length = 320
+    message = (
+        "data.row_length: precision fp8 by Float8BlockScaling needs a multiple of 128, got 320"
+    )
+    with pytest.raises(UserError, match=message):
         train(config)
 
 

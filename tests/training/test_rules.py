@@ -120,9 +120,10 @@ def test_drawings_need_a_decoder(tmp_path):
 
 
 def test_a_precision_that_is_not_there_is_named_by_its_key(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "metamorph.model.precision.PROBES", {"torchao": lambda device: "not installed"}
-    )
+    monkeypatch.setattr("metamorph.model.precision.torchao_absence", lambda device: "not here")
     config = tiny_config(tmp_path, "instruct", precision="fp8")
     with pytest.raises(UserError, match="^training.precision fp8: torchao cannot be used here"):
+        check_rules(config, CPU)
+    config = tiny_config(tmp_path, "instruct", precision="bf16", fp8_recipe="rowwise")
+    with pytest.raises(UserError, match="^training.fp8_recipe: rowwise is for precision fp8, got"):
         check_rules(config, CPU)
