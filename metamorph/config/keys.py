@@ -127,6 +127,14 @@ class TrainingConfig:
         "cosine",
         **INSTRUCT_STAGE,
     )
+    visual_input_dropout: float = option(
+        "share of the predicted pictures whose own tokens a step hides from the model, so that "
+        "each token is predicted from the words alone",
+        0.0,
+        minimum=0,
+        below=1,
+        **INSTRUCT_STAGE,
+    )
     precision: Precision = option("arithmetic of the step", "fp32")
     fp8_backend: Fp8Backend = option(
         "who computes float8 products (precision fp8)", "torchao", **LANGUAGE_STAGES

@@ -47,30 +47,55 @@ ROW_TITLES = ("first row", "second row")  # those that a plan shows
 
 
 def batch_losses(
-    model: MetaMorph, batch: Batch, counts: TargetCounts, visual_loss: VisualLoss = "cosine"
+    model: MetaMorph,
+    batch: Batch,
+    counts: TargetCounts,
+    visual_loss: VisualLoss = "cosine",
+    visual_input_dropout: float = 0.0,
 ) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, as `vpit_losses` says, and its
-    target features [images, tokens, C]."""
+    target features [images, tokens, C]. Of the pictures that it predicts, a share
+    `visual_input_dropout` is hidden from the model itself."""
     features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
+    inputs = features
+    if visual_input_dropout:
+        inputs = without_some(features, batch.visual_targets, visual_input_dropout)
     states = model(
-        batch.token_ids, batch.positions, batch.intervals, features, batch.visual_positions
+        batch.token_ids, batch.positions, batch.intervals, inputs, batch.visual_positions
     )
     targets = features.flatten(0, 1).index_select(0, batch.visual_targets)
     losses = vpit_losses(model, states, targets, batch, counts, visual_loss)
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
 
 
-class StepLosses(nn.Module):
-    """A model with its losses: the whole forward of a step, which is what FSDP has to wrap."""
+def without_some(features: Tensor, visual_targets: Tensor, share: float) -> Tensor:
+    """Features [images, tokens, C], zero in each predicted picture with the probability `share`.
 
-    def __init__(self, model: MetaMorph, visual_loss: VisualLoss):
+    What hides a picture's first tokens from its next ones makes these, too, come from the words
+    before the picture: word dropout (arXiv 1511.06349), of whole pictures, since one token tells
+    most of its neighbours. `visual_targets` [Nr] are places of predicted tokens in all of them.
+    """
+    images, tokens, _ = features.shape
+    predicted = visual_targets[::tokens] // tokens
+    shown = torch.rand(predicted.shape, device=features.device) >= share
+    kept = features.new_ones(images).index_copy(0, predicted, shown.to(features.dtype))
+    return features * kept[:, None, None]
+
+
+class StepLosses(nn.Module):
+    """A model with its losses: the whole forward of a step, which is what FSDP has to wrap. Where
+    nothing is learned, nothing is dropped."""
+
+    def __init__(self, model: MetaMorph, visual_loss: VisualLoss, visual_input_dropout: float):
         super().__init__()
         self.model, self.visual_loss = model, visual_loss
+        self.visual_input_dropout = visual_input_dropout
 
     def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text loss, visual loss, cosine distance and target features, as `batch_losses` gives
         them; a tuple, whose tensors FSDP finds."""
-        losses, targets = batch_losses(self.model, batch, counts, self.visual_loss)
+        dropout = self.visual_input_dropout if self.training else 0.0
+        losses, targets = batch_losses(self.model, batch, counts, self.visual_loss, dropout)
         return losses.text, losses.visual, losses.cosine_distance, targets
 
 
@@ -91,7 +116,7 @@ class LanguageStage:
             self.float8 = convert_to_float8(
                 model, training.fp8_backend, device, training.fp8_recipe
             )
-        self.step_losses = StepLosses(model, training.visual_loss)
+        self.step_losses = StepLosses(model, training.visual_loss, training.visual_input_dropout)
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
         self.optimizer = make_optimizer(model, config)

@@ -241,7 +241,8 @@ def check_optimizer(config: RunConfig, device: torch.device) -> None:
 
 
 def check_visual_loss(config: RunConfig) -> None:
-    """The visual loss counts only where the vision head is trained; what it is, where it counts."""
+    """The visual loss counts only where the vision head is trained; how it is learned, where it
+    counts."""
     coefficient = config.training.visual_coefficient
     if config.stage != "instruct" and coefficient:
         raise UserError(
@@ -253,6 +254,11 @@ def check_visual_loss(config: RunConfig) -> None:
         raise UserError(
             f"training.visual_loss: nothing is learned by {config.training.visual_loss} where "
             f"training.visual_coefficient is 0; leave out one of the two"
+        )
+    if config.training.visual_input_dropout and not coefficient:
+        raise UserError(
+            "training.visual_input_dropout: pictures are hidden only for what predicts them, which "
+            "learns nothing where training.visual_coefficient is 0; leave out one of the two"
         )
 
 

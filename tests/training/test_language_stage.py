@@ -179,6 +179,7 @@ def test_a_row_without_images_has_a_visual_loss_of_zero_and_finite_gradients(fol
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, stage, monkeypatch):
     config = tiny_config(folder, stage, steps=8)
+    config.training.visual_input_dropout = 0.5 if stage == "instruct" else 0.0  # by chance
     config.training.log_every = 3  # the stop falls between two log lines
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
 
