@@ -25,8 +25,9 @@ class SourceConfig:
         "conversations",
     )
     path: str = option(
-        "file of the samples; webdataset and parquet: or a folder, or *.tar; pictures: a folder; "
-        "hf: a data set's name on Hugging Face's Hub, or a folder",
+        "file of the samples; webdataset and parquet: or a folder, or *.tar; webdataset: or an "
+        "address (s3://); pictures: a folder; hf: a data set's name on Hugging Face's Hub, or a "
+        "folder",
         "",
     )
     image_root: str = option(
@@ -85,6 +86,10 @@ class DataConfig(SourceConfig):
         "a file like data.path, or a mixture file (.yaml)",
         "",
     )
+    cache: str = option(
+        "folder of local copies of tars whose path is an address, empty for one of the user's", ""
+    )
+    cache_gigabytes: float = option("most that these copies may take together", 100.0, above=0)
     skip_limit: float = option("stop if a larger share of samples is unusable", 0.2, **SHARE)
     features: str = option("folder of cached features, see metamorph encode", "")
     verify_features: bool = option("compare SHA-256 of features and latents first", True)

@@ -34,6 +34,8 @@ from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
 from metamorph.data.mixture import PERIOD, Mixture, parts_of
 from metamorph.data.order import mixed
+from metamorph.data.remote.addresses import is_address
+from metamorph.data.remote.shards import open_shards
 from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.english.wording import English
 from metamorph.data.toy.source import ToyScenes
@@ -153,6 +155,10 @@ def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
     """
     check_path(config)
     check_hub_keys(config)
+    check_addresses(config)
+    if is_address(config.path):
+        shards = open_shards(config.path, data)
+        return WebDataset(shards, data.max_pixels, config.fields, truncated=data.truncated)
     path = base / config.path
     if config.source == "hf":
         return HuggingFace(path, config, data.max_pixels, data.truncated)
@@ -173,6 +179,31 @@ def check_hub_keys(config: SourceConfig) -> None:
     for key in ("subset", "split", "revision"):
         if config.source != "hf" and getattr(config, key):
             raise UserError(f"data.{key}: source {config.source} does not use it; leave it out")
+
+
+def check_addresses(config: SourceConfig) -> None:
+    """Raises `UserError` for an address where only files are read."""
+    for key in ("path", "image_root"):
+        address = getattr(config, key)
+        if is_address(address) and (key, config.source) != ("path", "webdataset"):
+            raise UserError(
+                f"data.{key}: {address} is an address, which only the path of source webdataset "
+                f"may be; fetch it and give the path here"
+            )
+
+
+def check_cache(config: DataConfig) -> None:
+    """Raises `UserError` for a cache of remote tars where there are none."""
+    keys = ("cache", "cache_gigabytes")
+    said = [key for key in keys if getattr(config, key) != getattr(DataConfig, key)]
+    if not said:
+        return
+    paths = [config.path, str(config.validation)]
+    for path in map(Path, tuple(paths)):
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            paths += [part.path for part in read_mixture(path).values()]
+    if not any(map(is_address, paths)):
+        raise UserError(f"data.{said[0]}: no data.path is an address; leave it out")
 
 
 def check_pictures(config: SourceConfig, words: bool) -> None:

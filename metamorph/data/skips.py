@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 from metamorph.data.images import shorten
-from metamorph.errors import SampleError, Stopped, UserError
+from metamorph.errors import Halted, SampleError, Stopped, UserError
 
 FEWEST = 100  # samples before a share of them says anything
 # What a wrong value in a file brings about. An error of another type is counted by its name.
@@ -20,11 +20,11 @@ OF_OUR_CODE = (NameError, ImportError, AssertionError, NotImplementedError)
 def skippable(sample: str = "") -> Generator[None]:
     """While one sample is prepared, an error of any type is a `SampleError`: no file can end a run.
 
-    `sample`: what its message begins with. A `SampleError` or `UserError` stays as it is.
+    `sample`: what its message begins with. A `SampleError`, `UserError` or `Halted` stays as it is.
     """
     try:
         yield
-    except (SampleError, UserError, Stopped):
+    except (SampleError, UserError, Halted, Stopped):
         raise
     except Exception as error:
         if isinstance(error, OF_OUR_CODE) and "PYTEST_CURRENT_TEST" in os.environ:

@@ -12,6 +12,7 @@ from metamorph.data.formats.records import Record, Records
 from metamorph.data.images import opened, reason
 from metamorph.data.links import is_clutter
 from metamorph.data.opening import GENERATED, open_records, read_mixture
+from metamorph.data.remote.addresses import is_address
 from metamorph.errors import SampleError, UserError
 from metamorph.folders import check_data_set
 from metamorph.init.families import Guess, guess_family
@@ -44,6 +45,11 @@ def find_data(name: str, words: bool, image_root: str = "") -> FoundData:
             raise UserError(f"--image-root: {scenes} have no files of pictures; leave it out")
         if name == scenes:
             return FoundData(SourceConfig(source=scenes), "scenes that are generated, without end")
+    if is_address(name):
+        raise UserError(
+            f"--data: {name} is elsewhere, and nothing is fetched to look at it; give one of its "
+            f"tars here, and write the address into data.path then"
+        )
     source, path = _source_of(Path(name))
     config = SourceConfig(source=source, path=str(path), image_root=image_root)
     if image_root and source != "jsonl":

@@ -14,7 +14,7 @@ from metamorph.combinations import LIBRARIES, REFUSED
 from metamorph.config import RunConfig, TrainingConfig
 from metamorph.config.reading import flat, is_set, iter_unused
 from metamorph.costs.sharding import mesh_shape
-from metamorph.data.opening import check_path, endless_parts
+from metamorph.data.opening import check_cache, check_path, endless_parts
 from metamorph.errors import UserError, shown
 from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import check_precision, choose_recipe
@@ -22,7 +22,7 @@ from metamorph.processes import gather, share_of, world_size
 from metamorph.training.decoders.decoder_rules import check_decoder
 
 # What each process may have its own way: it changes neither results nor what they tell each other.
-OWN_KEYS = ("device", "data.workers")
+OWN_KEYS = ("device", "data.workers", "data.cache", "data.cache_gigabytes")
 
 
 def check_same_config(config: RunConfig) -> None:
@@ -56,6 +56,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_stage_uses(config)
     if not own_source:
         check_path(config.data)
+        check_cache(config.data)
     check_length(config, own_source)
     check_validation(config, own_source)
     check_monitor(config)

@@ -34,6 +34,8 @@ FREE_ON_RESUME = (
     "parallel.",  # it may go on with other processes
     "monitor.",  # and be seen by others
     "data.workers",
+    "data.cache",
+    "data.cache_gigabytes",
     "data.verify_features",
     "data.skip_limit",
     "training.checkpoint_every",
@@ -183,6 +185,7 @@ def _check_replaceable(config: RunConfig, folder: Path) -> None:
         "model.chat_template": config.model.chat_template,
         "data.path": config.data.path,
         "data.image_root": config.data.image_root,
+        "data.cache": config.data.cache,
         "data.features": config.data.features,
         "data.validation": held_out if isinstance(held_out, str) else "",
         "decoder.base": config.decoder.base,

@@ -4,12 +4,13 @@
 zero turned it back, a size beyond 64 bits ended the run, and a long name may claim all memory.
 """
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import PurePosixPath
+from typing import BinaryIO, Literal, Protocol
 
 from metamorph.data.formats.compression import compression_of
 from metamorph.data.images import LARGEST_FILE
@@ -40,7 +41,13 @@ class Damage(Exception):
     """The tar cannot be read on from here."""
 
 
-def members(path: Path) -> Iterator[Member]:
+class Openable(Protocol):
+    """A path, or what opens a file as a path does; its text names it."""
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO: ...
+
+
+def members(path: Openable) -> Iterator[Member]:
     """The files of a tar in order, folders left out.
 
     Where the tar is damaged, a last member without a name says so as its problem; what stands
@@ -48,12 +55,12 @@ def members(path: Path) -> Iterator[Member]:
     """
     try:
         with path.open("rb") as file:
-            yield from _walk(path, file, path.stat().st_size)
+            yield from _walk(path, file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise UserError(f"data.path: {path} cannot be read: {error.strerror}") from error
 
 
-def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[Member]:
+def _walk(path: Openable, file: BinaryIO, end: int) -> Iterator[Member]:
     offset, shared = 0, {}
     while True:
         try:
@@ -164,7 +171,7 @@ def _problem(header: tarfile.TarInfo, fields: dict[str, str]) -> str:
     return ""
 
 
-def _no_tar(path: Path, file: BinaryIO, damage: Damage) -> str:
+def _no_tar(path: Openable, file: BinaryIO, damage: Damage) -> str:
     file.seek(0)
     beginning = file.read(8)
     problem = compression_of(beginning) or (str(damage) if beginning else "it is empty")

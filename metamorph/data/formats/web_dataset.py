@@ -6,7 +6,7 @@ are called by what follows the first dot; `000.edit_prompt.txt` is the field `ed
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +19,7 @@ from metamorph.data.formats.tar import members
 from metamorph.data.formats.text import read_object, read_text
 from metamorph.data.images import Picture, StoredImage, shorten
 from metamorph.data.links import is_clutter
+from metamorph.data.remote.shards import RemoteShard
 from metamorph.data.video import DEMUXERS, Video, open_video
 from metamorph.errors import SampleError, UserError, shown
 
@@ -27,19 +28,21 @@ FIELDS_IN_NAMES = ("original_image", "edited_image")  # as in 000.edited_image.j
 
 
 class WebDataset:
-    """Samples of uncompressed tars, by offset: about 20 bytes of memory a file in them."""
-
-    blocks = None
+    """Samples of uncompressed tars, those of a path or remote ones, by offset: about 20 bytes of
+    memory a file in them."""
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Sequence[RemoteShard],
         max_pixels: int,
         names: Mapping[str, str],
         follow_links: bool = False,
         truncated: Truncated = "skip",
     ):
-        self.shards = files_of(path, ".tar", follow_links)
+        is_local = isinstance(path, Path)
+        self.shards: Sequence[Path | RemoteShard] = (
+            files_of(path, ".tar", follow_links) if is_local else path
+        )
         self.max_pixels, self.truncated, self.names = max_pixels, truncated, names
         self.endings: list[str] = []  # what follows the first dot, each once
         self.unusable: dict[int, tuple[str, str]] = {}  # sample: cause and reason
@@ -48,7 +51,7 @@ class WebDataset:
         firsts, shards = array("q"), array("i")  # of every sample
         for shard, file in enumerate(self.shards):
             stem, held = None, set()  # of the sample that is being read: its name, its endings
-            for member in members(file):
+            for member in file.members() if isinstance(file, RemoteShard) else members(file):
                 if any(map(is_clutter, PurePosixPath(member.name).parts)):
                     continue
                 key, ending = _split(member.name)
@@ -70,11 +73,14 @@ class WebDataset:
                 sizes.append(member.size)
                 endings.append(number)
         if not firsts:
-            raise UserError(f"data.path: {path} holds no samples")
+            raise UserError(f"data.path: {path if is_local else path[0]} holds no samples")
         firsts.append(len(offsets))
         self.offsets, self.sizes = np.array(offsets), np.array(sizes)
         self.ending_numbers = np.array(endings)
         self.firsts, self.sample_shards = np.array(firsts), np.array(shards)
+        # Of remote tars one is gone through before the next: another may have to be fetched.
+        in_shards = np.bincount(self.sample_shards).tolist()
+        self.blocks = None if is_local else [count for count in in_shards if count]
 
     def __len__(self) -> int:
         return len(self.sample_shards)
@@ -113,7 +119,7 @@ class WebDataset:
 class Members:
     """The files of one sample, by what follows the first dot of their names."""
 
-    shard: Path
+    shard: Path | RemoteShard
     files: Mapping[str, tuple[int, int]]  # name: offset and size
     max_pixels: int
     truncated: Truncated
