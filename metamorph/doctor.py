@@ -1,6 +1,7 @@
 """`metamorph doctor`: what is installed here, what is usable, and why the rest is not."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -42,24 +43,31 @@ BACKENDS = {  # distribution: why it cannot be used on a device type, or None
     "triton": _triton_absence,
     **PROBES,
 }
+KERNELS = {  # key of the report: in words
+    "triton_matrix_products": "Triton, matrix products",
+    "triton_rows": "Triton, rows",
+    "cuda": "CUDA C++",
+    "cpp": "C++, on a CPU",
+}
 
 
 def report() -> dict:
-    """Versions, processors, compiler, optional backends and ops, as plain values for JSON."""
+    """Versions, processors, compiler, optional backends and ops, as plain values for JSON. What is
+    absent is None; a `reason` says why, and is None where nothing is absent."""
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) or "not installed" for name in PACKAGES},
+        | {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "gpu": _gpu(),
         "nvcc": _nvcc(),
         "ptxas": _ptxas(),
         "backends": {name: _backend(name, absence) for name, absence in BACKENDS.items()},
         "kernels": {
-            "Triton, matrix products": triton_absence(device_type, HOPPER),
-            "Triton, rows": triton_absence(device_type, ROWS),
-            "CUDA C++": cuda_absence("cuda"),
-            "C++, on a CPU": cpp_absence("cpu"),
+            "triton_matrix_products": triton_absence(device_type, HOPPER),
+            "triton_rows": triton_absence(device_type, ROWS),
+            "cuda": cuda_absence("cuda"),
+            "cpp": cpp_absence("cpu"),
         },
         "ops": probe(),
     }
@@ -70,7 +78,9 @@ def format_report(values: dict) -> str:
     gpu, nvcc, ptxas = values["gpu"], values["nvcc"], values["ptxas"]
     devices = [(device.pop("name"), device) for device in map(dict, gpu["devices"])]
     blocks = {
-        "Versions": list(values["versions"].items()),
+        "Versions": [
+            (name, version or "not installed") for name, version in values["versions"].items()
+        ],
         "CPU": list(values["cpu"].items()),
         "GPU": [(name, _words(device)) for name, device in devices] or [("none", gpu["reason"])],
         "CUDA compilers": [
@@ -83,7 +93,7 @@ def format_report(values: dict) -> str:
             for name, backend in values["backends"].items()
         ],
         "Kernels of metamorph_kernels": [
-            (name, "usable" if reason is None else f"no: {reason}")
+            (KERNELS[name], "usable" if reason is None else f"no: {reason}")
             for name, reason in values["kernels"].items()
         ],
         "Ops of metamorph_kernels": [
@@ -97,9 +107,10 @@ def format_report(values: dict) -> str:
     return "\n".join(lines).rstrip()
 
 
-def main() -> int:
-    """Print the report."""
-    print(format_report(report()))
+def main(*, as_json: bool = False) -> int:
+    """Print the report, for a person or for a program."""
+    values = report()
+    print(json.dumps(values, indent=2) if as_json else format_report(values))
     return 0
 
 

@@ -58,6 +58,8 @@ NOT_RUN_HERE = {
     "python -m metamorph_kernels.aot": SUITE,
     "python -m metamorph_kernels.aot.speed": SUITE,
     "source .venv/bin/activate": "it changes the shell that it runs in",
+    "source <(metamorph completion bash)": "tests/completion runs the scripts in their shells",
+    "source <(metamorph completion zsh)": "tests/completion runs the scripts in their shells",
     "pip install ./kernels": NETWORK,
     "pip install ./kernels '.[serve]'": NETWORK,
     "metamorph serve": SERVES,

@@ -11,6 +11,7 @@ import metamorph_kernels
 from metamorph import doctor, libraries
 from metamorph.errors import UserError
 from tests import fake_libraries
+from tests.pages import ROOT
 
 
 @pytest.fixture
@@ -42,10 +43,35 @@ def test_report_is_plain_and_complete():
         assert values["versions"][name] == metamorph_kernels.__version__
     assert values["ops"] == metamorph_kernels.probe()
     assert bool(values["gpu"]["devices"]) == torch.cuda.is_available()
-    kernels = {"Triton, matrix products", "Triton, rows", "CUDA C++", "C++, on a CPU"}
-    assert set(values["kernels"]) == kernels
+    assert set(values["kernels"]) == {"triton_matrix_products", "triton_rows", "cuda", "cpp"}
     for backend in values["backends"].values():
         assert backend["usable"] == (backend["reason"] is None)
+
+
+def test_json_has_the_keys_of_the_page(capsys):
+    assert doctor.main(as_json=True) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values == doctor.report()
+    page = keys_of_table((ROOT / "docs/machines.md").read_text())
+    assert list(page) == list(values)
+    for key in ("cpu", "nvcc", "ptxas", "kernels"):
+        assert set(values[key]) <= page[key]
+    assert set(values["gpu"]) <= page["gpu"]
+    for backend in values["backends"].values():
+        assert set(backend) <= page["backends"]
+
+
+def keys_of_table(text: str) -> dict[str, set[str]]:
+    """Keys of the page's first table, with what else each line names."""
+    lines = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    return {key: set(re.findall(r"`(\w+)`", told)) for key, told in lines}
+
+
+def test_what_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    values = doctor.report()
+    assert values["versions"]["no-such-package"] is None
+    assert re.search(r"^  no-such-package +not installed$", doctor.format_report(values), re.M)
 
 
 def test_main_prints_every_backend_and_op(capsys):

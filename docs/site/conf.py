@@ -46,6 +46,7 @@ docs/lmms_eval
 docs/findings
 docs/smollm2
 docs/reliability
+docs/machines
 docs/libraries
 docs/library
 examples/README

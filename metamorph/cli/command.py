@@ -12,6 +12,7 @@ from metamorph import __version__
 from metamorph.cli import (
     card,
     chat,
+    completion,
     doctor,
     encode,
     evaluate,
@@ -34,7 +35,7 @@ VERBS = {
     verb.NAME: verb
     for verb in (
         quickstart, init, train, validate_data, encode, generate, chat, serve, evaluate, study,
-        join, export, card, import_weights, doctor,
+        join, export, card, import_weights, doctor, completion,
     )
 }  # fmt: skip
 WITH_KEYS = (train.NAME, validate_data.NAME, encode.NAME)
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, unknown = parser.parse_known_args(given)
     if unknown and arguments.verb not in WITH_KEYS:  # which name the nearest of their many keys
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    arguments.unknown_arguments = unknown
+    arguments.unknown_arguments, arguments.parser = unknown, parser
     arguments.command = [parser.prog, *given]
     try:
         return VERBS[arguments.verb].run(arguments) or 0

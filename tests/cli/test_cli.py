@@ -1,5 +1,6 @@
 """The command line: help that teaches, exit codes, one-sentence errors without a traceback."""
 
+import json
 import subprocess
 import sys
 
@@ -137,6 +138,8 @@ def test_doctor_prints_versions_and_reasons(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "torch" in text and "flash" in text and "interval_attention" in text
+    assert main(["doctor", "--json"]) == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["versions"]
 
 
 @pytest.mark.parametrize(
