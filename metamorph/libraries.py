@@ -137,55 +137,6 @@ def transformer_engine_absence(device_type: str) -> str | None:
     return _absence(device_type, ADA, needed)
 
 
-def av_absence(device_type: str) -> str | None:
-    """Why PyAV cannot decode videos here, or None where it can."""
-    return _absence(device_type, None, {"av": ["open", "FFmpegError"]})
-
-
-def pyarrow_absence(device_type: str) -> str | None:
-    """Why pyarrow cannot read parquet files here, or None where it can."""
-    return _absence(device_type, None, {"pyarrow.parquet": ["ParquetFile"]})
-
-
-def datasets_absence(device_type: str) -> str | None:
-    """Why Hugging Face's datasets cannot open data sets here, or None where it can. `List` came
-    with the version that stopped running code of data sets."""
-    return _absence(device_type, None, {"datasets": ["load_dataset", "load_from_disk", "List"]})
-
-
-def tensorboard_absence(device_type: str) -> str | None:
-    """Why TensorBoard's event files cannot be written, or None."""
-    needed = {"tensorboard": [], "torch.utils.tensorboard": ["SummaryWriter"]}
-    return _absence(device_type, None, needed)
-
-
-def wandb_absence(device_type: str) -> str | None:
-    """Why nothing can be reported to Weights & Biases, or None."""
-    return _absence(device_type, None, {"wandb": ["init", "Image"]})
-
-
-def fastapi_absence(device_type: str) -> str | None:
-    """Why FastAPI cannot read requests here, or None where it can."""
-    return _absence(device_type, None, {"fastapi": ["FastAPI"]})
-
-
-def uvicorn_absence(device_type: str) -> str | None:
-    """Why uvicorn cannot serve here, or None where it can."""
-    needed = {"uvicorn": ["Config", "Server"], "uvicorn.protocols.http.h11_impl": ["H11Protocol"]}
-    return _absence(device_type, None, needed)
-
-
-def prometheus_client_absence(device_type: str) -> str | None:
-    """Why prometheus-client cannot count here, or None where it can."""
-    return _absence(device_type, None, {"prometheus_client": ["CollectorRegistry", "Counter"]})
-
-
-def torchmetrics_absence(device_type: str) -> str | None:
-    """Why torchmetrics cannot compare pictures here, or None where it can."""
-    needed = ["peak_signal_noise_ratio", "structural_similarity_index_measure"]
-    return _absence(device_type, None, {"torchmetrics.functional.image": needed})
-
-
 def torch_fidelity_absence(device_type: str) -> str | None:
     """Why torch-fidelity's Inception cannot be used for FID here, or None where it can."""
     module = "torch_fidelity.feature_extractor_inceptionv3"
@@ -208,7 +159,28 @@ def lmms_eval_absence(device_type: str) -> str | None:
     return _absence(device_type, None, needed)
 
 
-PROBES = {  # distribution: its probe
+ON_ANY_DEVICE = {  # distribution: what is needed of its modules
+    "av": {"av": ["open", "FFmpegError"]},
+    "pyarrow": {"pyarrow.parquet": ["ParquetFile"]},
+    # `List` came with the version that stopped running code of data sets.
+    "datasets": {"datasets": ["load_dataset", "load_from_disk", "List"]},
+    "tensorboard": {"tensorboard": [], "torch.utils.tensorboard": ["SummaryWriter"]},
+    "wandb": {"wandb": ["init", "Image"]},
+    "trackio": {"trackio": ["init", "Image"]},
+    "fastapi": {"fastapi": ["FastAPI"]},
+    "uvicorn": {
+        "uvicorn": ["Config", "Server"],
+        "uvicorn.protocols.http.h11_impl": ["H11Protocol"],
+    },
+    "prometheus-client": {"prometheus_client": ["CollectorRegistry", "Counter"]},
+    "torchmetrics": {
+        "torchmetrics.functional.image": [
+            "peak_signal_noise_ratio",
+            "structural_similarity_index_measure",
+        ]
+    },
+}
+PROBES = {  # distribution: its probe, which says why it cannot be used on a device type, or None
     "flash-attn": flash_attn_absence,
     "flash-attn-3": flash_attn_3_absence,
     "flash-attn-4": flash_attn_4_absence,
@@ -220,15 +192,10 @@ PROBES = {  # distribution: its probe
     "torchao": torchao_absence,
     "peft": peft_absence,
     "transformer-engine": transformer_engine_absence,
-    "av": av_absence,
-    "pyarrow": pyarrow_absence,
-    "datasets": datasets_absence,
-    "tensorboard": tensorboard_absence,
-    "wandb": wandb_absence,
-    "fastapi": fastapi_absence,
-    "uvicorn": uvicorn_absence,
-    "prometheus-client": prometheus_client_absence,
-    "torchmetrics": torchmetrics_absence,
+    **{
+        name: lambda device_type, needed=needed: _absence(device_type, None, needed)
+        for name, needed in ON_ANY_DEVICE.items()
+    },
     "torch-fidelity": torch_fidelity_absence,
     "gguf": gguf_absence,
     "lmms-eval": lmms_eval_absence,

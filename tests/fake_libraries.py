@@ -26,6 +26,7 @@ from tests.fake_attention import (
     varlen_attn,
 )
 from tests.fake_lmms_eval import GenerationResult, ModelManifest, TokenCounts, lmms
+from tests.fake_trackio import Run, TrackioImage, init
 
 
 class LigerRMSNormFunction:
@@ -211,6 +212,7 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
         "torchao.float8": {"Float8LinearConfig": None, "convert_to_float8_training": None},
     },
     "transformer-engine": fake_transformer_engine.MODULES,
+    "trackio": {"trackio": {"init": init, "Image": TrackioImage, "Run": Run}},
     "lmms-eval": {
         "lmms_eval": {},
         "lmms_eval.api": {},

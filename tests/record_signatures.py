@@ -1,7 +1,7 @@
 """Write tests/signatures.json: the parameters of the real libraries, read in their sources.
 
     pip download --no-deps liger-kernel==0.8.5 xformers==0.0.35 transformer-engine==2.20.2 \
-        lmms-eval==0.7.3 flash-attn-4==4.0.0b36
+        lmms-eval==0.7.3 flash-attn-4==4.0.0b36 trackio==0.43.0
     # and flash_attn-2.8.3.tar.gz from PyPI; unpack all into one folder, beside a link to the
     # folder of an installed torch 2.13.0
     python -m tests.record_signatures FOLDER
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 LMMS_EVAL = "lmms-eval 0.7.3 (wheel)"
+TRACKIO = "trackio 0.43.0 (wheel)"
 RECORD = Path(__file__).with_name("signatures.json")
 SOURCES = {  # stand-in: distribution and version, file, where in it
     "flash_attn_varlen_func": (
@@ -108,6 +109,10 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
     "TokenCounts": (LMMS_EVAL, "lmms_eval/api/instance.py", "TokenCounts"),
     "GenerationResult": (LMMS_EVAL, "lmms_eval/api/instance.py", "GenerationResult"),
     "ModelManifest": (LMMS_EVAL, "lmms_eval/models/registry_v2.py", "ModelManifest"),
+    "init": (TRACKIO, "trackio/__init__.py", "init"),
+    "Run.log": (TRACKIO, "trackio/run.py", "Run.log"),
+    "Run.finish": (TRACKIO, "trackio/run.py", "Run.finish"),
+    "TrackioImage.__init__": (TRACKIO, "trackio/media/image.py", "TrackioImage.__init__"),
 }
 
 

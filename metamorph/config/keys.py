@@ -227,6 +227,7 @@ class MonitorConfig:
 
     tensorboard: bool = option("write event files for TensorBoard to the run folder", False)
     wandb: bool = option("report to Weights & Biases", False)
+    trackio: bool = option("report to trackio, which keeps everything on this machine", False)
     samples_every: int = option("steps between sheets of drawings, 0 for none", 0, minimum=0)
     samples: int = option("drawings on a sheet", 6, minimum=1)
     decoder: str = option("folder of a trained decoder that draws them", "", **LANGUAGE_STAGES)

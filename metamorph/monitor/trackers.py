@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +14,9 @@ from metamorph.config import RunConfig
 from metamorph.disk import no_place
 from metamorph.pixels import as_shown
 
-WANDB_PROJECT = "metamorph"
-WANDB_ID = "wandb_run_id"  # file in the run folder: a resumed run goes on in the same page
+PROJECT = "metamorph"
+# Files in the run folder, by which a resumed run goes on in the same page.
+WANDB_ID, TRACKIO_NAME = "wandb_run_id", "trackio_run_name"
 
 
 class Tracker(Protocol):
@@ -30,7 +32,7 @@ class Tracker(Protocol):
 def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
     """Those that `config.monitor` asks for. Raises `UserError` for one that is not installed.
 
-    What an interrupted run wrote after `first_step` is replaced in TensorBoard, but not in wandb.
+    What an interrupted run wrote after `first_step` is replaced in TensorBoard alone.
     """
     folder = Path(config.output)
     trackers: list[Tracker] = []
@@ -38,6 +40,8 @@ def open_trackers(config: RunConfig, first_step: int) -> list[Tracker]:
         trackers.append(TensorBoard(folder / "tensorboard", first_step))
     if config.monitor.wandb:
         trackers.append(WeightsAndBiases(folder, config))
+    if config.monitor.trackio:
+        trackers.append(Trackio(folder, config))
     return trackers
 
 
@@ -94,7 +98,7 @@ class WeightsAndBiases:
         earlier = known.read_text().strip() if known.exists() else None
         self.wandb = wandb
         self.run = wandb.init(
-            project=WANDB_PROJECT,
+            project=PROJECT,
             name=folder.name,
             dir=str(folder),
             id=earlier,
@@ -108,6 +112,34 @@ class WeightsAndBiases:
 
     def show(self, step: int, name: str, picture: Image.Image) -> None:
         self.run.log({name: self.wandb.Image(picture)}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Trackio:
+    """A run of the project `metamorph`; where trackio keeps it, this machine unless it is told of a
+    server or Space, is its own settings."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        import trackio
+
+        known = folder / TRACKIO_NAME
+        if known.exists():
+            name = known.read_text().strip()
+        else:  # it knows runs by their name alone, and the folders of two may be called the same
+            name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        self.trackio = trackio
+        self.run = trackio.init(
+            project=PROJECT, name=name, resume="allow", config=dataclasses.asdict(config)
+        )
+        known.write_text(name)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        self.run.log({name: self.trackio.Image(picture)}, step=step)
 
     def close(self) -> None:
         self.run.finish()

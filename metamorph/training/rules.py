@@ -150,7 +150,7 @@ def check_validation(config: RunConfig, own_source: bool = False) -> None:
 def check_monitor(config: RunConfig) -> None:
     """Trackers are installed; a run that shows drawings can make them."""
     cpu, monitor = torch.device("cpu"), config.monitor
-    for key in ("tensorboard", "wandb"):
+    for key in ("tensorboard", "wandb", "trackio"):
         if getattr(monitor, key):
             require(f"monitor.{key}", [key], cpu)
     if not monitor.samples_every or config.trains_decoder:  # which is what draws there

@@ -19,7 +19,7 @@ from tests.tiny_run import GRID, tiny_diffusion, write_language, write_vision
 # Packages that no answer needs, and those that only a compiled or a quantised model does.
 NEVER = {
     "accelerate", "av", "bitsandbytes", "fastapi", "matplotlib", "pandas", "peft", "pyarrow",
-    "scipy", "tensorboard", "torchao", "uvicorn", "wandb",
+    "scipy", "tensorboard", "torchao", "trackio", "uvicorn", "wandb",
 }  # fmt: skip
 COMPILER = {"sympy", "torch._dynamo", "torch._inductor", "triton"}
 PICTURES = {"diffusers", "transformers"}

@@ -17,8 +17,10 @@ from metamorph.errors import UserError
 from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.monitor.telemetry import StepWork, peak_teraflops
+from metamorph.monitor.trackers import Trackio
 from metamorph.training.language_stage import LanguageStage
 from metamorph.training.loop import train
+from tests import fake_libraries, fake_trackio
 from tests.processes import run_processes
 from tests.tiny_run import tiny_config, tiny_decoder
 
@@ -149,10 +151,36 @@ def test_a_resumed_run_goes_on_in_the_same_page_of_wandb(config, monkeypatch):
     assert first.logged[-2] == (4, {"samples"}) and first.logged[-1] == "finished"
 
 
+def test_a_resumed_run_goes_on_in_the_same_page_of_trackio(config, monkeypatch):
+    fake_libraries.install(monkeypatch, "trackio")
+    fake_trackio.RUNS.clear()
+    config = watched(config, "seen", trackio=True, samples_every=4)
+    train(config)
+    train(replace(config, resume=True))
+    first, second = fake_trackio.RUNS
+    assert first.name == second.name and first.name.startswith("seen-")
+    assert (first.resumed, second.resumed) == (False, True)
+    assert first.config["training"]["steps"] == 4
+    assert [step for step, _ in first.logged] == [1, 2, 3, 4, 4]
+    assert first.logged[0][1]["text_loss"] > 0
+    assert isinstance(first.logged[-1][1]["samples"].value, Image.Image)
+    assert first.finished and second.finished
+
+
+def test_two_runs_in_folders_of_the_same_name_have_pages_of_their_own(tmp_path, monkeypatch):
+    fake_libraries.install(monkeypatch, "trackio")
+    fake_trackio.RUNS.clear()
+    for parent in ("a", "b"):
+        (tmp_path / parent / "instruct").mkdir(parents=True)
+        Trackio(tmp_path / parent / "instruct", RunConfig("instruct", "unused"))
+    assert len({run.name for run in fake_trackio.RUNS}) == 2
+
+
 @pytest.mark.parametrize(
     ("monitor", "message"),
     [
         ({"wandb": True}, "monitor.wandb cannot be used here .*not installed"),
+        ({"trackio": True}, "monitor.trackio cannot be used here .*not installed"),
         ({"samples_every": 1, "decoder": ""}, "monitor.decoder: monitor.samples_every needs"),
         ({"samples_every": 1, "decoder": "nowhere"}, "monitor.decoder: nowhere does not exist"),
     ],
