@@ -49,6 +49,7 @@ SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
 PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny weights"
 COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
+CLUSTER = "it needs many GPUs; tests/test_cluster.py runs the scripts with two processes"
 NOT_RUN_HERE = {
     "make quickstart": SUITE,
     "metamorph init mine": "it asks; tests/init answers in a terminal of its own",
@@ -60,6 +61,13 @@ NOT_RUN_HERE = {
     "source .venv/bin/activate": "it changes the shell that it runs in",
     "source <(metamorph completion bash)": "tests/completion runs the scripts in their shells",
     "source <(metamorph completion zsh)": "tests/completion runs the scripts in their shells",
+    "docker build -t metamorph .": "it needs Docker; tests/test_container.py reads the file",
+    "docker run --rm --gpus all metamorph": GPU,
+    'docker run --rm --gpus all --ipc host -v "$PWD:/work" --user "$(id -u):$(id -g)" metamorph '
+    "train my.yaml": GPU,
+    "bash examples/cluster/one_node.sh my.yaml --output runs/mine": CLUSTER,
+    "NODES=4 HOST=node-a bash examples/cluster/many_nodes.sh my.yaml --output runs/mine": CLUSTER,
+    "sbatch examples/cluster/train.sbatch my.yaml runs/mine": CLUSTER,
     "pip install ./kernels": NETWORK,
     "pip install ./kernels '.[serve]'": NETWORK,
     "metamorph serve": SERVES,
