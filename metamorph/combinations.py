@@ -13,6 +13,7 @@ LIBRARIES = (  # key and value that ask for one
     ("model.swiglu", "liger"),
     ("training.optimizer", "apex"),
     ("training.optimizer", "adamw8bit"),
+    ("training.optimizer", "transformer_engine"),
     ("training.fp8_backend", "torchao"),
     ("training.fp8_backend", "transformer_engine"),
     ("training.fp8_backend", "native"),
@@ -50,6 +51,9 @@ REFUSED = {
     (("model.rotary", "liger"), "selective checkpointing"): (
         "overwrites what training.activation_checkpointing: selective keeps; take full or none, or "
         "rotary: torch"
+    ),
+    (("training.optimizer", "transformer_engine"), "cpu_offload"): (
+        "moves weights on a GPU alone; take torch"
     ),
     (("training.fp8_backend", "transformer_engine"), "selective checkpointing"): (
         "hides its products from training.activation_checkpointing: selective; take full or none"

@@ -216,9 +216,11 @@ def require(key: str, distributions: Sequence[str], device: torch.device) -> str
     raise UserError(f"{key} cannot be used here ({'; '.join(reasons)}); see docs/libraries.md")
 
 
-def import_absence(module: str, oldest: tuple[int, int] | None, device_type: str) -> str | None:
-    """Why `module`, of which no name is needed, cannot be imported for this device, or None."""
-    return _absence(device_type, oldest, {module: []})
+def import_absence(
+    module: str, oldest: tuple[int, int] | None, device_type: str, names: Sequence[str] = ()
+) -> str | None:
+    """Why `module`, with these names, cannot be imported for this device, or None."""
+    return _absence(device_type, oldest, {module: names})
 
 
 def installed(package: str) -> bool:

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from tests.fake_adam import FusedAdam
 from tests.fake_attention import CALLS
 
 
@@ -102,6 +104,29 @@ class Linear(torch.nn.Module):
         return F.linear(inp, weight, self.bias if self.bias.numel() else None)
 
 
+class TransformerEngineAdam(FusedAdam):
+    """As apex's, but it takes sharded weights, and `zero_grad` has its argument."""
+
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *,
+        bias_correction=True, adam_w_mode=True, capturable=False, master_weights=False,
+        master_weight_dtype=torch.float32, exp_avg_dtype=torch.float32,
+        exp_avg_sq_dtype=torch.float32, use_decoupled_grad=False, store_param_remainders=False,
+        set_grad_none=None,
+    ):  # fmt: skip
+        assert not master_weights and set_grad_none is None
+        super().__init__(
+            params, lr, bias_correction, betas, eps, adam_w_mode, weight_decay, amsgrad
+        )
+        CALLS[-1] = "TransformerEngineAdam"
+
+    def zero_grad(self, set_to_none=None):
+        super().zero_grad()
+
+    def step(self, closure=None, grad_scaler=None):
+        super().step(closure)
+
+
 MODULES = {  # as in `fake_libraries`
     "transformer_engine": {},
     "transformer_engine.common": {},
@@ -121,5 +146,10 @@ MODULES = {  # as in `fake_libraries`
         "is_fp8_block_scaling_available": is_fp8_block_scaling_available,
         "is_mxfp8_available": is_mxfp8_available,
         "is_nvfp4_available": is_nvfp4_available,
+    },
+    "transformer_engine.pytorch.optimizers": {},
+    "transformer_engine.pytorch.optimizers.fused_adam": {
+        "FusedAdam": TransformerEngineAdam,
+        "DTensor": DTensor,
     },
 }

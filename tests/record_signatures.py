@@ -98,6 +98,16 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
         "transformer_engine/pytorch/module/linear.py",
         "Linear.forward",
     ),
+    "TransformerEngineAdam.__init__": (
+        "transformer-engine 2.20.2 (wheel)",
+        "transformer_engine/pytorch/optimizers/fused_adam.py",
+        "FusedAdam.__init__",
+    ),
+    "TransformerEngineAdam.step": (
+        "transformer-engine 2.20.2 (wheel)",
+        "transformer_engine/pytorch/optimizers/fused_adam.py",
+        "FusedAdam.step",
+    ),
     "lmms.generate_until": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.generate_until"),
     "lmms.generate_visual_cot": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.generate_visual_cot"),
     "lmms.loglikelihood": (LMMS_EVAL, "lmms_eval/api/model.py", "lmms.loglikelihood"),

@@ -187,7 +187,7 @@ def test_every_stand_in_has_a_signature_on_record():
         if callable(value)
     }
     made_without_arguments = set(SUPPORT)
-    assert functions - recorded == made_without_arguments
+    assert functions - recorded == made_without_arguments | {"DTensor"}  # which is PyTorch's
 
 
 def test_the_record_is_true_of_the_torch_that_is_installed(monkeypatch):

@@ -145,7 +145,9 @@ class TrainingConfig:
         None,
         **LANGUAGE_STAGES,
     )
-    optimizer: Literal["torch", "adamw8bit", "apex"] = option("who computes AdamW", "torch")
+    optimizer: Literal["torch", "adamw8bit", "apex", "transformer_engine"] = option(
+        "who computes AdamW", "torch"
+    )
     weights: Literal["fp32", "bf16"] = option(
         "dtype of the weights that the optimizer moves; bf16 needs optimizer adamw8bit",
         "fp32",

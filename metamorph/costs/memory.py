@@ -29,6 +29,7 @@ WIDE = 4  # bytes of float32
 OPTIMIZER_BYTES = {  # of an element's two moments
     "torch": 2 * WIDE,
     "apex": 2 * WIDE,
+    "transformer_engine": 2 * WIDE,
     "adamw8bit": 2 * (1 + WIDE / 256),  # a scale for each block of 256
 }
 CHECKPOINTING = get_args(Recomputation)

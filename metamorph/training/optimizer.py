@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metamorph.config import RunConfig, TrainingConfig
+from metamorph.libraries import AMPERE, import_absence
 from metamorph.processes import totals
 from metamorph.training.parallel import local_part
 
@@ -93,6 +94,12 @@ def logged_rates(rate: float, training: TrainingConfig) -> dict[str, float]:
     return {"learning_rate": rate, **own}
 
 
+def fused_adam_absence(device_type: str) -> str | None:
+    """Why Transformer Engine has no Adam here that understands sharded weights, or None."""
+    module = "transformer_engine.pytorch.optimizers.fused_adam"
+    return import_absence(module, AMPERE, device_type, ["FusedAdam", "DTensor"])
+
+
 def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW; decay only for matrices outside the embeddings, so that untouched rows stay put.
 
@@ -114,6 +121,10 @@ def make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimize
     options = {"lr": training.learning_rate, "betas": (training.beta1, training.beta2)}
     if training.optimizer == "apex":
         from apex.optimizers import FusedAdam
+
+        return FusedAdam(groups, **options, adam_w_mode=True)
+    if training.optimizer == "transformer_engine":
+        from transformer_engine.pytorch.optimizers.fused_adam import FusedAdam
 
         return FusedAdam(groups, **options, adam_w_mode=True)
     if training.optimizer == "adamw8bit":

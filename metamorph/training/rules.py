@@ -20,6 +20,7 @@ from metamorph.libraries import require, torchao_optim_absence
 from metamorph.model.precision import check_precision, choose_recipe
 from metamorph.processes import gather, share_of, world_size
 from metamorph.training.decoders.decoder_rules import check_decoder
+from metamorph.training.optimizer import fused_adam_absence
 
 # What each process may have its own way: it changes neither results nor what they tell each other.
 OWN_KEYS = ("device", "data.workers", "data.cache", "data.cache_gigabytes")
@@ -227,11 +228,14 @@ def check_optimizer(config: RunConfig, device: torch.device) -> None:
     training = config.training
     if training.optimizer == "apex":
         require("training.optimizer: apex", ["apex"], device)
-    if training.optimizer == "adamw8bit":
-        reason = torchao_optim_absence(device.type)
+    for optimizer, library, absence in (
+        ("adamw8bit", "torchao", torchao_optim_absence),
+        ("transformer_engine", "transformer-engine", fused_adam_absence),
+    ):
+        reason = absence(device.type) if training.optimizer == optimizer else None
         if reason is not None:
             raise UserError(
-                f"training.optimizer: adamw8bit cannot be used here (torchao: {reason}); "
+                f"training.optimizer: {optimizer} cannot be used here ({library}: {reason}); "
                 f"see docs/libraries.md"
             )
     if training.weights == "bf16" and training.optimizer != "adamw8bit":

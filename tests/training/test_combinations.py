@@ -34,7 +34,10 @@ GROUPS = {  # libraries that can be asked for together
         ("training.optimizer", "adamw8bit"),
     ],
     "flash_attn_4": [("model.attention", "flash_attn_4")],
-    "varlen": [("model.attention", "varlen")],
+    "varlen, transformer_engine": [
+        ("model.attention", "varlen"),
+        ("training.optimizer", "transformer_engine"),
+    ],
     **{
         f"fp8 by {name}": [("training.fp8_backend", name)]
         for name in ("torchao", "transformer_engine", "native")

@@ -32,6 +32,18 @@ def apex(monkeypatch):
     fake_libraries.pretend_gpu(monkeypatch)
 
 
+@pytest.fixture
+def transformer_engine(monkeypatch):
+    fake_libraries.install(monkeypatch, "transformer-engine")
+    fake_libraries.pretend_gpu(monkeypatch)
+
+
+ADAMS = pytest.mark.parametrize(
+    ("optimizer", "stand_in"),
+    [("apex", "FusedAdam"), ("transformer_engine", "TransformerEngineAdam")],
+)
+
+
 def weights_of(folder) -> dict:
     return MetaMorph.from_pretrained(folder).state_dict()
 
@@ -52,6 +64,7 @@ def losses_of(folder) -> list[float]:
         ("model", "rotary", "liger"),
         ("model", "swiglu", "liger"),
         ("training", "optimizer", "apex"),
+        ("training", "optimizer", "transformer_engine"),
     ],
 )
 def test_a_missing_library_stops_a_run_before_it_starts(folder, monkeypatch, section, key, name):
@@ -91,31 +104,40 @@ def test_a_run_with_every_library_agrees_with_the_default(folder, monkeypatch, a
     assert losses_of(fused) == pytest.approx(losses_of(default), rel=1e-3)
 
 
-def test_apex_adam_gets_the_groups_of_adamw(folder, apex):
+@ADAMS
+def test_another_adam_gets_the_groups_of_adamw(
+    folder, apex, transformer_engine, optimizer, stand_in
+):
     config = tiny_config(folder, "instruct", weight_decay=0.1, beta2=0.95)
     model, _ = open_model(config)
     choose_trainable(model, "instruct")
     expected = make_optimizer(model, config)
-    config.training.optimizer = "apex"
+    config.training.optimizer = optimizer
     found = make_optimizer(model, config)
-    assert isinstance(found, fake_libraries.FusedAdam)
+    assert type(found).__name__ == stand_in
     for mine, theirs in zip(found.param_groups, expected.param_groups, strict=True):
         assert all(a is b for a, b in zip(mine["params"], theirs["params"], strict=True))
         for key in ("lr", "betas", "eps", "weight_decay"):
             assert mine[key] == theirs[key]
 
 
-def test_a_run_with_apex_adam_agrees_with_adamw(folder, apex):
+@ADAMS
+def test_a_run_with_another_adam_agrees_with_adamw(
+    folder, apex, transformer_engine, optimizer, stand_in
+):
     config = tiny_config(folder, "instruct", steps=4, weight_decay=0.1)
     adamw = train(replace(config, output=str(folder / "adamw")))
-    config.training.optimizer = "apex"
-    apex_adam = train(config)
-    assert "FusedAdam" in fake_libraries.CALLS
-    assert losses_of(apex_adam) == pytest.approx(losses_of(adamw), rel=1e-3)
+    config.training.optimizer = optimizer
+    other = train(config)
+    assert stand_in in fake_libraries.CALLS
+    assert losses_of(other) == pytest.approx(losses_of(adamw), rel=1e-3)
 
 
-def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
-    config = tiny_config(folder, "instruct", steps=6, optimizer="apex")
+@ADAMS
+def test_a_run_with_another_adam_resumes_exactly(
+    folder, monkeypatch, apex, transformer_engine, optimizer, stand_in
+):
+    config = tiny_config(folder, "instruct", steps=6, optimizer=optimizer)
     whole = weights_of(train(replace(config, output=str(folder / "whole"))))
     take_rows, taken = language_stage.TargetCounts.of, []
 
@@ -132,7 +154,7 @@ def test_a_run_with_apex_adam_resumes_exactly(folder, monkeypatch, apex):
     resumed = weights_of(train(replace(config, resume=True)))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     adamw = replace(config, resume=True, training=replace(config.training, optimizer="torch"))
-    with pytest.raises(UserError, match="training.optimizer is 'torch' now and was 'apex'"):
+    with pytest.raises(UserError, match=f"training.optimizer is 'torch' now and was '{optimizer}'"):
         train(adamw)
 
 
@@ -140,3 +162,11 @@ def test_the_decoder_stage_does_not_ignore_apex(tmp_path):
     config = tiny_config(tmp_path, "decoder", optimizer="apex")
     with pytest.raises(UserError, match="training.optimizer: apex cannot be used here"):
         train(replace(config, model=ModelConfig()))
+
+
+def test_an_adam_that_knows_nothing_of_sharded_weights_is_too_old(folder, monkeypatch):
+    fake_libraries.install(monkeypatch, "transformer-engine", leave_out="DTensor")
+    fake_libraries.pretend_gpu(monkeypatch)
+    message = r"transformer-engine: this version has no .*\.fused_adam\.DTensor"
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(folder, "instruct", optimizer="transformer_engine"))
