@@ -113,6 +113,12 @@ NOT_RUN_HERE = {
     "python -m pytest tests/model/test_efficientnet_lite0.py -s": NETWORK,
     "pip install scikit-image scikit-learn": NETWORK,
     "python examples/photographs/make_pairs.py data/photographs": NETWORK,
+    "python examples/photographs/hundred_samples.py data/hundred": NETWORK,
+    "metamorph init hundred --data data/hundred/samples.jsonl "
+    "--language models/SmolLM2-135M-Instruct --vision models/efficientnet-lite0 --stage align": (
+        PHOTOGRAPHS
+    ),
+    "metamorph train hundred.yaml": PHOTOGRAPHS,
     "metamorph train configs/photographs/align.yaml": PHOTOGRAPHS,
     "metamorph train configs/photographs/instruct.yaml": PHOTOGRAPHS,
     'metamorph generate "What does the picture show?" '

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from metamorph.cli.command import main
+from metamorph.config import DataConfig
+from metamorph.data.opening import open_source
+from metamorph.init.found_data import find_data
 from metamorph.model import MetaMorph
 from metamorph.model.efficientnet_lite import EfficientNetLite
 from metamorph.monitor.metrics_file import read_metrics
@@ -72,3 +75,24 @@ def test_a_package_that_is_absent_is_named(packages, tmp_path, monkeypatch, caps
     assert stopped.value.code == 2
     assert "sklearn is absent: pip install scikit-image scikit-learn" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hundred_samples_whose_pictures_may_be_passed_on(packages, tmp_path, monkeypatch, capsys):
+    program = PROGRAM.with_name("hundred_samples.py")
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program), "data/hundred"])
+    runpy.run_path(str(program), run_name="__main__")
+    assert capsys.readouterr().out == "data/hundred: 100 samples\n"
+    folder = tmp_path / "data/hundred"
+    found = find_data("data/hundred/samples.jsonl", words=True)
+    assert "100 records" in found.what and found.config.family == "conversations"
+    source = open_source(DataConfig(path="data/hundred/samples.jsonl"), 0)
+    samples = [source.sample(index) for index in range(100)]
+    asked = sum("<image>" in sample.turns[0].text for sample in samples)
+    assert 40 <= asked <= 60
+    assert all(image.open().size for sample in samples for image in sample.images)
+    said = (folder / "LICENCES.md").read_text()
+    for picture in (folder / "pictures").glob("*.jpg"):
+        assert f"| {picture.stem.rpartition('-')[0]}." in said
+    assert not list((folder / "pictures").glob("motorcycle*"))
