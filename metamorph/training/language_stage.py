@@ -31,7 +31,8 @@ from metamorph.model.unified import MetaMorph
 from metamorph.monitor.sample_sheet import SampleSheet
 from metamorph.monitor.telemetry import LanguageTelemetry
 from metamorph.processes import add_up, gather, merged, rank, world_size
-from metamorph.training.batch import Batch
+from metamorph.training.batch import Batch, shown_pictures
+from metamorph.training.draws import Draws
 from metamorph.training.lora import (
     LANGUAGE_LAYERS,
     add_adapters,
@@ -47,19 +48,14 @@ ROW_TITLES = ("first row", "second row")  # those that a plan shows
 
 
 def batch_losses(
-    model: MetaMorph,
-    batch: Batch,
-    counts: TargetCounts,
-    visual_loss: VisualLoss = "cosine",
-    visual_input_dropout: float = 0.0,
+    model: MetaMorph, batch: Batch, counts: TargetCounts, visual_loss: VisualLoss = "cosine"
 ) -> tuple[Losses, Tensor]:
     """Forward of one packed row: its share of the step's losses, as `vpit_losses` says, and its
-    target features [images, tokens, C]. Of the pictures that it predicts, a share
-    `visual_input_dropout` is hidden from the model itself."""
+    target features [images, tokens, C]."""
     features = batch.visual_features(model.vision)  # [images, tokens, C], without gradient
     inputs = features
-    if visual_input_dropout:
-        inputs = without_some(features, batch.visual_targets, visual_input_dropout)
+    if batch.shown is not None:
+        inputs = features * batch.shown[:, None, None].to(features.dtype)
     states = model(
         batch.token_ids, batch.positions, batch.intervals, inputs, batch.visual_positions
     )
@@ -68,34 +64,17 @@ def batch_losses(
     return losses, targets.unflatten(0, (-1, model.config.tokens_per_image))
 
 
-def without_some(features: Tensor, visual_targets: Tensor, share: float) -> Tensor:
-    """Features [images, tokens, C], zero in each predicted picture with the probability `share`.
-
-    What hides a picture's first tokens from its next ones makes these, too, come from the words
-    before the picture: word dropout (arXiv 1511.06349), of whole pictures, since one token tells
-    most of its neighbours. `visual_targets` [Nr] are places of predicted tokens in all of them.
-    """
-    images, tokens, _ = features.shape
-    predicted = visual_targets[::tokens] // tokens
-    shown = torch.rand(predicted.shape, device=features.device) >= share
-    kept = features.new_ones(images).index_copy(0, predicted, shown.to(features.dtype))
-    return features * kept[:, None, None]
-
-
 class StepLosses(nn.Module):
-    """A model with its losses: the whole forward of a step, which is what FSDP has to wrap. Where
-    nothing is learned, nothing is dropped."""
+    """A model with its losses: the whole forward of a step, which is what FSDP has to wrap."""
 
-    def __init__(self, model: MetaMorph, visual_loss: VisualLoss, visual_input_dropout: float):
+    def __init__(self, model: MetaMorph, visual_loss: VisualLoss):
         super().__init__()
         self.model, self.visual_loss = model, visual_loss
-        self.visual_input_dropout = visual_input_dropout
 
     def forward(self, batch: Batch, counts: TargetCounts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text loss, visual loss, cosine distance and target features, as `batch_losses` gives
         them; a tuple, whose tensors FSDP finds."""
-        dropout = self.visual_input_dropout if self.training else 0.0
-        losses, targets = batch_losses(self.model, batch, counts, self.visual_loss, dropout)
+        losses, targets = batch_losses(self.model, batch, counts, self.visual_loss)
         return losses.text, losses.visual, losses.cosine_distance, targets
 
 
@@ -116,7 +95,7 @@ class LanguageStage:
             self.float8 = convert_to_float8(
                 model, training.fp8_backend, device, training.fp8_recipe
             )
-        self.step_losses = StepLosses(model, training.visual_loss, training.visual_input_dropout)
+        self.step_losses = StepLosses(model, training.visual_loss)
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
         self.optimizer = make_optimizer(model, config)
@@ -160,7 +139,7 @@ class LanguageStage:
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of an optimizer step, and its `text_loss`, `visual_loss` and `cosine_distance`,
         means over the targets of all processes."""
-        training = self.config.training
+        training, tokens = self.config.training, self.module.config.tokens_per_image
         self.rows, self.targets = self.lanes.next_rows(), []
         self.counts = counts = TargetCounts.of(self.rows)
         if not counts.tokens:  # of a run of epochs: without an end, a lane says so itself
@@ -170,8 +149,10 @@ class LanguageStage:
                 f"{skips.examples}"
             )
         losses = torch.zeros(3, device=self.device)  # text, visual, cosine distance
-        for number, row in enumerate(self.rows, start=1):
-            batch = Batch.of(row, self.module.encoder, self.device)
+        for number, (lane, row) in enumerate(zip(self.lanes.streams, self.rows, strict=True), 1):
+            draw = Draws(self.config.seed, step, [lane])
+            shown = shown_pictures(row, tokens, training.visual_input_dropout, draw)
+            batch = Batch.of(row, self.module.encoder, self.device, shown)
             reduce_gradients(self.step_losses, now=number == len(self.rows))
             if self.float8 is not None and len(self.rows) > 1:
                 mark_microbatch(self.module, number == 1)
