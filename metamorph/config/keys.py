@@ -52,7 +52,10 @@ class ModelConfig:
 
     folder: str = option("MetaMorph folder to start from", "")
     language: str = option("Hugging Face Llama folder to start from", "", **LANGUAGE_STAGES)
-    vision: str = option("folder of the frozen encoder: a SigLIP or an EfficientNet-Lite", "")
+    vision: str = option(
+        "folder of the frozen encoder: SigLIP, SigLIP 2, CLIP, DINOv2, DINOv3, EfficientNet-Lite",
+        "",
+    )
     grid: int = option("an image becomes grid x grid visual tokens", 8, minimum=1)
     chat_template: str = option(
         "chat format: a file with a jinja template, or llama3; empty for the tokenizer's own",

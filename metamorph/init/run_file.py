@@ -13,7 +13,7 @@ from metamorph.folders import check_folder
 from metamorph.init.choices import Choice, commented, config_of
 from metamorph.init.fitting import fitted
 from metamorph.init.proposal import Wishes, propose
-from metamorph.model.encoder_files import check_kind
+from metamorph.model.encoder_kinds import kind_of
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.outline import ARCHITECTURES
 from metamorph.model.weights import read_json
@@ -57,7 +57,7 @@ def check_model(folder: str, option: str) -> str:
             LanguageConfig.read(path)
         elif option == "--vision":
             with within(path / "config.json"):
-                check_kind(read_json(path / "config.json"))
+                kind_of(read_json(path / "config.json"))
     return folder
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.errors import UserError, shown, within
-from metamorph.model.encoder_files import DEFAULT_MEAN, DEFAULT_STD, EFFICIENTNET_LITE
+from metamorph.model.encoder_kinds import BICUBIC, EFFICIENTNET_LITE, HALF
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import load_module, read_tensors, write_json, write_tensors
 
@@ -59,7 +59,7 @@ class LiteConfig:
     def from_dict(cls, data: dict) -> "LiteConfig":
         """UserError for another model, for an unknown or a missing key, or a size that no encoder
         has."""
-        if data.get("model_type") != EFFICIENTNET_LITE:
+        if data.get("model_type") not in EFFICIENTNET_LITE.model_types:
             raise UserError(f"expected an EfficientNet-Lite, got {shown(data.get('model_type'))}")
         values = {name: value for name, value in data.items() if name != "model_type"}
         stages = values.get("stages")
@@ -88,7 +88,7 @@ class LiteConfig:
         return config
 
     def to_dict(self) -> dict:
-        return {"model_type": EFFICIENTNET_LITE} | asdict(self)
+        return {"model_type": EFFICIENTNET_LITE.model_types[0]} | asdict(self)
 
 
 def _check_sizes(sizes: dict, of: type, *apart: str) -> None:
@@ -148,13 +148,15 @@ class EfficientNetLite(VisionEncoder):
     kept for saving and for `classify`; features have nothing of it.
     """
 
+    kind = EFFICIENTNET_LITE
+
     def __init__(
         self,
         config: LiteConfig,
         grid: int,
-        mean: Sequence[float] = DEFAULT_MEAN,
-        std: Sequence[float] = DEFAULT_STD,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        resample: Image.Resampling = BICUBIC,
     ):
         side = config.image_size // config.stride
         super().__init__(config.image_size, side, grid, mean, std, resample)
@@ -170,8 +172,11 @@ class EfficientNetLite(VisionEncoder):
         self.eval()
 
     @classmethod
-    def from_config(cls, data: dict, grid: int) -> "EfficientNetLite":
-        return cls(LiteConfig.from_dict(data), grid)
+    def from_config(
+        cls, data: dict, grid: int, image_size: int | None = None, **preprocessing: Any
+    ) -> "EfficientNetLite":
+        """The size is that of config.json, which `outline` compares with `image_size`."""
+        return cls(LiteConfig.from_dict(data), grid, **preprocessing)
 
     @property
     def width(self) -> int:

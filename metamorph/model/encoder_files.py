@@ -1,128 +1,97 @@
 """The files of an encoder's folder that are read without the model that they are of."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from metamorph.errors import UserError, shown, within
-from metamorph.model.weights import read_json, read_tensors, write_json
-from metamorph.pixels import Square
+from metamorph.model.encoder_kinds import SIGLIP, SIGLIP2_NAFLEX, EncoderKind, kind_of
+from metamorph.model.preprocessing import FILE, check_size, read_preprocessing
+from metamorph.model.weights import read_json, read_tensors
 
-SIGLIP = ("siglip", "siglip_vision_model")  # model_type of a config.json
-EFFICIENTNET_LITE = "efficientnet_lite"
-TOWER_PREFIX = "vision_model."
-DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)  # those of every released SigLIP
-STEPS = {  # of a preprocessor, as `VisionEncoder.preprocess` does them
-    "do_resize": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
+# How files name what has another name in the network: of a DINOv2, then of a DINOv3.
+RENAMED = {
+    r"\.attention\.attention\.query\.": ".attention.q_proj.",
+    r"\.attention\.attention\.key\.": ".attention.k_proj.",
+    r"\.attention\.attention\.value\.": ".attention.v_proj.",
+    r"\.attention\.output\.dense\.": ".attention.o_proj.",
+    r"\.mlp\.weights_out\.": ".mlp.down_proj.",
+    r"^layer\.": "model.layer.",
 }
 
 
-def check_kind(config: dict) -> None:
-    """Raises `UserError` for the config.json of what is no encoder that is served."""
-    served = (*SIGLIP, EFFICIENTNET_LITE)
-    kind = config.get("model_type")
-    if kind not in served:
-        raise UserError(
-            f"expected an encoder, of model_type {', '.join(served[:-1])} or {served[-1]}, "
-            f"got {shown(kind)}"
-        )
-
-
-def read_tower(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a SiglipVisionModel folder, or of the vision half of a SiglipModel folder, by
-    their names in the tower. Raises `UserError`."""
+def read_tower(folder: Path, kind: EncoderKind) -> dict[str, Tensor]:
+    """The tensors of the folder of an encoder of transformers, or of the vision half of a model
+    with text, by their names in the network. Raises `UserError`."""
     tensors = read_tensors(folder)
-    if any(name.startswith(TOWER_PREFIX) for name in tensors):
+    if kind.file_prefix and any(name.startswith(kind.file_prefix) for name in tensors):
         tensors = {
-            name.removeprefix(TOWER_PREFIX): tensor
+            name.removeprefix(kind.file_prefix): tensor
             for name, tensor in tensors.items()
-            if name.startswith(TOWER_PREFIX)
+            if name.startswith(kind.file_prefix)
         }
     # Old exporters stored the position numbers, which no trained weight depends on.
     tensors.pop("embeddings.position_ids", None)
-    return tensors
+    named = {}
+    for name, tensor in tensors.items():
+        for written, known in RENAMED.items():
+            name = re.sub(written, known, name)
+        if ".mlp.weights_in." in name:  # two projections in one, of the largest DINOv2
+            for part, half in zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True):
+                named[name.replace("weights_in", part)] = half.contiguous()
+        else:
+            named[name] = tensor
+    return named
 
 
 def check_encoder(folder: Path) -> None:
     """Raises `UserError` for files that are missing or damaged, or of another model. Whether they
     make an encoder is for `open_vision` to say."""
-    config = read_json(folder / "config.json")
-    with within(folder / "config.json"):
-        check_kind(config)
-    size = config.get("image_size")
-    if type(size) is not int:
-        raise UserError(f"{folder / 'config.json'}: image_size: expected pixels, got {shown(size)}")
-    read_preprocessing(folder / "preprocessor_config.json", size)
+    saved_preprocessing(folder)
     read_tensors(folder)
 
 
-def read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
-    """`mean`, `std` and `resample` of a preprocessor_config.json. UserError for other steps."""
-    if not path.exists():
-        return {}
-    data = {name: value for name, value in read_json(path).items() if value is not None}
-    square = {"height": image_size, "width": image_size}
-    if data.get("size", square) not in (square, image_size):  # older files give the side alone
-        raise UserError(
-            f"{path}: size is {shown(data['size'])}, but the encoder takes {image_size} pixels"
-        )
-    for name, done in STEPS.items():
-        if data.get(name, done) != done:
-            raise UserError(f"{path}: expected {name} {done}, got {shown(data[name])}")
-    how = {}
-    for name in ("mean", "std"):
-        values = data.get(f"image_{name}", list(DEFAULT_MEAN))
-        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_real, values)):
-            raise UserError(f"{path}: image_{name}: expected three numbers, got {shown(values)}")
-        how[name] = values
-    resample = data.get("resample", Image.Resampling.BICUBIC)
-    known = {int(way): way.name.lower() for way in Image.Resampling}
-    if type(resample) not in (int, Image.Resampling) or resample not in known:
-        names = ", ".join(f"{number} ({name})" for number, name in sorted(known.items()))
-        raise UserError(f"{path}: resample: expected one of {names}, got {shown(resample)}")
-    return how | {"resample": Image.Resampling(resample)}
+def saved_preprocessing(folder: Path) -> dict[str, Any]:
+    """What `read_preprocessing` gives, of the encoder in a model folder, whose config.json says the
+    `image_size` where preprocessor_config.json does not. Raises `UserError`."""
+    config = read_json(folder / "config.json")
+    with within(folder / "config.json"):
+        kind = kind_of(config)
+    how = read_preprocessing(folder / FILE, kind)
+    if kind.is_any_size and how["image_size"] is not None:
+        return how
+    with within(folder / "config.json"):
+        size = _size_of(config, kind)
+    check_size(how["image_size"], size, folder / FILE)
+    return how | {"image_size": size}
 
 
-def write_preprocessing(path: Path, square: Square, mean: list[float], std: list[float]) -> None:
-    """What `read_preprocessing` reads, and transformers' processor of SigLIP too."""
-    settings = {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "size": {"height": square.side, "width": square.side},
-        "resample": int(square.resample),
-        "image_mean": mean,
-        "image_std": std,
-    }
-    write_json(path, STEPS | settings)
+def _size_of(config: dict[str, Any], kind: EncoderKind) -> int:
+    """The side in pixels of the square that a config.json is for."""
+    first, second = kind.sizes
+    for name in (first, second) if kind is SIGLIP2_NAFLEX else (first,):
+        if type(config.get(name)) is not int or config[name] < 1:
+            raise UserError(f"{name}: expected a whole number, got {shown(config.get(name))}")
+    return math.isqrt(config[first]) * config[second] if kind is SIGLIP2_NAFLEX else config[first]
 
 
-def _is_real(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e6
-
-
-# Settings of a SigLIP that its features depend on and its weights do not say.
-SIGLIP_SIZES = ("image_size", "patch_size")
-SIGLIP_ARITHMETIC = ("num_attention_heads", "hidden_act", "layer_norm_eps")
-
-
-def siglip_facts(config: Mapping[str, Any], preprocessing: Mapping[str, Any], grid: int) -> list:
-    """What decides a SigLIP's features beside its weights: of the settings in its config.json, and
-    of what `read_preprocessing` gives."""
-    return [
-        *(config[name] for name in SIGLIP_SIZES),
-        *(preprocessing.get("mean", DEFAULT_MEAN), preprocessing.get("std", DEFAULT_STD), grid),
-        *(config[name] for name in SIGLIP_ARITHMETIC),
-        int(preprocessing.get("resample", Image.Resampling.BICUBIC)),
+def tower_facts(
+    kind: EncoderKind, config: Mapping[str, Any], how: Mapping[str, Any], grid: int
+) -> list:
+    """What decides the features of an encoder of transformers beside its weights: of the settings
+    in its config.json, and of what `read_preprocessing` gives, with an `image_size`."""
+    facts = [
+        *(how["image_size"], config["patch_size"], how["mean"], how["std"], grid),
+        *(config[name] for name in kind.settings),
+        int(how["resample"]),
     ]
+    return facts if kind is SIGLIP else [*facts, kind.name]  # caches of SigLIP are older than kinds
 
 
-def siglip_weights(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a SigLIP's tower that decide its features."""
-    parts = ("embeddings.", "encoder.")
-    return {name: tensor for name, tensor in tower.items() if name.startswith(parts)}
+def deciding(kind: EncoderKind, tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of an encoder's weights that decide its features."""
+    return {name: t for name, t in tower.items() if not name.startswith(kind.never_run)}

@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metamorph.errors import within
 from metamorph.model.efficientnet_lite import EfficientNetLite
-from metamorph.model.encoder_files import (
-    EFFICIENTNET_LITE,
-    SIGLIP_ARITHMETIC,
-    SIGLIP_SIZES,
-    read_preprocessing,
-    read_tower,
-    siglip_facts,
-    siglip_weights,
-)
+from metamorph.model.encoder_files import deciding, read_tower, saved_preprocessing, tower_facts
+from metamorph.model.encoder_kinds import EFFICIENTNET_LITE, kind_of
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json
 
@@ -32,18 +26,22 @@ def identity(vision: VisionEncoder) -> str:
 
 
 def stored_identity(folder: Path, grid: int) -> str | None:
-    """`identity` of the encoder in a folder, without the time that opening a SigLIP takes.
+    """`identity` of the encoder in a folder, without the time that opening one of transformers
+    takes.
 
     None where its config.json leaves a setting to transformers. Raises `UserError` for files that
     cannot be read.
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") == EFFICIENTNET_LITE:
+    with within(folder / "config.json"):
+        kind = kind_of(config)
+    if kind is EFFICIENTNET_LITE:
         return identity(EfficientNetLite.from_pretrained(folder, grid))
-    if any(name not in config for name in (*SIGLIP_SIZES, *SIGLIP_ARITHMETIC)):
+    if any(name not in config for name in (*kind.sizes, *kind.settings)):
         return None
-    how = read_preprocessing(folder / "preprocessor_config.json", config["image_size"])
-    return _hash(siglip_facts(config, how, grid), siglip_weights(read_tower(folder)))
+    how = saved_preprocessing(folder)
+    facts = tower_facts(kind, config, how, grid)
+    return _hash(facts, deciding(kind, read_tower(folder, kind)))
 
 
 def _hash(facts: list[Any], tensors: Mapping[str, Tensor]) -> str:

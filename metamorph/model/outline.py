@@ -11,7 +11,7 @@ import torch
 
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
-from metamorph.model.encoders import outline_vision
+from metamorph.model.encoders import outline_vision, vision_of_sizes
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.opening import prompt_images_of
 from metamorph.model.tokenizer import TokenIds, open_tokenizer
@@ -32,13 +32,13 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
     if start.folder and folder.is_dir():
         config = MetaMorphConfig.read(folder)
         config.prompt_images = prompt_images_of(start)
-        encoder = _encoder(read_json(folder / "encoder" / "config.json"), config.grid)
+        with torch.device("meta"):
+            encoder = outline_vision(folder / "encoder", config.grid)
         sources = [f"sizes of model.folder, {folder}"]
     elif start.language and start.vision:
         absent = [f"model.folder, {folder}, is not there yet"] if start.folder else []
         language, language_source = _sizes("model.language", start.language)
-        vision, vision_source = _sizes("model.vision", start.vision)
-        encoder = _encoder(vision, start.grid)
+        encoder, vision_source = outline_encoder(start)
         config = _unified(start, language, encoder.width)
         config.prompt_images = prompt_images_of(replace(start, folder=""))
         sources = [*absent, language_source, vision_source]
@@ -55,13 +55,12 @@ def outline_encoder(start: ModelConfig) -> tuple[VisionEncoder, str]:
     """The encoder of `model.vision` alone, on the meta device, and where its sizes are from."""
     if not start.vision:
         raise UserError("model.vision: to plan a decoder, give the folder of the encoder")
-    sizes, source = _sizes("model.vision", start.vision)
-    return _encoder(sizes, start.grid), source
-
-
-def _encoder(sizes: dict, grid: int) -> VisionEncoder:
     with torch.device("meta"):
-        return outline_vision(sizes, grid)
+        if Path(start.vision).is_dir():  # its preprocessor_config.json may decide a size
+            encoder = outline_vision(start.vision, start.grid)
+            return encoder, f"sizes of model.vision, {start.vision}"
+        sizes, source = _sizes("model.vision", start.vision)
+        return vision_of_sizes(sizes, start.grid), source
 
 
 def public_sizes(key: str, folder: str) -> dict:

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metamorph.errors import UserError, within
-from metamorph.model.encoder_files import (
-    DEFAULT_MEAN,
-    DEFAULT_STD,
+from metamorph.model.encoder_kinds import BICUBIC, HALF, EncoderKind
+from metamorph.model.preprocessing import (
+    FILE,
+    check_size,
     read_preprocessing,
     write_preprocessing,
 )
@@ -37,14 +38,16 @@ class VisionEncoder(nn.Module):
         resample: how pictures are squashed.
     """
 
+    kind: EncoderKind
+
     def __init__(
         self,
         image_size: int,
         side: int,
         grid: int,
-        mean: Sequence[float] = DEFAULT_MEAN,
-        std: Sequence[float] = DEFAULT_STD,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        resample: Image.Resampling = BICUBIC,
     ):
         super().__init__()
         if not 1 <= grid <= side:
@@ -55,17 +58,18 @@ class VisionEncoder(nn.Module):
 
     def preprocess_by(
         self,
-        mean: Sequence[float] = DEFAULT_MEAN,
-        std: Sequence[float] = DEFAULT_STD,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        mean: Sequence[float] = HALF,
+        std: Sequence[float] = HALF,
+        resample: Image.Resampling = BICUBIC,
     ) -> None:
         """Take the settings of `preprocess`, which `read_preprocessing` gives by these names."""
         self.mean, self.std = tuple(mean), tuple(std)
         self.square = Square(self.image_size, resample)
 
     @classmethod
-    def from_config(cls, data: dict, grid: int) -> Self:
-        """An encoder of the sizes in a config.json, with random weights. Raises `UserError`."""
+    def from_config(cls, data: dict, grid: int, **preprocessing: Any) -> Self:
+        """An encoder of the sizes in a config.json, with random weights, and with what
+        `read_preprocessing` gives. Raises `UserError`."""
         raise NotImplementedError
 
     @property
@@ -136,25 +140,35 @@ class VisionEncoder(nn.Module):
         return pool_normalize(self.encode(pixel_values), self.grid)
 
     @classmethod
+    def outline(cls, folder: str | Path, grid: int) -> Self:
+        """An encoder as `from_pretrained` loads it, but for the weights. Raises `UserError`."""
+        folder = Path(folder)
+        data = read_json(folder / "config.json")
+        how = read_preprocessing(folder / FILE, cls.kind)
+        with within(folder / "config.json"):
+            encoder = cls.from_config(data, grid, **how)
+        check_size(how["image_size"], encoder.image_size, folder / FILE)
+        return encoder
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path, grid: int) -> Self:
         """Load a folder of this kind; `open_vision` finds out which kind a folder is.
 
-        Without a preprocessor_config.json, mean and standard deviation are 0.5. Raises UserError
-        if the folder holds another model or its files do not fit together.
+        What no preprocessor_config.json says is as `EncoderKind` has it. Raises UserError if the
+        folder holds another model or its files do not fit together.
         """
-        folder = Path(folder)
-        data = read_json(folder / "config.json")
-        with unfilled(), within(folder / "config.json"):
-            encoder = cls.from_config(data, grid)
-        how = read_preprocessing(folder / "preprocessor_config.json", encoder.image_size)
-        encoder.preprocess_by(**how)
-        encoder.load(folder)
+        with unfilled():
+            encoder = cls.outline(folder, grid)
+        encoder.load(Path(folder))
         return encoder
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder that `from_pretrained` loads, transformers' own files for SigLIP."""
+        """Write the folder that `from_pretrained` loads, transformers' own files for what is of
+        transformers."""
         folder = Path(folder)
-        write_preprocessing(
-            folder / "preprocessor_config.json", self.square, list(self.mean), list(self.std)
-        )
+        self.save_preprocessing(folder / FILE)
         self.save(folder)
+
+    def save_preprocessing(self, path: Path) -> None:
+        """Write how pictures become squares."""
+        write_preprocessing(path, self.square, list(self.mean), list(self.std))

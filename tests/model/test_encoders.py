@@ -10,10 +10,15 @@ from metamorph.errors import UserError
 from metamorph.model import open_vision
 from metamorph.model.efficientnet_lite import EfficientNetLite
 from metamorph.model.encoder_files import check_encoder
-from metamorph.model.encoders import outline_vision
+from metamorph.model.encoders import outline_vision, vision_of_sizes
 from metamorph.model.siglip import SiglipEncoder
+from metamorph.model.weights import read_json
 from tests.tiny_run import GRID, write_efficientnet, write_language, write_vision
 
+SERVED = (
+    "siglip, siglip_vision_model, siglip2, siglip2_vision_model, clip, clip_vision_model, dinov2, "
+    "dinov2_with_registers, dinov3_vit or efficientnet_lite"
+)
 KINDS = {SiglipEncoder: write_vision, EfficientNetLite: write_efficientnet}
 
 
@@ -24,21 +29,24 @@ def test_the_model_type_decides(kind, tmp_path):
     assert type(encoder) is kind
     check_encoder(folder)
     with torch.device("meta"):
-        outlined = outline_vision(json.loads((folder / "config.json").read_text()), GRID)
-    assert type(outlined) is kind and outlined.width == encoder.width
-    assert outlined.operations() == encoder.operations() > 0
+        outlines = (
+            outline_vision(folder, GRID),
+            vision_of_sizes(read_json(folder / "config.json"), GRID),
+        )
+    for outlined in outlines:
+        assert type(outlined) is kind and outlined.width == encoder.width
+        assert outlined.operations() == encoder.operations() > 0
     assert encoder.working_bytes(4) > encoder.working_bytes(2) > 0
 
 
-@pytest.mark.parametrize("written", ["clip", ["siglip"], None])
+@pytest.mark.parametrize("written", ["vit", ["siglip"], None])
 @pytest.mark.parametrize("open_it", [lambda folder: open_vision(folder, GRID), check_encoder])
 def test_other_models_are_refused_with_what_is_served(written, open_it, tmp_path):
     path = write_vision(tmp_path) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": written}))
-    served = "siglip, siglip_vision_model or efficientnet_lite"
     with pytest.raises(UserError) as refused:
         open_it(tmp_path)
-    assert f"{path}: expected an encoder, of model_type {served}, got {written!r}" in str(
+    assert f"{path}: expected an encoder, of model_type {SERVED}, got {written!r}" in str(
         refused.value
     )
 

@@ -14,7 +14,7 @@ from metamorph.data.images import open_image
 from metamorph.errors import SampleError, UserError, shown
 from metamorph.generation.messages import ASSISTANT, SYSTEM, USER, Message
 from metamorph.integrations.transformers.configuration import FROM_HUB
-from metamorph.model.encoder_files import DEFAULT_MEAN, DEFAULT_STD, read_preprocessing
+from metamorph.model.encoder_files import saved_preprocessing
 from metamorph.model.unified import MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.weights import read_json, read_tokenizer, write_json
@@ -190,13 +190,8 @@ class MetaMorphProcessor(ProcessorMixin):
 
 def _of_model(folder: Path) -> dict[str, Any]:
     """The settings of a model folder, from its config.json and encoder/."""
-    size = read_json(folder / "encoder/config.json")["image_size"]
-    found = read_preprocessing(folder / "encoder/preprocessor_config.json", size)
-    how = {"mean": DEFAULT_MEAN, "std": DEFAULT_STD, "resample": Image.Resampling.BICUBIC} | found
-    return how | {
-        "image_size": size,
-        "tokens_per_image": MetaMorphConfig.read(folder).tokens_per_image,
-    }
+    how = saved_preprocessing(folder / "encoder")
+    return how | {"tokens_per_image": MetaMorphConfig.read(folder).tokens_per_image}
 
 
 def _sample(messages: Sequence[dict]) -> Sample:
