@@ -81,6 +81,8 @@ NOT_RUN_HERE = {
     "hf upload me/toy-scenes runs/quickstart/model": "it uploads",
     "hf download google/siglip-so400m-patch14-384 "
     "--local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "hf download google/siglip2-so400m-patch14-384 "
+    "--local-dir models/siglip2-so400m-patch14-384": NETWORK,
     "pip install ./kernels '.[evaluate]'": NETWORK,
     "pip install scikit-image": NETWORK,
     "pip install ./kernels '.[gguf]'": NETWORK,
