@@ -157,7 +157,12 @@ class SharedWeights(Steps):
         self.base = MetaMorph(self.config).to(device)
         super().__init__(self.base.parameters(), [self.base.get_parameter(name) for name in JUDGED])
 
-    def model(self, float8_backend: str | None = None, compiled: bool = False) -> nn.Module:
+    def model(
+        self,
+        float8_backend: str | None = None,
+        compiled: bool = False,
+        float8_recipe: str | None = None,
+    ) -> nn.Module:
         """Another model of the same parameters, maybe in float8, maybe with compiled blocks."""
         from metamorph.model.precision import convert_to_float8
         from metamorph.model.unified import MetaMorph
@@ -166,7 +171,7 @@ class SharedWeights(Steps):
             model = MetaMorph(self.config)
         model.load_state_dict(self.base.state_dict(keep_vars=True), assign=True)
         if float8_backend is not None:
-            convert_to_float8(model, float8_backend)
+            convert_to_float8(model, float8_backend, fp8_recipe=float8_recipe)
         if compiled:
             for layer in model.language.model.layers:
                 layer.compile()

@@ -58,13 +58,15 @@ def cases(device_type: str) -> list[Case]:
 class Recipe:
     """A precision, who computes its float8 products, and whether blocks are compiled.
 
-    `library` computes the parts of a block that `fused_parts` lets it.
+    `library` computes the parts of a block that `fused_parts` lets it; `float8_recipe` is one of
+    the backend's that is not its default.
     """
 
     precision: str
     float8_backend: str | None = None
     compiled: bool = False
     library: str | None = None
+    float8_recipe: str | None = None
 
     def absence(self, device: torch.device) -> str | None:
         if self.compiled and (reason := compiler_absence(device)):
@@ -75,7 +77,7 @@ class Recipe:
 
         try:
             if self.float8_backend is not None:
-                check_precision("fp8", self.float8_backend, device)
+                check_precision("fp8", self.float8_backend, device, self.float8_recipe)
             choose_parts(self.parts, device)
         except UserError as error:
             return str(error)
@@ -96,7 +98,16 @@ RECIPES = {
     "ours fp8, compiled": Recipe("fp8", "native", compiled=True),
     "torchao fp8": Recipe("fp8", "torchao"),
     "torchao fp8, compiled": Recipe("fp8", "torchao", compiled=True),
+    "torchao fp8, weight gradients in bf16": Recipe(
+        "fp8", "torchao", float8_recipe="rowwise_with_gw_hp"
+    ),
     "Transformer Engine fp8": Recipe("fp8", "transformer_engine"),
+    "Transformer Engine fp8, blocks": Recipe(
+        "fp8", "transformer_engine", float8_recipe="Float8BlockScaling"
+    ),
+    "Transformer Engine MXFP8": Recipe(
+        "fp8", "transformer_engine", float8_recipe="MXFP8BlockScaling"
+    ),
     "bf16, apex RMSNorm": Recipe("bf16", library="apex"),
     "bf16, Liger RMSNorm, rotary, SwiGLU": Recipe("bf16", library="liger"),
 }
@@ -127,7 +138,7 @@ class _Trial:
     def _model(self, recipe: Recipe) -> nn.Module:
         from metamorph.model.fused_parts import choose_parts, install_parts
 
-        model = self.weights.model(recipe.float8_backend, recipe.compiled)
+        model = self.weights.model(recipe.float8_backend, recipe.compiled, recipe.float8_recipe)
         parts = choose_parts(recipe.parts, self.device)
         install_parts(model, parts, self.device, torch.bfloat16)
         return model
