@@ -179,6 +179,7 @@ ON_ANY_DEVICE = {  # distribution: what is needed of its modules
             "structural_similarity_index_measure",
         ]
     },
+    "torchtitan": {"torchtitan.trainer": ["Trainer"]},
 }
 PROBES = {  # distribution: its probe, which says why it cannot be used on a device type, or None
     "flash-attn": flash_attn_absence,

@@ -183,6 +183,10 @@ MODULES = {  # distribution: the modules it brings, and what of them is used
         "lmms_eval.models": {},
         "lmms_eval.models.registry_v2": {"ModelManifest": ModelManifest},
     },
+    "torchtitan": {
+        "torchtitan": {},
+        "torchtitan.trainer": {"Trainer": None},
+    },
 }
 
 

@@ -47,6 +47,7 @@ NETWORK, SUITE, HERE = (
 LONG = "it needs a training of two hours"
 SERVES = "it serves until it is stopped; tests/cli and tests/serving do so"
 LMMS_EVAL = "it needs lmms-eval; tests/integrations run it where it is installed"
+TORCHTITAN = "it needs torchtitan; tests/integrations run it where it is installed"
 PHOTOGRAPHS = "it needs what was downloaded; tests/test_photographs.py has tiny weights"
 COMPILER, GPU = "it needs a compiler and CMake", "it needs a GPU"
 CLUSTER = "it needs many GPUs; tests/test_cluster.py runs the scripts with two processes"
@@ -151,6 +152,9 @@ NOT_RUN_HERE = {
     "torchrun --nproc-per-node 2 -m lmms_eval --model metamorph "
     "--model_args pretrained=runs/quickstart/model --tasks metamorph_toy_questions "
     "--include_path examples/lmms_eval --batch_size 16": LMMS_EVAL,
+    "pip install ./kernels '.[torchtitan]'": NETWORK,
+    "METAMORPH_RUN=my.yaml torchrun --nproc-per-node 8 -m torchtitan.train "
+    "--module metamorph.integrations.torchtitan --config run": TORCHTITAN,
     "git clone https://github.com/NVIDIA/apex": NETWORK,
     "cd apex": NETWORK,
     "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_GROUP_NORM=1 "

@@ -25,7 +25,7 @@ def test_absent_then_without_gpu_then_usable(monkeypatch, library):
     without_kernels = "no kernels for cpu devices"
     assert probe("cpu") == (without_kernels if library == "torch-varlen" else "not installed")
     fake_libraries.install(monkeypatch, library)
-    needs_gpu = library not in ("lmms-eval", "trackio")
+    needs_gpu = library not in ("lmms-eval", "torchtitan", "trackio")
     assert probe("cpu") == (without_kernels if needs_gpu else None)
     fake_libraries.pretend_gpu(monkeypatch)
     assert probe("cpu") is None
@@ -46,6 +46,7 @@ def test_absent_then_without_gpu_then_usable(monkeypatch, library):
         ("apex", "apex.optimizers", "FusedAdam"),
         ("apex", "apex.normalization.fused_layer_norm", "fused_rms_norm_affine"),
         ("lmms-eval", "lmms_eval.api.instance", "TokenCounts"),
+        ("torchtitan", "torchtitan.trainer", "Trainer"),
         ("trackio", "trackio", "Image"),
     ],
 )

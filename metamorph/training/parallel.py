@@ -6,7 +6,7 @@ unit that is gathered for its forward and backward alone; everything else stays 
 step. A decoder fits a GPU whole, and with a `shard` of 1 every process has one (DDP).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,13 @@ def place(step: nn.Module, model: MetaMorph, config: RunConfig, device: torch.de
         return
     trained = [model.language, model.projector, model.vision_head]
     _spread(step, blocks, trained, [model.encoder], config, device)
+    sum_gradients(step)
+
+
+def sum_gradients(step: nn.Module) -> None:
+    """Gradients are summed over processes: losses are shares of a mean over all of them."""
     for module in step.modules():
         if isinstance(module, FSDPModule):
-            # Losses are shares of a mean over all processes: gradients add up to that of the mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
@@ -120,8 +124,7 @@ def _spread(
     dtype, on_gpu = DTYPES[config.training.weights], device.type == "cuda"
     for part in frozen:
         part.to(device, dtype)
-    weights = [dict(part.named_parameters()) for part in trained]
-    buffers = [dict(part.named_buffers()) for part in trained]
+    tensors = [dict([*part.named_parameters(), *part.named_buffers()]) for part in trained]
     for part in trained:
         part.to(device="meta", dtype=dtype)
         # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
@@ -135,13 +138,19 @@ def _spread(
     }
     shard_parts(step, blocks, frozen, **options)
     home = torch.device("cpu") if config.parallel.cpu_offload else device
-    with torch.no_grad():
-        for part, whole_weights, whole_buffers in zip(trained, weights, buffers, strict=True):
-            part.to_empty(device=home)
-            for name, parameter in part.named_parameters():
-                local_part(parameter).copy_(whole_weights[name][local_rows(parameter)])
-            for name, buffer in part.named_buffers():
-                buffer.copy_(whole_buffers[name])
+    for part, whole_tensors in zip(trained, tensors, strict=True):
+        part.to_empty(device=home)
+        copy_local_rows(part, whole_tensors)
+
+
+@torch.no_grad()
+def copy_local_rows(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fills the parameters and buffers of `part` by name: of mapped files a process reads its own
+    share alone."""
+    for name, parameter in part.named_parameters():
+        local_part(parameter).copy_(tensors[name][local_rows(parameter)])
+    for name, buffer in part.named_buffers():
+        buffer.copy_(tensors[name])
 
 
 def shard(root: nn.Module, model: MetaMorph, **options) -> None:

@@ -1,0 +1,1 @@
+"""MetaMorph as a module of torchtitan, whose trainer then runs it: docs/scaling.md."""
