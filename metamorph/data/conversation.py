@@ -16,10 +16,13 @@ from metamorph.model.chat_template import (
     ASSISTANT,
     MOST_TURNS,
     SYSTEM,
+    THOUGHT_BEGIN,
+    THOUGHT_END,
     USER,
     ChatTemplate,
     Skeleton,
     mark_of,
+    thought_of,
 )
 from metamorph.tokens import IMAGE_END, IMAGE_PLACEHOLDER, IMAGE_START
 
@@ -219,20 +222,25 @@ class ChatEncoder:
         writer.flush()
         return writer.document
 
-    def _skeleton(self, turns: tuple[Turn, ...]) -> tuple[Skeleton, list[list[str]]]:
+    def _skeleton(self, turns: tuple[Turn, ...]) -> tuple[Skeleton, dict[int, list[str]]]:
         """Roles with a mark for the words of each turn, and those words, between images. Blanks
         around the words stay with the mark, for templates to strip or not."""
-        skeleton, words = [], []
+        skeleton, words = [], {}
         for number, turn in enumerate(turns):
             said = list(turn.words)
+            thought = ""
+            if turn.role == ASSISTANT and self.template.parts_thoughts:
+                place = thought_of(number)
+                thought, spoken, said[0] = _thought(said[0], mark_of(place))
+                words[place] = [spoken]
             before = after = ""
             if not self.template.parts_text:
                 before = said[0][: len(said[0]) - len(said[0].lstrip())]
                 said[0] = said[0].lstrip()
                 after = said[-1][len(said[-1].rstrip()) :]
                 said[-1] = said[-1].rstrip()
-            skeleton.append((turn.role, before + mark_of(number) + after))
-            words.append(said)
+            skeleton.append((turn.role, thought + before + mark_of(number) + after))
+            words[number] = said
         return tuple(skeleton), words
 
     def text_ids(self, control: str, before: str, text: str) -> list[int]:
@@ -247,6 +255,19 @@ class ChatEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+
+
+def _thought(text: str, mark: str) -> tuple[str, str, str]:
+    """Of a response that begins with a thought, from <think> to </think>: the thought as a template
+    sees it, with `mark` for its words, those words, and the rest; of another the rest alone."""
+    start = text.lstrip()
+    inner, end, rest = start.removeprefix(THOUGHT_BEGIN).partition(THOUGHT_END)
+    if not start.startswith(THOUGHT_BEGIN) or not end or THOUGHT_BEGIN in inner:
+        return "", "", text
+    if words := inner.strip():
+        before, _, after = inner.partition(words)
+        inner = before + mark + after
+    return THOUGHT_BEGIN + inner + THOUGHT_END, words, rest
 
 
 class _Writer:

@@ -39,10 +39,13 @@ FILE_NAME = "<template>"  # as jinja calls a template that came as text
 MISSING = re.compile(r"'[^']*' has no attribute")  # jinja, of a name that is not there
 REFUSED = "refused by the chat template"  # the cause of a skip
 
-# Characters for private use, which stand for a turn's text, and for what generation tags enclose.
+THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"  # as Qwen 3 and others write them
+
+# Characters for private use, which stand for a turn's text or its thought, and for what generation
+# tags enclose.
 FIRST_MARK = 0xF0000
 BEGIN, END = "\U0010fff0", "\U0010fff1"
-MARK = re.compile(f"[{chr(FIRST_MARK)}-{chr(FIRST_MARK + MOST_TURNS)}]")
+MARK = re.compile(f"[{chr(FIRST_MARK)}-{chr(FIRST_MARK + 2 * MOST_TURNS)}]")
 
 Skeleton = tuple[tuple[str, str], ...]  # role, and its text with a mark in place of the words
 
@@ -52,7 +55,7 @@ class Piece:
     """A stretch of a rendered conversation: a control token, other text, or what a turn says."""
 
     text: str  # empty where a turn speaks
-    turn: int | None = None
+    turn: int | None = None  # or `thought_of` it
     is_control: bool = False
     supervised: bool = False
     begins_response: bool = False  # the prompt of a response ends before it
@@ -126,6 +129,11 @@ class ChatTemplate:
         """Whether template and turn are encoded apart: Meta's own code does so, for Llama 3."""
         return self.source == LLAMA3
 
+    @property
+    def parts_thoughts(self) -> bool:
+        """Whether it writes thoughts before a response in a way of its own, or leaves them out."""
+        return THOUGHT_END in self.source
+
     @cached_property
     def added_pattern(self) -> re.Pattern:
         return _any_of(self.added)
@@ -197,6 +205,11 @@ def mark_of(turn: int) -> str:
     return chr(FIRST_MARK + turn)
 
 
+def thought_of(turn: int) -> int:
+    """Under which number the thought of a turn stands among the turns."""
+    return MOST_TURNS + turn
+
+
 _PROBE: Skeleton = tuple((role, mark_of(i)) for i, role in enumerate((USER, ASSISTANT) * 2))
 
 
@@ -205,7 +218,10 @@ def _layout(template: ChatTemplate, skeleton: Skeleton, begin_response: bool) ->
     written = template.render(skeleton, begin_response)
     tagged = list(_tagged(written))
     text = _untagged(written)
-    if MARK.findall(text) != [mark_of(turn) for turn in range(len(skeleton))]:
+    found = MARK.findall(text)
+    said = MARK.findall("".join(text for _, text in skeleton))
+    # Thoughts may be left out, as those of earlier turns are.
+    if found != [mark for mark in said if mark in found or mark < mark_of(thought_of(0))]:
         roles = ", ".join(role for role, _ in skeleton[:8])
         message = f"the chat template leaves out, repeats or moves a turn of {roles}"
         raise SampleError(REFUSED, message)

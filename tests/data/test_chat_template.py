@@ -13,6 +13,7 @@ from metamorph.model.tokenizer import add_image_tokens
 from tests.data.chat_styles import (
     CHATML,
     TEMPLATES,
+    THINKING,
     WITHOUT_SYSTEM,
     end_of,
     style_tokenizer,
@@ -22,7 +23,7 @@ TOKENS_PER_IMAGE = 3
 STYLES = sorted(TEMPLATES)
 CONTROL_TEXTS = (
     "<|im_start|>", "<|im_end|>", "</s>", "<s>", "[INST]", "<end_of_turn>", "<|end|>", "<|user|>",
-    "<image_start>", "<image_end>",
+    "<image_start>", "<image_end>", "<think>", "</think>",
 )  # fmt: skip
 
 
@@ -75,6 +76,41 @@ def test_a_conversation_is_what_transformers_makes_of_it(encoders, style, texts,
     assert encoder.encode_prompt(prompt).token_ids == expected
 
 
+THOUGHTS = ("<think>\nsome hello\n</think>\n\n", "<think>think</think>", "<think>\n\n</think>\n\n",
+            "<think> two\n\nlines \n</think>\n", " <think>\nafter a blank</think>\n\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("thought", THOUGHTS)
+def test_thoughts_are_what_transformers_makes_of_them(encoders, thought):
+    """Qwen 3 writes those before the last response, which learns them, and leaves out earlier
+    ones."""
+    encoder = encoders["qwen3"]
+    said = ("hello", thought + "world", "what is", thought + "this?\n")
+    test_a_conversation_is_what_transformers_makes_of_it(encoders, "qwen3", said, None)
+    document = encoder.encode(sample(*said))
+    spoken = thought.strip().removeprefix("<think>").removesuffix("</think>").strip("\n")
+    learned = supervised(encoder, document)
+    assert learned == [
+        "world<|im_end|>", f"<think>\n{spoken}\n</think>\n\nthis?\n<|im_end|>",
+    ]  # fmt: skip
+    prompt = encoder.encode_prompt(sample(*said[:3]))
+    assert document.token_ids[: len(prompt)] == prompt.token_ids
+
+
+@pytest.mark.parametrize(
+    "text", ["</think> x", "<think> x", "x <think>a</think>", "<think><think>a</think></think> x"]
+)
+def test_what_is_no_thought_is_text(encoders, text):
+    encoder = encoders["qwen3"]
+    [learned] = supervised(encoder, encoder.encode(sample("hi", text)))
+    assert learned == f"<think>\n\n</think>\n\n{text}<|im_end|>"
+
+
+def test_a_thought_with_a_picture_in_it_is_text(encoders):
+    document = encoders["qwen3"].encode(sample("hi", "<think><image></think>x", "and", "y"))
+    assert document.is_target == [True]
+
+
 def test_what_a_model_learned_as_plain_text_gets_no_tokens():
     """Zephyr and TinyLlama write roles as text, and end turns by a token that they have."""
     tokenizer = style_tokenizer("llama2")
@@ -96,7 +132,7 @@ def test_responses_are_learned_up_to_the_token_that_ends_them(encoders, style):
     encoder = encoders[style]
     learned = supervised(encoder, encoder.encode(sample("hi", "one", "and", "two")))
     end = end_of(style)
-    thought = "<think>\n\n</think>\n\n" if style == "thinking" else ""
+    thought = "<think>\n\n</think>\n\n" if style in THINKING else ""
     assert [text.replace(" ", "") for text in learned] == [f"one{end}", f"{thought}two{end}"]
     assert encoder.tokenizer.decode([encoder.end_of_turn]) == end
 
