@@ -1,10 +1,17 @@
 """The smallest real starting point of a run: Hugging Face folders and a config that uses them."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from metamorph.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainingConfig
 from metamorph.data.toy.tokenizer import build_toy_tokenizer
@@ -20,18 +27,31 @@ GRID = 2
 ALL_KINDS = {"question": 1.0, "draw": 1.0, "edit": 1.0, "text": 1.0}
 
 
-def write_language(folder: Path, width: int = 32) -> Path:
-    """A random Llama of 2 layers with the toy tokenizer."""
+@cache
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """To be saved, not to be changed: it takes longer than all else here."""
+    return build_toy_tokenizer()
+
+
+def write_language(folder: Path, width: int = 32, model_type: str = "llama", **more) -> Path:
+    """A random language model of 2 layers with the toy tokenizer; `more` goes to its config."""
     torch.manual_seed(0)
-    tokenizer = build_toy_tokenizer()
-    config = LlamaConfig(
+    tokenizer = toy_tokenizer()
+    sizes = dict(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=False,
-        max_position_embeddings=8192,
+        num_key_value_heads=2, head_dim=width // 4, vocab_size=len(tokenizer),
+        tie_word_embeddings=False, max_position_embeddings=8192, sliding_window=None,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = AutoConfig.for_model(model_type, **sizes | more)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def replace_language(folder: Path, model_type: str, **more) -> None:
+    """Another random language model in place of the one that `folder` links to."""
+    (folder / "llama").unlink()
+    write_language(folder / "llama", model_type=model_type, **more)
 
 
 def write_vision(folder: Path, width: int = 24, patch: int = 16) -> Path:

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoder.add_argument(
         "--model", type=Path, metavar="FOLDER",
         help="model folder: its encoder, and the features that it predicts of captions; without "
-        "--decoder the model to measure, which may be a Llama of Hugging Face",
+        "--decoder the model to measure, which may be a language model of Hugging Face",
     )  # fmt: skip
     parser.add_argument(
         "--compare", type=Path, nargs="+", metavar="FILE",

@@ -10,9 +10,9 @@ from metamorph.config.keys import ExportFormat
 NAME = "export"
 SUMMARY = "write a trained model for other programs"
 DESCRIPTION = """\
-Writes weights (safetensors), a Llama's config.json and generation_config.json, and the tokenizer
-with the chat template that was trained. What loads a Llama finds one there; projector and vision
-head lie beside it.
+Writes weights (safetensors), config.json and generation_config.json of the language model, and the
+tokenizer with the chat template that was trained. What loads a Llama, a Mistral or a Qwen finds one
+there; projector and vision head lie beside it.
 
   metamorph export runs/mine/model exported
   metamorph export runs/mine/model exported --format official"""

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--language", type=Path, metavar="FOLDER",
-        help="Hugging Face Llama folder that an adapter was trained on",
+        help="Hugging Face folder of the language model that an adapter was trained on",
     )  # fmt: skip
     parser.add_argument(
         "--grid", type=whole(1), metavar="INT",

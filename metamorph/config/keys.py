@@ -51,7 +51,9 @@ class ModelConfig:
     """What the model starts from: a MetaMorph folder, or a language and a vision folder."""
 
     folder: str = option("MetaMorph folder to start from", "")
-    language: str = option("Hugging Face Llama folder to start from", "", **LANGUAGE_STAGES)
+    language: str = option(
+        "Hugging Face folder to start from: a Llama, Mistral, Qwen2 or Qwen3", "", **LANGUAGE_STAGES
+    )
     vision: str = option(
         "folder of the frozen encoder: SigLIP, SigLIP 2, CLIP, DINOv2, DINOv3, EfficientNet-Lite",
         "",

@@ -112,7 +112,11 @@ def block_bytes(language: LanguageConfig, mode: str, widths: Widths, is_trained:
     kept = 2 * queries + 2 * keys + 3 * inner
     if is_trained:
         kept += 2 * hidden + inner
-    return 2 * (hidden * WIDE + WIDE) + kept * widths.products + lse
+    norms = 2 * (hidden * WIDE + WIDE)
+    if language.family.has_qk_norm:
+        heads = language.num_attention_heads + language.num_key_value_heads
+        norms += heads * (language.head_dim * WIDE + WIDE)
+    return norms + kept * widths.products + lse
 
 
 def activation_bytes(

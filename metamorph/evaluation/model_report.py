@@ -37,7 +37,7 @@ def measure_model(
 ) -> tuple[dict, dict[str, list[Scored]]]:
     """The report of the model in a folder, as plain values for JSON, and the samples behind it by
     suite. `asked` are names of `SUITES`; without, all that the model can be asked are measured, and
-    notes say which cannot. Of a Llama of Hugging Face that is text alone.
+    notes say which cannot. Of a language model of Hugging Face that is text alone.
 
     Raises `UserError` for a folder that is no model, and for a suite that it cannot be asked.
     """

@@ -30,8 +30,8 @@ def text_ability(chat: Assistant, options: Options) -> list[Scored]:
 
 
 def language_ability(folder: Path, device: torch.device, options: Options) -> list[Scored]:
-    """The same of a Llama of Hugging Face, before it has learned anything of pictures: of the same
-    texts in the same chat format. Raises `UserError`."""
+    """The same of a language model of Hugging Face, before it has learned anything of pictures: of
+    the same texts in the same chat format. Raises `UserError`."""
     tokenizer, ids = open_tokenizer(ModelConfig(language=str(folder)))
     language = Llama.from_pretrained(folder).to(device).eval()
     encoder = ChatEncoder(tokenizer, tokens_per_image=1)  # there is no picture in a text

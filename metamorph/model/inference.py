@@ -87,6 +87,8 @@ class MergedAttention(nn.Module):
         self.queries_and_keys = (queries, keys)
         self.qkv_proj = take_merged(separate, ("q_proj", "k_proj", "v_proj"))
         self.o_proj = separate.get_submodule("o_proj")
+        self.has_qk_norm = config.family.has_qk_norm
+        self.q_norm, self.k_norm = map(separate.get_submodule, ("q_norm", "k_norm"))
         query_width, key_width = queries * config.head_dim, keys * config.head_dim
         parts = {"q_proj": query_width, "k_proj": key_width, "v_proj": key_width}
         save_apart(self, "qkv_proj", parts)
@@ -96,8 +98,11 @@ class MergedAttention(nn.Module):
     ) -> Tensor:
         heads = self.qkv_proj(x).view(-1, self.heads, self.head_dim)  # [T, Hq + 2 Hkv, D]
         rotated, v = heads.split_with_sizes(self.rotated_and_values, dim=1)
-        if runs_in_cpp(heads) and cos.dtype == torch.float32:
-            rotated = rotate_cpp(heads, cos, sin, self.rotated_and_values[0])
+        if self.has_qk_norm:
+            q, k = rotated.split_with_sizes(self.queries_and_keys, dim=1)
+            rotated = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        if runs_in_cpp(rotated) and cos.dtype == torch.float32:
+            rotated = rotate_cpp(rotated, cos, sin, self.rotated_and_values[0])
         else:
             other_half = rotated.roll(self.head_dim // 2, dims=-1)
             rotated = torch.addcmul(rotated * cos, other_half, sin)  # [T, Hq + Hkv, D]
@@ -128,7 +133,7 @@ def take_merged(parent: nn.Module, names: tuple[str, ...]) -> nn.Linear:
 
     Raises ValueError for layers that are no plain linear ones.
     """
-    weights = []
+    layers = []
     for name in names:
         layer = getattr(parent, name, None)
         if type(layer) is not nn.Linear:
@@ -136,10 +141,13 @@ def take_merged(parent: nn.Module, names: tuple[str, ...]) -> nn.Linear:
                 f"{name}: expected a plain linear layer to merge, got {type(layer).__name__}; "
                 f"merge once, and first, then convert to float8 or quantise"
             )
-        weights.append(layer.weight)
-    weight = torch.cat(weights).detach()
-    merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    merged.weight = nn.Parameter(weight, requires_grad=weights[0].requires_grad)
+        layers.append(layer)
+    first = layers[0]
+    width = sum(layer.out_features for layer in layers)
+    merged = nn.Linear(first.in_features, width, bias=first.bias is not None, device="meta")
+    for part, own in first.named_parameters():
+        rows = torch.cat([layer.get_parameter(part) for layer in layers]).detach()
+        setattr(merged, part, nn.Parameter(rows, requires_grad=own.requires_grad))
     for name in names:
         delattr(parent, name)
     return merged
@@ -150,8 +158,9 @@ def save_apart(parent: nn.Module, name: str, parts: dict[str, int]) -> None:
     `parts` are their names and numbers of rows, in order."""
 
     def split(module: nn.Module, state: dict[str, Tensor], prefix: str, _) -> None:
-        rows = state.pop(f"{prefix}{name}.weight").split(list(parts.values()))
-        state |= {f"{prefix}{part}.weight": own for part, own in zip(parts, rows, strict=True)}
+        for kind, _ in module.get_submodule(name).named_parameters():  # weight, maybe bias
+            rows = state.pop(f"{prefix}{name}.{kind}").split(list(parts.values()))
+            state |= {f"{prefix}{part}.{kind}": own for part, own in zip(parts, rows, strict=True)}
 
     parent.register_state_dict_post_hook(split)
 

@@ -1,5 +1,6 @@
 """A lean Llama over packed rows, with Hugging Face names for parameters and settings.
 
+Its relatives are the same decoder with a bias or a norm more: see `language_families`.
 There is no batch dimension: documents lie end to end in one row of T tokens, and the caller's
 attention function decides who sees whom. Norms, rotation and activation are functions that modules
 hold, so that `fused_parts` can put those of another library in their place.
@@ -78,8 +79,18 @@ class RMSNorm(nn.RMSNorm):
         return self.compute(x, self.weight, self.eps)
 
 
+class HeadNorm(RMSNorm):
+    """The norm of each head of a row [T, heads, D], returned in its dtype. It is computed in that
+    of the weight: under autocast products return a narrower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1).to(self.weight.dtype)  # [T heads, D]
+        return super().forward(rows).to(x.dtype).view(x.shape)
+
+
 class SelfAttention(nn.Module):
-    """Projections and rotary positions (by `rotate`) around the caller's attention function."""
+    """Projections, the norm of heads in some models, and rotary positions (by `rotate`) around the
+    caller's attention function."""
 
     rotate = staticmethod(rotate)
 
@@ -88,10 +99,14 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        bias = config.family.has_qkv_bias
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=bias)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+        norm = HeadNorm if config.family.has_qk_norm else nn.Identity
+        self.q_norm = norm(config.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = norm(config.head_dim, eps=config.rms_norm_eps)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
@@ -99,7 +114,7 @@ class SelfAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hq, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
-        q, k = self.rotate(q, k, cos, sin)
+        q, k = self.rotate(self.q_norm(q), self.k_norm(k), cos, sin)
         return self.o_proj(attention(layer_index, q, k, v).flatten(1))
 
 
@@ -155,7 +170,7 @@ class LlamaModel(nn.Module):
 
 
 class Llama(nn.Module):
-    """Llama with the parameter names of `LlamaForCausalLM`.
+    """A Llama, Mistral, Qwen2 or Qwen3 with the parameter names of transformers.
 
     With `tie_word_embeddings` there is no `lm_head`, as in a tied checkpoint: one parameter can
     then neither drift apart nor be counted twice. Use `output_weight` for either kind.
@@ -174,6 +189,8 @@ class Llama(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @property
     def output_weight(self) -> Tensor:
@@ -248,7 +265,7 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Llama":
-        """Load a Hugging Face Llama folder (config.json and safetensors), in the file's dtype.
+        """Load a Hugging Face folder (config.json and safetensors), in the file's dtype.
 
         Raises UserError if the architecture is another one or a tensor does not fit.
         """
@@ -266,6 +283,6 @@ class Llama(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and safetensors that transformers' LlamaForCausalLM loads."""
+        """Write config.json and safetensors that transformers' AutoModelForCausalLM loads."""
         write_tensors(Path(folder), self.state_dict())
         write_json(Path(folder) / "config.json", self.config.to_dict())

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from metamorph.errors import UserError, shown, within
+from metamorph.model.language_families import LLAMA, Family, family_of, with_defaults
 from metamorph.model.weights import read_json
 
 SIZES = ("num_", "hidden", "inter", "vocab", "head", "max_")  # how the names of sizes begin
@@ -30,8 +31,9 @@ LLAMA3_SCALING_KEYS = (
 
 @dataclass
 class LanguageConfig:
-    """Llama settings under their Hugging Face names; defaults are those of transformers.
+    """Settings under their Hugging Face names; defaults are those of transformers for a Llama.
 
+    `model_type` is one of `language_families.FAMILIES`.
     `rope_scaling` is None or the Llama-3 dictionary: `rope_type` "llama3" with `factor`,
     `low_freq_factor`, `high_freq_factor` and `original_max_position_embeddings`.
     """
@@ -48,9 +50,11 @@ class LanguageConfig:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
+    model_type: str = LLAMA
 
     def __post_init__(self):
         check_types(self, "language.")
+        family_of(self.model_type)
         if self.num_key_value_heads is COMPUTED:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is COMPUTED:
@@ -84,6 +88,11 @@ class LanguageConfig:
         if self.rope_scaling is not None:
             self.rope_scaling = _llama3_scaling(self.rope_scaling)
 
+    @property
+    def family(self) -> Family:
+        """What its `model_type` computes beside a plain Llama."""
+        return family_of(self.model_type)
+
     @classmethod
     def read(cls, folder: Path) -> "LanguageConfig":
         """As `from_dict`, from the config.json of a folder, which every message names."""
@@ -93,27 +102,21 @@ class LanguageConfig:
 
     @classmethod
     def from_dict(cls, data: dict) -> "LanguageConfig":
-        """Read a Hugging Face Llama config, with the rotary settings flat or nested.
+        """Read a Hugging Face config, with the rotary settings flat or nested.
 
         Keys that do not change the computation are ignored; UserError for a missing size or for
-        a setting this Llama does not implement (another activation, biases, other scalings).
+        what `Llama` does not compute (another model_type, activation, bias, window or scaling).
         """
         if not isinstance(data, dict):
             raise UserError(f"language config: expected a JSON object, got {data!r}")
-        supported = {
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-        }
-        for key, expected in supported.items():
-            if data.get(key, expected) != expected:
-                raise UserError(
-                    f"language config: {key} is {data[key]!r}, but only {expected!r} is supported"
-                )
+        data = with_defaults(data)
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise UserError(f"language config: rope_parameters is {rope!r}, expected an object")
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise UserError(
+                "language config: rope_parameters of each kind of layer are not supported"
+            )
         rope = dict(rope)
         theta = rope.pop("rope_theta", data.get("rope_theta", cls.rope_theta))
         if rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0)) != 1.0:
@@ -127,16 +130,15 @@ class LanguageConfig:
         return cls(**values, rope_theta=theta, rope_scaling=rope if scaled else None)
 
     def to_dict(self) -> dict:
-        """The config.json of an equal LlamaForCausalLM.
+        """The config.json of an equal model of transformers.
 
         The rotary settings stay flat, a form that both old and new transformers read.
         """
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [self.family.architecture],
+            "model_type": self.model_type,
             "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
+            **self.family.settings,
             **asdict(self),
         }
 
@@ -144,7 +146,7 @@ class LanguageConfig:
 def _llama3_scaling(scaling: dict) -> dict:
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind != "llama3":
-        raise UserError(f"language.rope_scaling: only 'llama3' is supported, got {kind!r}")
+        raise UserError(f"language.rope_scaling: only 'llama3' is supported, got {shown(kind)}")
     absent = [key for key in LLAMA3_SCALING_KEYS if key not in scaling]
     if absent:
         raise UserError(f"language.rope_scaling: the key {absent[0]!r} is missing")

@@ -1,6 +1,6 @@
 """Folders for other programs: the parameter names of the official release, and plain Hugging Face.
 
-The Llama has the same names everywhere. Around it:
+The language model has the same names everywhere. Around it:
 
 | here | official release |
 |---|---|
@@ -18,6 +18,7 @@ from metamorph.config.keys import ExportFormat
 from metamorph.errors import UserError, within
 from metamorph.model.encoders import open_vision
 from metamorph.model.language_config import LanguageConfig
+from metamorph.model.language_families import FAMILIES, LLAMA
 from metamorph.model.tokenizer import add_image_tokens, all_stops
 from metamorph.model.unified import MetaMorph, MetaMorphConfig, file_name, parameter_name
 from metamorph.model.weights import (
@@ -59,11 +60,11 @@ def _renamed(name: str, prefixes: dict[str, str]) -> str:
 
 
 def export_model(model: MetaMorph, folder: str | Path, tokenizer, form: str) -> None:
-    """Write weights, a Llama's config.json and generation_config.json, and the tokenizer with the
-    chat template that the model was trained with; no encoder.
+    """Write weights, config.json and generation_config.json of the language model, and the
+    tokenizer with the chat template that the model was trained with; no encoder.
 
-    `form` hf keeps our names for projector and vision head: what loads a Llama finds one, and
-    passes over the rest. `official` takes those of the official release. UserError for another.
+    `form` hf keeps our names for projector and vision head: what loads a Llama or a Qwen finds one,
+    and passes over the rest. `official` takes those of the official release. UserError for another.
     """
     if form not in FORMATS:
         raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
@@ -95,8 +96,9 @@ def import_model(
     """(model, tokenizer) from a folder as the official release or `export_model` writes it.
 
     Args:
-        folder: config.json of a Llama (`model_type` may be another), safetensors under official
-            names or ours, tokenizer files with both image tokens.
+        folder: config.json of a language model (a `model_type` that is not known stands for a
+            Llama), safetensors under official names or ours, tokenizer files with both image
+            tokens.
         encoder_folder: of the encoder, as `open_vision` opens it.
         grid: an image becomes grid x grid features.
         chat_template: the format that it was trained with, a file or llama3, if the tokenizer's own
@@ -106,8 +108,10 @@ def import_model(
     """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
-    with within(folder / "config.json"):  # of another type, but its tensors must fit a Llama
-        language = LanguageConfig.from_dict(settings | {"model_type": "llama"})
+    kind = settings.get("model_type")
+    kind = kind if kind in tuple(FAMILIES) else LLAMA  # its tensors must fit a Llama
+    with within(folder / "config.json"):
+        language = LanguageConfig.from_dict(settings | {"model_type": kind})
     tokenizer = read_tokenizer(folder)
     before = tokenizer.get_vocab()
     ids = add_image_tokens(tokenizer, chat_template)

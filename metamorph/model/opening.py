@@ -1,5 +1,5 @@
-"""The model that a run starts from: a MetaMorph folder, or one put together from a Hugging Face
-Llama, an encoder and a tokenizer."""
+"""The model that a run starts from: a MetaMorph folder, or one put together from a language
+model of Hugging Face, an encoder and a tokenizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,8 @@ def assemble(
     """Build a MetaMorph on pretrained parts, with a fresh projector and vision head.
 
     Args:
-        language_folder: Hugging Face Llama (config.json, safetensors, tokenizer files).
+        language_folder: Hugging Face language model of one of `language_families.FAMILIES`
+            (config.json, safetensors, tokenizer files).
         encoder_folder: of the encoder, as `open_vision` opens it.
         tokenizer: a transformers tokenizer, if not that of `language_folder`; it gains
             `<image_start>`, `<image_end>` and what its chat template writes, whose rows start as
@@ -44,7 +45,7 @@ def assemble(
         chat_template: as `model.chat_template` of a run.
 
     Returns:
-        (model, tokenizer), the model in the dtype of the Llama's file.
+        (model, tokenizer), the model in the dtype of the language model's file.
     """
     language_folder = Path(language_folder)
     if tokenizer is None:

@@ -20,13 +20,14 @@ HEAD = "language.lm_head"
 class QuantizedLinear(nn.Linear):
     """nn.Linear over a weight of torchao: [..., in] -> [..., out], under autocast in its dtype.
 
-    Autocast itself does not reach into torchao's tensors.
+    Autocast itself does not reach into torchao's tensors, nor to a bias beside them.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        return F.linear(input, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight, bias)
 
 
 def check_weights(kind: str, precision: str, device: torch.device) -> None:

@@ -110,7 +110,7 @@ def add_image_tokens(tokenizer, chat_template: str = "") -> TokenIds:
 
 
 def all_stops(eos_ids: list[int], folder: Path, tokenizer) -> list[int]:
-    """These ids, and those of the tokenizer at which a Llama's folder says that it stops: in
+    """These ids, and those of the tokenizer at which a model's folder says that it stops: in
     config.json or generation_config.json, as one id or several."""
     known, stops = set(tokenizer.get_vocab().values()), set(eos_ids)
     for path in (folder / "config.json", folder / "generation_config.json"):

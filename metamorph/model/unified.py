@@ -1,4 +1,4 @@
-"""MetaMorph: a Llama that reads and predicts visual features among its text tokens."""
+"""MetaMorph: a language model that reads and predicts visual features among its text tokens."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -272,8 +272,8 @@ class MetaMorph(nn.Module):
         """Write the unified folder: weights, config.json, tokenizer files and encoder/, and the
         generation_config.json by which transformers stops.
 
-        The Llama keeps its Hugging Face names, so that other tools find it. `whole` gives the
-        values of a parameter that is more than a tensor here; it is asked for one at a time.
+        The language model keeps its Hugging Face names, so that other tools find it. `whole` gives
+        the values of a parameter that is more than a tensor here; it is asked for one at a time.
         """
         folder = Path(folder)
         tensors = {

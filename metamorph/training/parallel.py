@@ -35,6 +35,7 @@ from metamorph.processes import is_first
 # and SwiGLU are cheap to compute again, and hold about half of a block's activations.
 KEPT = {
     torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,  # with a bias
     torch.ops.aten._scaled_mm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,

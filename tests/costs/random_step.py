@@ -16,7 +16,7 @@ from metamorph_kernels import key_intervals, linear_cross_entropy
 STAGES = ("language", "align", "instruct")
 
 
-def random_model(seed: int, layers: int = 3) -> MetaMorph:
+def random_model(seed: int, layers: int = 3, model_type: str = "llama") -> MetaMorph:
     """Widths that differ wherever they may, and an encoder of which pooling reads only a part."""
     choose = Random(seed)
     torch.manual_seed(seed)
@@ -26,6 +26,7 @@ def random_model(seed: int, layers: int = 3) -> MetaMorph:
         num_hidden_layers=layers, num_attention_heads=key_heads * choose.choice((1, 3)),
         num_key_value_heads=key_heads, head_dim=8 * choose.choice((1, 2)),
         vocab_size=choose.randint(70, 99), tie_word_embeddings=choose.choice((True, False)),
+        model_type=model_type,
     )  # fmt: skip
     vision = SiglipVisionConfig(
         hidden_size=24, intermediate_size=choose.randint(30, 40), num_hidden_layers=2,

@@ -46,9 +46,11 @@ def count(function):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("seed", range(4))
-def test_formulas_equal_the_counter_forward_and_backward(seed, stage):
-    model = random_model(seed)
+@pytest.mark.parametrize(
+    ("seed", "model_type"), [*((seed, "llama") for seed in range(4)), (0, "qwen2"), (1, "qwen3")]
+)
+def test_formulas_equal_the_counter_forward_and_backward(seed, model_type, stage):
+    model = random_model(seed, model_type=model_type)
     choose_trainable(model, stage)
     features = torch.randn(ROW.images, 4, 24)
     squares = sum(length * length for length in ROW.lengths)

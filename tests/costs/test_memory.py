@@ -18,6 +18,7 @@ from metamorph.costs.memory import (
 )
 from metamorph.costs.sharding import fake_processes, units
 from metamorph.data.packing import TargetCounts
+from metamorph.model.language_families import FAMILIES
 from metamorph.model.precision import autocast
 from metamorph.training.loss import vpit_losses
 from metamorph.training.optimizer import make_optimizer
@@ -34,10 +35,11 @@ def size(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_states_are_the_bytes_of_the_real_tensors(stage):
+def test_states_are_the_bytes_of_the_real_tensors(stage, model_type):
     """Exactly, after a step of AdamW; its step counters, a number for each tensor, left out."""
-    model = random_model(0)
+    model = random_model(0, model_type=model_type)
     choose_trainable(model, stage)
     config = RunConfig(stage=stage, output="unused")
     optimizer = make_optimizer(model, config)
@@ -92,20 +94,27 @@ def queries(model) -> int:
 
 
 @pytest.mark.parametrize("stage", ["instruct", "align"])
-@pytest.mark.parametrize("seed", range(3))
-def test_activations_of_a_block_are_what_autograd_keeps(seed, stage):
+@pytest.mark.parametrize(
+    ("seed", "model_type"), [*((seed, "llama") for seed in range(3)), (0, "qwen2"), (0, "qwen3")]
+)
+def test_activations_of_a_block_are_what_autograd_keeps(seed, model_type, stage):
     """In float32 within 3 percent: a block more keeps that much more.
 
     For trained weights a CPU keeps three rows of width H more than a GPU, by name: what each norm
-    has before it multiplies by the weight, and a copy of what attention returns.
+    has before it multiplies by the weight, also that of heads, and a copy of what attention
+    returns.
     """
     row = RandomRow(lengths=(256,), images=4, drawn=2, text_targets=100)
-    few, more = random_model(seed, layers=2), random_model(seed, layers=5)
+    few, more = (random_model(seed, layers, model_type) for layers in (2, 5))
     for model in (few, more):
         choose_trainable(model, stage)
+    language = few.config.language
     measured = (measure(more, row) - measure(few, row)) / (3 * 256)
-    block = block_bytes(few.config.language, "none", Widths(4, 4, 4), stage == "instruct")
-    on_cpu = 4 * (2 * few.config.language.hidden_size + queries(few)) * (stage == "instruct")
+    block = block_bytes(language, "none", Widths(4, 4, 4), stage == "instruct")
+    on_cpu = 2 * language.hidden_size + queries(few)
+    if model_type == "qwen3":
+        on_cpu += queries(few) + language.num_key_value_heads * language.head_dim
+    on_cpu *= 4 * (stage == "instruct")
     assert measured == pytest.approx(block + on_cpu, rel=0.03)
 
 

@@ -19,7 +19,7 @@ from metamorph.generation.history import image_key
 from metamorph.generation.job import Job
 from metamorph.generation.sequence import Mode, Sequence
 from metamorph.generation.slots import Slots
-from metamorph.model.inference import RotaryTable
+from metamorph.model.inference import RotaryTable, merge_projections
 from metamorph_kernels import key_intervals
 from tests.generation.tiny import (
     END,
@@ -114,6 +114,20 @@ def test_any_arrivals_and_cancels(arrivals, options, ahead):
             assert order == whole["order"][: len(order)]
         assert job.slot is None
     assert engine.active == 0 and not engine.waiting and not engine.reading
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_other_families_answer_with_a_cache_as_without_one(model_type):
+    """Projections are merged; a prompt has a picture, and both are read in pieces."""
+    other, few = tiny_model(SEED, model_type), prompts()[1:3]
+    wanted = [naive(other, prompt, 7) for prompt in few]
+    merge_projections(other)
+    engine = Engine(other, EngineOptions(slots=2, context=CONTEXT, prefill_chunk=5))
+    jobs = [engine.submit(prompt, max_new_tokens=7) for prompt in few]
+    while not all(job.finished for job in jobs):
+        engine.advance()
+    for job, whole in zip(jobs, wanted, strict=True):
+        check_same(job.sequence.result(), whole)
 
 
 def test_a_conversation_goes_on_in_its_slot():

@@ -11,7 +11,7 @@ START, END, EOS, PAD = 8, 9, 10, 11
 TOKENS, WIDTH = 4, 6
 
 
-def tiny_model(seed: int) -> MetaMorph:
+def tiny_model(seed: int, model_type: str = "llama") -> MetaMorph:
     torch.manual_seed(seed)
     language = LanguageConfig(
         hidden_size=24,
@@ -20,6 +20,7 @@ def tiny_model(seed: int) -> MetaMorph:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=12,
+        model_type=model_type,
     )
     config = MetaMorphConfig(
         language=language,

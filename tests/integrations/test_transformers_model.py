@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from metamorph.errors import UserError
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.messages import question
 from metamorph.generation.settings import AnswerSettings
+from metamorph.model import LanguageConfig, MetaMorphConfig
+from metamorph.model.language_families import FAMILIES
 from metamorph.model.opening import assemble
+from metamorph.model.weights import write_json
 from metamorph_kernels import key_intervals
 from tests.tiny_run import GRID, write_language, write_vision
 
@@ -21,18 +25,21 @@ TOKENS = GRID**2
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write_model(folder: Path, model_type: str = "llama") -> Path:
     """A random model whose answers depend on all that they should depend on."""
     register_with_transformers()
-    folder = tmp_path_factory.mktemp("transformers")
-    parts = write_language(folder / "llama"), write_vision(folder / "siglip")
+    parts = write_language(folder / "parts", model_type=model_type), write_vision(folder / "siglip")
     model, tokenizer = assemble(*parts, grid=GRID)
     for name, parameter in model.named_parameters():
-        if not name.startswith("vision.") and parameter.ndim == 2:
+        if not name.startswith("vision.") and (parameter.ndim == 2 or name.endswith("proj.bias")):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder / "model", tokenizer)
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("transformers"))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,39 @@ def test_logits_are_those_of_our_forward(ours, theirs):
         torch.testing.assert_close(logits[row, :length], expected, **CLOSE)
     moved = theirs(token_ids, pixels.flip(0), attention_mask=real).logits
     assert not torch.allclose(moved[0], logits[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_other_language_models_are_those_of_transformers(tmp_path, model_type):
+    """Their logits are ours, and what is saved opens here again."""
+    ours = MetaMorph.from_pretrained(write_model(tmp_path, model_type)).eval()
+    model, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.model.config.model_type == model_type
+    token_ids, pixels = rows(ours.config, [1]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits = model.eval()(token_ids, pixels).logits[0]
+        torch.testing.assert_close(logits, our_logits(ours, token_ids[0], pixels), **CLOSE)
+    model.save_pretrained(tmp_path / "again")
+    assert MetaMorph.from_pretrained(tmp_path / "again").config == ours.config
+
+
+@pytest.mark.parametrize("hidden_size", [4096, 32])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_sizes_that_transformers_takes_by_default_are_written_too(
+    tmp_path, model_type, hidden_size
+):
+    """Those of Llama 3.1 8B and Qwen3 8B among them."""
+    language = LanguageConfig(
+        hidden_size=hidden_size, intermediate_size=22016, num_hidden_layers=32, vocab_size=32000,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, model_type=model_type,
+    )  # fmt: skip
+    config = MetaMorphConfig(language, 24, GRID, 1, 2, [3], 0)
+    write_json(tmp_path / "config.json", config.to_dict())
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    assert MetaMorphConfig.read(tmp_path / "again") == config
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,14 +2,22 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+)
 
 from metamorph.cli.command import main
 from metamorph.data.conversation import ASSISTANT, USER, ChatEncoder, Sample, Turn
 from metamorph.errors import UserError
+from metamorph.model.language import Llama
 from metamorph.model.opening import assemble
-from metamorph.model.tokenizer import all_stops
-from metamorph.model.weights import write_json
+from metamorph.model.saved_tokenizer import read_saved_tokenizer
+from metamorph.model.tokenizer import add_image_tokens, all_stops
+from metamorph.model.weights import read_tokenizer, write_json
 from tests.data.chat_styles import CHATML, style_tokenizer
 from tests.tiny_run import GRID, write_language, write_vision
 
@@ -64,3 +72,39 @@ def test_ends_that_are_no_ids_are_refused(trained, tmp_path, written):
     write_json(tmp_path / "generation_config.json", {"eos_token_id": written})
     with pytest.raises(UserError, match="generation_config.json: eos_token_id is .*expected a tok"):
         all_stops([2], tmp_path, trained[2])
+
+
+def test_a_qwen_without_a_begin_of_text_and_with_a_padded_table(tmp_path):
+    """Its image tokens take rows that no token has; both ends are known, after export too."""
+    folder, vision = tmp_path / "qwen", write_vision(tmp_path / "siglip")
+    write_language(folder, model_type="qwen2", vocab_size=512, tie_word_embeddings=True)
+    tokenizer = style_tokenizer("qwen3")
+    tokenizer.save_pretrained(folder)
+    names = ["<|im_end|>", "<|endoftext|>"]
+    ends = tokenizer.convert_tokens_to_ids(names)
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, "bos_token_id": ends[1]})
+    size = len(tokenizer)
+    assert size + 2 < 512
+    before = Llama.from_pretrained(folder).model.embed_tokens.weight
+
+    model, tokenizer = assemble(folder, vision, grid=GRID)
+    config = model.config
+    assert config.added_ids == [size, size + 1] and config.language.vocab_size == 512
+    assert sorted(config.eos_ids) == sorted(ends) and config.pad_id == ends[1]
+    table = model.language.output_weight
+    assert table is model.language.model.embed_tokens.weight and table.shape == (512, 32)
+    others = [row for row in range(512) if row not in config.added_ids]
+    assert torch.equal(table[others], before[others])
+    torch.testing.assert_close(table[size], before[others].mean(0))
+
+    model.save_pretrained(tmp_path / "model", tokenizer)
+    saved = read_saved_tokenizer(tmp_path / "model")
+    assert add_image_tokens(saved) == add_image_tokens(read_tokenizer(tmp_path / "model"))
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (found.bos_token, found.eos_token) == (None, "<|im_end|>")
+    settings = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (settings.bos_token_id, settings.eos_token_id) == (None, config.eos_ids)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert exported.lm_head.weight is exported.model.embed_tokens.weight
+    assert torch.equal(exported.lm_head.weight, table)

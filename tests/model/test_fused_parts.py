@@ -43,10 +43,11 @@ def gpu_without_libraries(monkeypatch):
 
 
 @pytest.fixture
-def model():
+def model(request):
     language = LanguageConfig(
         hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=6, vocab_size=50, rms_norm_eps=1e-2,
+        model_type=getattr(request, "param", "llama"),
     )  # fmt: skip
     ids = {"image_start_id": 1, "image_end_id": 2, "eos_ids": [3], "pad_id": 0}
     config = MetaMorphConfig(language, visual_width=10, grid=2, **ids)
@@ -82,7 +83,12 @@ def states_and_gradients(model: MetaMorph, bf16: bool) -> dict[str, torch.Tensor
     return found | {"states": states.detach()}
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("model", "bf16"),
+    [("llama", False), ("llama", True), ("qwen3", False)],
+    indirect=["model"],
+    ids=["llama-fp32", "llama-bf16", "qwen3-fp32"],
+)
 @pytest.mark.parametrize(("choice", "library", "calls"), CHOICES)
 def test_the_same_states_gradients_and_names(monkeypatch, model, choice, library, calls, bf16):
     fake_libraries.install(monkeypatch, library)

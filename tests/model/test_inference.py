@@ -20,6 +20,7 @@ from metamorph.model.inference import (
     store_by_columns,
 )
 from metamorph.model.language import rms_norm
+from metamorph.model.language_families import FAMILIES
 from metamorph.model.precision import autocast, convert_to_float8
 from metamorph_kernels import cpp_absence, cpu_library, mlp_gelu
 from tests import fake_libraries
@@ -31,6 +32,7 @@ LLAMA3 = {
 }  # fmt: skip
 # Where the library for CPUs is built, PyTorch still has to compute the same without it.
 LIBRARIES = [None] if cpp_absence("cpu") is None else []
+every_family = pytest.mark.parametrize("model_type", FAMILIES)
 in_cpp_and_without = pytest.mark.parametrize("absence", [*LIBRARIES, "not built"])
 
 
@@ -50,13 +52,15 @@ def merged(model: MetaMorph) -> MetaMorph:
     intermediate=st.integers(1, 50),
     tokens=st.integers(3, 9),
     scaling=st.sampled_from([None, LLAMA3]),
+    model_type=st.sampled_from([*FAMILIES]),
 )
 def test_merged_projections_compute_what_separate_ones_do(
-    absence, groups, key_heads, half, hidden, intermediate, tokens, scaling
+    absence, groups, key_heads, half, hidden, intermediate, tokens, scaling, model_type
 ):
     model = tiny_model(
         hidden_size=hidden, intermediate_size=intermediate, num_key_value_heads=key_heads,
         num_attention_heads=groups * key_heads, head_dim=2 * half, rope_scaling=scaling,
+        model_type=model_type,
     )  # fmt: skip
     expected = states_of(model, tokens)
     with patch.object(cpu_library, "_load", lambda: absence), torch.no_grad():
@@ -64,18 +68,20 @@ def test_merged_projections_compute_what_separate_ones_do(
     torch.testing.assert_close(found, expected, atol=3e-5, rtol=1e-4)
 
 
+@every_family
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merged_projections_round_as_separate_ones_do_in_bfloat16(dtype):
-    model = tiny_model(dtype)
+def test_merged_projections_round_as_separate_ones_do_in_bfloat16(dtype, model_type):
+    model = tiny_model(dtype, model_type=model_type)
     expected, found = (states_of(m, precision="bf16") for m in (model, merged(model)))
     assert found.dtype == expected.dtype
     assert cosines(found, expected).min() > 0.999
 
 
+@every_family
 @pytest.mark.parametrize("make", [lambda model: model, merged])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_table_of_all_positions_holds_what_each_step_would_compute(make, precision):
-    model = make(tiny_model(rope_scaling=LLAMA3)).language
+def test_a_table_of_all_positions_holds_what_each_step_would_compute(make, precision, model_type):
+    model = make(tiny_model(rope_scaling=LLAMA3, model_type=model_type)).language
     embeddings, positions = torch.randn(5, 32), torch.tensor([0, 99, 3, 3, 64])
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     dtypes = set()
@@ -108,8 +114,9 @@ def test_of_kept_tokens_the_last_layer_computes_the_same_states(make):
         )
 
 
-def test_nothing_is_held_twice_and_what_is_saved_is_what_was_read(tmp_path):
-    model = tiny_model()
+@every_family
+def test_nothing_is_held_twice_and_what_is_saved_is_what_was_read(tmp_path, model_type):
+    model = tiny_model(model_type=model_type)
     before = deepcopy(model.state_dict())
     numbers = sum(parameter.numel() for parameter in model.parameters())
     separate = model.language.model.layers[0].self_attn.q_proj.weight
@@ -152,12 +159,14 @@ def test_a_model_that_is_trained_is_left_alone():
     assert "compute" not in vars(model.language.model.norm)
 
 
+@every_family
 @pytest.mark.parametrize("backend", ["native", "torchao"])
-def test_merged_layers_become_float8_as_separate_ones_do(backend, monkeypatch):
+def test_merged_layers_become_float8_as_separate_ones_do(backend, model_type, monkeypatch):
     if backend == "torchao":
         pytest.importorskip("torchao")
         fake_libraries.pretend_gpu(monkeypatch)  # on a CPU it emulates, which only tests want
-    model = tiny_model(hidden_size=64, intermediate_size=96, num_attention_heads=8)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8}
+    model = tiny_model(**sizes, model_type=model_type)
     joined = merged(model)
     done = convert_to_float8(joined, backend, CPU)
     assert {name.rpartition(".")[2] for name in done.converted} == {
@@ -172,11 +181,12 @@ def test_merged_layers_become_float8_as_separate_ones_do(backend, monkeypatch):
             merge_projections(converted)
 
 
+@every_family
 @pytest.mark.parametrize("make", [lambda model: model, merged])
 @pytest.mark.parametrize("tied", [False, True])
 @torch.no_grad()
-def test_weights_that_are_cast_once_give_what_autocast_gives(make, tied):
-    model = make(tiny_model(tie_word_embeddings=tied))
+def test_weights_that_are_cast_once_give_what_autocast_gives(make, tied, model_type):
+    model = make(tiny_model(tie_word_embeddings=tied, model_type=model_type))
     states = states_of(model, precision="bf16")
 
     def outputs():
@@ -227,8 +237,9 @@ def test_the_lean_mlp_is_the_mlp(rows, width, hidden, out):
     assert torch.equal(found, expected)
 
 
-def test_weights_by_columns_are_the_same_weights(tmp_path):
-    model = merged(tiny_model())
+@every_family
+def test_weights_by_columns_are_the_same_weights(tmp_path, model_type):
+    model = merged(tiny_model(model_type=model_type))
     expected = states_of(model)
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     store_by_columns(model)
@@ -241,9 +252,10 @@ def test_weights_by_columns_are_the_same_weights(tmp_path):
     assert all(torch.equal(found[name], saved[f"language.{name}"]) for name in found)
 
 
-def test_merged_blocks_compile_without_a_break():
+@every_family
+def test_merged_blocks_compile_without_a_break(model_type):
     torch._dynamo.reset()
-    model = merged(tiny_model()).language
+    model = merged(tiny_model(model_type=model_type)).language
     embeddings, positions = torch.randn(3, 32), torch.tensor([0, 1, 2])
     with torch.no_grad():
         expected = model(embeddings, positions, lambda layer, q, k, v: q)

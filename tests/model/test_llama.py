@@ -140,7 +140,7 @@ def test_flat_and_nested_rotary_settings_read_alike():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "only 'llama3'.*'yarn'"),

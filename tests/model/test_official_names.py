@@ -3,20 +3,23 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from metamorph.cli.command import main
 from metamorph.errors import UserError
+from metamorph.model.language_families import FAMILIES
 from metamorph.model.official_names import import_model, official_name, our_name
 from metamorph.model.opening import assemble
 from metamorph.model.unified import MetaMorph
 from metamorph.model.weights import read_json, write_json
 from tests.tiny_run import GRID, write_language, write_vision
 
+every_family = pytest.mark.parametrize("model", FAMILIES, indirect=True)
+
 
 @pytest.fixture
-def model(tmp_path):
-    write_language(tmp_path / "llama")
+def model(tmp_path, request):
+    write_language(tmp_path / "llama", model_type=getattr(request, "param", "llama"))
     write_vision(tmp_path / "siglip")
     model, tokenizer = assemble(tmp_path / "llama", tmp_path / "siglip", grid=GRID)
     model.save_pretrained(tmp_path / "model", tokenizer)
@@ -37,6 +40,7 @@ def test_names_are_those_of_the_release():
         assert our_name(official) == our_name(ours) == ours
 
 
+@every_family
 @pytest.mark.parametrize("form", ["hf", "official"])
 def test_an_exported_model_comes_back_the_same(model, tmp_path, form, capsys):
     out, back = str(tmp_path / "out"), str(tmp_path / "back")
@@ -53,10 +57,16 @@ def test_an_exported_model_comes_back_the_same(model, tmp_path, form, capsys):
     assert "exists, expected a new or an empty folder" in capsys.readouterr().err
 
 
-def test_transformers_finds_a_llama_in_what_was_exported(model, tmp_path):
+@every_family
+def test_transformers_finds_a_language_model_in_what_was_exported(model, tmp_path):
     main(["export", str(tmp_path / "model"), str(tmp_path / "out")])
-    llama = LlamaForCausalLM.from_pretrained(tmp_path / "out")
-    assert torch.equal(llama.lm_head.weight, model.language.output_weight)
+    found, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(found).__name__ == model.config.language.family.architecture
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    unexpected = {name.split(".")[0] for name in report["unexpected_keys"]}
+    assert unexpected == {"projector", "vision_head"}
+    for name, expected in model.language.state_dict().items():
+        assert torch.equal(found.state_dict()[name], expected), name
 
 
 def released(tmp_path):

@@ -31,14 +31,15 @@ def stored_bytes(module: torch.nn.Module) -> int:
     return total
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "precision"),
     [(torch.float32, "fp32"), (torch.float32, "bf16"), (torch.bfloat16, "bf16")],
 )
-def test_states_stay_close(kind, merge, dtype, precision):
-    model = tiny_model(dtype, **WIDE)
+def test_states_stay_close(kind, merge, dtype, precision, model_type):
+    model = tiny_model(dtype, **WIDE, model_type=model_type)
     expected = states_of(model, precision=precision)
     if merge:
         merge_projections(model)
@@ -51,10 +52,11 @@ def test_states_stay_close(kind, merge, dtype, precision):
         assert model.language.head(found).isfinite().all()
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cast_first", [True, False])
-def test_weights_are_cast_once_before_or_after(kind, cast_first):
-    model = tiny_model(**WIDE)
+def test_weights_are_cast_once_before_or_after(kind, cast_first, model_type):
+    model = tiny_model(**WIDE, model_type=model_type)
     expected = states_of(model, precision="bf16")
     merge_projections(model)
     if cast_first:
@@ -64,6 +66,19 @@ def test_weights_are_cast_once_before_or_after(kind, cast_first):
         cast_weights(model, torch.bfloat16)
     assert model.projector.linear_1.weight.dtype == torch.bfloat16
     assert cosines(states_of(model, precision="bf16"), expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bias_is_added_in_the_dtype_of_autocast(kind):
+    model = tiny_model(**WIDE, model_type="qwen2")
+    layer = model.language.model.layers[0].self_attn.q_proj
+    x = torch.randn(3, 64)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    quantize_weights(model, kind)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    assert cosines(found, expected).min() > 0.99
 
 
 @pytest.mark.parametrize("kind", KINDS)

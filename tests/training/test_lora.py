@@ -9,17 +9,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from metamorph.cli.command import main
 from metamorph.config import ModelConfig
 from metamorph.errors import UserError
+from metamorph.model.adapter_files import language_sample
 from metamorph.model.opening import open_model
 from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
 from tests.processes import run_processes
-from tests.tiny_run import tiny_config, write_language, write_vision
+from tests.tiny_run import replace_language, tiny_config, write_language, write_vision
 from tests.training.test_parallel import train_and_record
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj.weight"
@@ -50,9 +51,11 @@ def test_a_run_moves_projected_layers_and_both_heads_only(folder):
     assert len(rest) == 8 and all(n.startswith(("projector.", "vision_head.")) for n in rest)
 
 
-def test_peft_reads_the_adapters_and_merges_them_to_the_same_model(folder):
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_peft_reads_the_adapters_and_merges_them_to_the_same_model(folder, model_type):
+    replace_language(folder, model_type)
     merged = weights_of(train(lora_config(folder)))
-    base = LlamaForCausalLM.from_pretrained(folder / "start_llama")
+    base = AutoModelForCausalLM.from_pretrained(folder / "start_llama")
     adapter = folder / "instruct" / "adapter"
     found = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
     for name, weight in found.items():
@@ -60,6 +63,8 @@ def test_peft_reads_the_adapters_and_merges_them_to_the_same_model(folder):
     heads = load_file(adapter / "projector_and_vision_head.safetensors")
     named = [name for name in heads if name.startswith(("projector.", "vision_head."))]
     assert len(named) == 8 and all(torch.equal(merged[name], heads[name]) for name in named)
+    start = MetaMorph.from_pretrained(folder / "start")
+    assert torch.equal(heads["language_sample"], language_sample(start.language))
 
 
 def test_two_processes_train_the_same_adapters_and_resume(folder):

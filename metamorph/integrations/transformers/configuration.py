@@ -3,8 +3,9 @@
 from dataclasses import fields
 from typing import Any
 
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from metamorph.model.language_families import LLAMA, family_of
 from metamorph.model.unified import MODEL_TYPE, WRITTEN_BY_TRANSFORMERS, MetaMorphConfig
 
 OWN = tuple(field.name for field in fields(MetaMorphConfig))
@@ -15,18 +16,21 @@ FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "toke
 
 
 class MetaMorphPretrainedConfig(PretrainedConfig):
-    """`MetaMorphConfig` under the same names, with `language` as a LlamaConfig.
+    """`MetaMorphConfig` under the same names, with `language` as the config of its `model_type`.
 
     What else transformers or a trainer sets on it, such as `use_cache`, is not saved: the file
     stays one that `MetaMorphConfig.read` reads.
     """
 
     model_type = MODEL_TYPE
-    sub_configs = {"language": LlamaConfig}
+    sub_configs = {"language": AutoConfig}
 
-    def __init__(self, language: dict | LlamaConfig | None = None, **values: Any):
-        is_read = isinstance(language, LlamaConfig)
-        self.language = language if is_read else LlamaConfig(**language or {})
+    def __init__(self, language: dict | PretrainedConfig | None = None, **values: Any):
+        if not isinstance(language, PretrainedConfig):
+            settings = {"model_type": LLAMA} | (language or {})
+            family_of(settings["model_type"])
+            language = AutoConfig.for_model(**settings)
+        self.language = language
         tied = self.language.tie_word_embeddings
         super().__init__(**values | {"tie_word_embeddings": tied})
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, GenerationMixin, LlamaModel, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -21,7 +21,8 @@ IGNORED = -100  # of labels, as everywhere in transformers
 
 
 class MetaMorphForCausalLM(PreTrainedModel, GenerationMixin):
-    """The folder of a `MetaMorph` on transformers' own Llama, with its caches and attentions.
+    """The folder of a `MetaMorph` on transformers' own Llama, Mistral or Qwen, with its caches and
+    attentions.
 
     `vision` is the encoder in encoder/, or None. `vision_head`, by which a MetaMorph predicts
     pictures, is kept and saved; `generate` writes text alone.
@@ -40,7 +41,7 @@ class MetaMorphForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MetaMorphPretrainedConfig):
         super().__init__(config)
         own, hidden = config.checked(), config.language.hidden_size
-        self.model = LlamaModel(config.language)
+        self.model = AutoModel.from_config(config.language)
         self.lm_head = nn.Linear(hidden, config.language.vocab_size, bias=False)
         self.projector = MLPGelu(own.visual_width, own.projector_hidden_size, hidden)
         self.vision_head = MLPGelu(hidden, own.vision_head_hidden_size, own.visual_width)
@@ -69,7 +70,7 @@ class MetaMorphForCausalLM(PreTrainedModel, GenerationMixin):
                 and `<image_end>`, as the processor writes it.
             pixel_values: [images, 3, S, S], all images of the batch, row after row.
             attention_mask: [B, T], 0 for padding, with what the cache holds before them.
-            position_ids, past_key_values: as LlamaModel takes them.
+            position_ids, past_key_values: as LlamaModel and its like take them.
             inputs_embeds: [B, T, H] in place of `input_ids` and pictures.
             labels: [B, T], -100 where nothing is learned; nor is it within an image.
             logits_to_keep: how many of the last logits to compute, 0 for all.
