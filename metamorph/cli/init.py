@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH",
         help="your samples: a .jsonl, .json, .tar or .parquet file, a folder or pattern of these; "
-        "a mixture file (.yaml); for a decoder, a folder of pictures; or toy_scenes",
+        "a data set of Hugging Face that save_to_disk wrote; a mixture file (.yaml); for a "
+        "decoder, a folder of pictures; or toy_scenes",
     )  # fmt: skip
     parser.add_argument(
         "--image-root", default="", metavar="FOLDER",

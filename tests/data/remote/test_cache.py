@@ -143,5 +143,5 @@ def test_processes_share_a_cache_that_holds_less_than_all(elsewhere, copies, tmp
     arguments = tmp_path, copies, limit
     expected = 3 * sum(sum(path.read_bytes()) for path in content(tmp_path))
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert pool.starmap(_read_all, [arguments] * 3) == [expected] * 3
+        assert pool.starmap_async(_read_all, [arguments] * 3).get(100) == [expected] * 3
     assert not content(copies, ".part")
