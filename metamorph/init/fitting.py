@@ -27,13 +27,13 @@ def fitted(choices: list[Choice], gpus: int, memory: float) -> list[Choice]:
         if needed < ROOM * memory:
             why = (
                 f"what a block computes again in place of keeping it: a step needs "
-                f"{needed:.1f} GiB of {memory:g} then, by formula"
+                f"{needed:.3g} GiB of {memory:g} then, by formula"
             )
             chosen = Choice("training.activation_checkpointing", mode, why)
             at = 1 + max(i for i, c in enumerate(choices) if c.key.startswith("training."))
             return [*choices[:at], chosen, *choices[at:]]
     raise UserError(
-        f"--memory: a step needs {needed:.1f} GiB of each GPU by formula, even with full "
+        f"--memory: a step needs {needed:.3g} GiB of each GPU by formula, even with full "
         f"checkpointing, expected at most {ROOM:.0%} of {memory:g}; "
         f"{_more(config, gpus, memory)} or train adapters (training.lora_rank)"
     )

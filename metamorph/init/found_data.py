@@ -1,5 +1,6 @@
 """What lies at a path that somebody names as their data: told by opening it as training would."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -8,7 +9,7 @@ from metamorph.config import DataConfig, SourceConfig
 from metamorph.config.data_keys import Generated, SourceKind
 from metamorph.data.formats.hugging_face import SAVED
 from metamorph.data.formats.picture_folder import ENDINGS
-from metamorph.data.formats.records import Record, Records
+from metamorph.data.formats.records import Folder, Record, Records
 from metamorph.data.images import opened, reason
 from metamorph.data.links import is_clutter
 from metamorph.data.opening import GENERATED, open_records, read_mixture
@@ -18,7 +19,8 @@ from metamorph.folders import check_data_set
 from metamorph.init.families import Guess, guess_family
 
 LOOKED_AT = 24  # records, spread over all
-MOST_FOLDERS = 50  # beside a file, in which its pictures may lie
+MOST_FOLDERS = 50  # beside a file, in which its pictures may lie; or in a folder
+MOST_NAMES = 8  # of files or folders, in a message
 SOURCES: dict[str, SourceKind] = {
     ".jsonl": "jsonl", ".json": "jsonl", ".tar": "webdataset", ".parquet": "parquet",
     ".yaml": "mixture", ".yml": "mixture",
@@ -40,6 +42,8 @@ def find_data(name: str, words: bool, image_root: str = "") -> FoundData:
     `words`: whether samples need any. `image_root`: where the pictures of JSON records lie, empty
     to look for them. Raises `UserError` for what cannot be told or used.
     """
+    if not name:
+        raise UserError("--data: it is empty, expected a file or folder of samples")
     for scenes in get_args(Generated):
         if name == scenes and image_root:
             raise UserError(f"--image-root: {scenes} have no files of pictures; leave it out")
@@ -61,7 +65,7 @@ def find_data(name: str, words: bool, image_root: str = "") -> FoundData:
         if words:
             raise UserError(
                 f"data.path: {path} holds pictures and no words about them, from which only stage "
-                f"decoder learns; expected JSON lines, tars or parquet"
+                f"decoder learns; expected JSON lines, tars or parquet{_within(path)}"
             )
         count = len(open_records(config, DataConfig(), Path()))
         return FoundData(config, f"{count:,} pictures of a folder")
@@ -96,19 +100,43 @@ def _source_of(path: Path) -> tuple[SourceKind, Path]:
     if len(of_files) > 1:
         raise UserError(f"--data: {path} holds {' and '.join(of_files)} files; name one of them")
     if not of_files:
-        if any((path / name).is_dir() or _is_picture(name) for name in names):
+        if _has_picture(path):
             return "pictures", path
-        raise UserError(f"--data: {path} holds no samples: no JSON, tar, parquet or picture")
+        raise UserError(
+            f"--data: {path} holds no samples: no JSON, tar, parquet or picture{_within(path)}"
+        )
     if of_files[0] in IN_FOLDERS:
         return of_files[0], path
     meant = [name for name, kind in kinds.items() if kind]
     if len(meant) > 1:
-        raise UserError(f"--data: {path} holds {', '.join(sorted(meant)[:8])}; name one of them")
+        raise UserError(
+            f"--data: {path} holds {', '.join(sorted(meant)[:MOST_NAMES])}; name one of them"
+        )
     return of_files[0], path / meant[0]
 
 
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix[1:].lower() in ENDINGS
+def _has_picture(folder: Path) -> bool:
+    """Whether there is one, in folders within it too."""
+    for _, folders, files in os.walk(folder):
+        if any(not is_clutter(name) and Path(name).suffix[1:].lower() in ENDINGS for name in files):
+            return True
+        folders[:] = [name for name in folders if not is_clutter(name)]
+    return False
+
+
+def _within(path: Path) -> str:
+    """Which folders in a folder hold samples, as `data` does in a clone of a data set's repository,
+    for a message."""
+    inside = [folder for folder in _folders_in(path) if _holds_samples(Path(folder))]
+    return f"; some lie in {', '.join(inside[:MOST_NAMES])}" if inside else ""
+
+
+def _holds_samples(folder: Path) -> bool:
+    try:
+        kinds = {SOURCES.get(file.suffix.lower()) for file in folder.iterdir()}
+    except OSError:  # what may not be read is no advice
+        return False
+    return not kinds.isdisjoint(("jsonl", *IN_FOLDERS))
 
 
 def _some(records: Records) -> list[Record]:
@@ -132,12 +160,14 @@ def _with_root(config: SourceConfig, words: bool) -> FoundData:
     """JSON records, with the folder in which most of their pictures can be opened."""
     folder = Path(config.path).parent
     roots = [config.image_root] if config.image_root else ["", *_folders_in(folder)]
+    records = open_records(config, DataConfig(), Path())
+    some = _some(records)
     best, most, problems = None, 0, []
     for root in roots:
         config = replace(config, image_root=root)
-        records = open_records(config, DataConfig(), Path())
+        files = Folder(Path(root) if root else folder, DataConfig().max_pixels)
         try:
-            guess = guess_family(_some(records), words)
+            guess = guess_family([replace(record, files=files) for record in some], words)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -146,8 +176,8 @@ def _with_root(config: SourceConfig, words: bool) -> FoundData:
             problems.append(f"--image-root: {problem}; give the folder that names start from")
         elif best is None or count > most:
             best, most = _found(config, len(records), guess), count
-        if 0 < count == asked:
-            break
+        if count == asked and (asked or len(guess.samples) == len(some)):
+            break  # no folder would do better
     if best is None:
         raise UserError(problems[0])
     return best

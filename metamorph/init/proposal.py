@@ -1,10 +1,11 @@
 """The keys that are proposed for somebody's data, models and GPUs."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from metamorph.config import SourceConfig
 from metamorph.config.keys import Stage
+from metamorph.data.holdout import positions
 from metamorph.data.opening import GENERATED, endless_parts
 from metamorph.init.choices import Choice, config_of
 from metamorph.init.found_data import FoundData
@@ -54,6 +55,7 @@ def propose(wishes: Wishes) -> list[Choice]:
     if seen.in_epoch >= HELD_OUT_FROM and wishes.data.config.source not in GENERATED:
         why = "a share that is never trained on; losses of it tell when to stop"
         first.append(Choice("data.validation", HELD_OUT, why))
+        seen = replace(seen, in_epoch=len(positions(seen.in_epoch, HELD_OUT, "training")))
     if wishes.stage == "decoder":
         return [*first, *_decoder_training(wishes, seen, first), *_gpus(wishes), *_decoder(wishes)]
     return [*first, *_language_training(wishes, seen, first), *_gpus(wishes)]
@@ -106,7 +108,7 @@ def _length(seen: SeenSamples, first: list[Choice]) -> list[Choice]:
 def _precision(wishes: Wishes) -> Choice:
     if wishes.gpus:
         return Choice("training.precision", "bf16", "arithmetic of a step: fast on any new GPU")
-    return Choice("training.precision", "fp32", "arithmetic of a step: on a CPU there is no other")
+    return Choice("training.precision", "fp32", "arithmetic of a step: float32 throughout")
 
 
 def _language_training(wishes: Wishes, seen: SeenSamples, first: list[Choice]) -> list[Choice]:

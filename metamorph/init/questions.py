@@ -1,5 +1,6 @@
 """What a person is asked in a terminal, where an option did not say it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -50,7 +51,8 @@ class Questions:
     def _typed(self, question: str, default: str | None) -> str:
         suggestion = f" [{default}]" if default else ""
         try:
-            return input(f"{question}{suggestion}: ").strip()
+            # As a shell does with what stands on a command line: ~/data is in the home folder.
+            return os.path.expanduser(input(f"{question}{suggestion}: ").strip())
         except EOFError:
             print()
             raise UserError("nothing was written: the answers ended before the questions") from None

@@ -1,5 +1,6 @@
 """`metamorph init`: from what somebody says to a run file that `metamorph train` would accept."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,10 @@ class Written:
 
 
 def path_of(name: str) -> Path:
-    """The file that a name stands for: `my-run` is my-run.yaml."""
+    """The file that a name stands for: `my-run` is my-run.yaml. Raises `UserError` for none."""
     path = Path(name)
+    if path.name in ("", "..") or not name.isprintable():
+        raise UserError(f"{name!r} is no name of a run file, expected one such as my-run")
     return path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
 
 
@@ -49,6 +52,8 @@ def check_place(path: Path, overwrite: bool) -> None:
 def check_model(folder: str, option: str) -> str:
     """A model's folder, or a path that has the name of a public one whose sizes are known, which
     can be downloaded later. Raises `UserError` for others."""
+    if not folder:
+        raise UserError(f"{option}: it is empty, expected a folder")
     if not Path(folder).is_dir() and (ARCHITECTURES / f"{Path(folder).name}.json").exists():
         return folder
     path = check_folder(folder, option)
@@ -74,7 +79,8 @@ def write_run_file(path: Path, wishes: Wishes, overwrite: bool = False) -> Writt
     check(config, wishes.gpus)
     with atomic_path(path) as temporary:
         temporary.write_text(commented(choices, _head(path, wishes)), encoding="utf-8")
-        assert load_config(temporary) == config, "the file does not say what was meant"
+        if load_config(temporary) != config:
+            raise RuntimeError("the run file does not say what was meant")
     return Written(path, choices)
 
 
@@ -87,13 +93,22 @@ def check(config: RunConfig, gpus: int) -> None:
 
 
 def commands(path: Path, wishes: Wishes) -> list[str]:
-    """What to type next."""
-    train = f"metamorph train {path}"
+    """What to type next, quoted for a shell."""
+    file = shlex.quote(str(path))
+    train = f"metamorph train {file}"
     if wishes.gpus > 1:
-        nodes, here = -(-wishes.gpus // GPUS_IN_A_NODE), min(wishes.gpus, GPUS_IN_A_NODE)
+        nodes = nodes_of(wishes.gpus)
+        here = wishes.gpus // nodes
         meet = f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
         train = f"torchrun {meet if nodes > 1 else ''}--nproc-per-node {here} -m {train}"
-    return [f"metamorph validate-data {path}", f"metamorph train {path} --dry-run", train]
+    return [f"metamorph validate-data {file}", f"metamorph train {file} --dry-run", train]
+
+
+def nodes_of(gpus: int) -> int:
+    """The fewest nodes that share the GPUs evenly: 12 are two times six, for torchrun starts as
+    many processes on each."""
+    fewest = -(-gpus // GPUS_IN_A_NODE)
+    return next(nodes for nodes in range(fewest, gpus + 1) if gpus % nodes == 0)
 
 
 def _head(path: Path, wishes: Wishes) -> list[str]:

@@ -3,7 +3,10 @@
 import pytest
 
 from metamorph.config import SourceConfig
+from metamorph.data.formats.json_lines import JsonLines
 from metamorph.errors import UserError
+from metamorph.init import found_data
+from metamorph.init.families import guess_family
 from metamorph.init.found_data import find_data
 from tests.data.data_files import image_bytes, turns, write_lines, write_tar, write_video
 
@@ -60,6 +63,41 @@ def test_a_folder_stands_for_what_is_in_it(here):
     assert "holds data.jsonl, more.jsonl; name one of them" in fails(here)
 
 
+def test_a_clone_of_a_data_set_says_where_its_samples_lie(here):
+    (here / "clone/data").mkdir(parents=True)
+    (here / "clone/README.md").write_text("# Pairs")
+    (here / "clone/data/train-0.parquet").write_bytes(b"")
+    assert fails("clone").endswith("no JSON, tar, parquet or picture; some lie in clone/data")
+    (here / "clone/logo").mkdir()
+    (here / "clone/logo/logo.png").write_bytes(image_bytes())
+    assert "no words about them" in fails("clone") and "lie in clone/data" in fails("clone")
+    assert found("clone", words=False).source == "pictures"
+    (here / "deep/er/est").mkdir(parents=True)
+    assert "deep holds no samples" in fails("deep")
+    (here / "deep/er/est/a.PNG").write_bytes(image_bytes())
+    assert found("deep", words=False).source == "pictures"
+
+
+@pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "text alone"])
+def test_a_file_is_indexed_once_however_many_folders_lie_beside_it(here, monkeypatch, pictures):
+    record = {"image": "a.png"} if pictures else {}
+    write_lines(here / "lines.jsonl", {**record, "conversations": turns("What?", "It.")})
+    for number in range(5):
+        (here / f"other{number}").mkdir()
+    indexed, tried = [], []
+    whole = JsonLines.__init__
+
+    def counted(records, *arguments, **options):
+        indexed.append(arguments[0])
+        whole(records, *arguments, **options)
+
+    monkeypatch.setattr(JsonLines, "__init__", counted)
+    monkeypatch.setattr(found_data, "guess_family", lambda *a: tried.append(a) or guess_family(*a))
+    assert found("lines.jsonl").image_root == ("pictures" if pictures else "")
+    assert len(indexed) == 1
+    assert len(tried) == (8 if pictures else 1)  # nothing to look for in any of eight places
+
+
 def test_a_mixture_and_generated_scenes(here):
     (here / "both.yaml").write_text("a: {path: data.jsonl, image_root: pictures}\n")
     assert found("both.yaml") == SourceConfig("mixture", path="both.yaml")
@@ -70,6 +108,7 @@ def test_what_cannot_be_used_is_one_sentence(here):
     (here / "notes.txt").write_text("no samples")
     write_lines(here / "other.jsonl", {"question": "x", "reply": "y"})
     (here / "empty").mkdir()
+    assert fails("") == "--data: it is empty, expected a file or folder of samples"
     assert "nowhere.jsonl does not exist" in fails("nowhere.jsonl")
     assert "is no file of samples" in fails("notes.txt")
     assert "whose fields are 'question', 'reply'" in fails("other.jsonl")

@@ -13,6 +13,7 @@ from metamorph.config.reading import load_config
 from metamorph.errors import UserError
 from metamorph.init.choices import Choice, commented, config_of
 from metamorph.init.questions import Questions
+from metamorph.init.run_file import nodes_of
 from tests.data.data_files import turns, write_lines
 
 PARTS = ("--language", "models/llama", "--vision", "models/siglip")
@@ -45,6 +46,7 @@ def test_what_is_written_can_be_trained(here, capsys):
         "align", "runs/my-run", "pictures"
     )  # fmt: skip
     assert config.data.row_length == 1024 and config.training.precision == "fp32"
+    assert "# arithmetic of a step: float32 throughout" in (here / "my-run.yaml").read_text()
     text = (here / "my-run.yaml").read_text()
     keys = [line for line in text.splitlines() if ": " in line and "#" not in line]
     for line in keys:  # under its reason
@@ -67,12 +69,28 @@ def test_gpus_that_are_not_here_are_planned_for(here, capsys):
     assert "--nnodes 2 --rdzv-backend c10d" in capsys.readouterr().out
 
 
+def test_processes_are_as_many_as_the_gpus_that_were_planned_for(here, capsys):
+    assert init(*ALIGN, "--gpus", 12) == 0
+    [start] = [line for line in capsys.readouterr().out.splitlines() if "torchrun" in line]
+    assert "--nnodes 2 " in start and "--nproc-per-node 6 " in start
+    assert load_config("my-run.yaml").training.rows_per_step % 12 == 0
+    assert [nodes_of(gpus) for gpus in (1, 8, 9, 12, 13, 16, 20)] == [1, 1, 3, 2, 13, 2, 4]
+
+
+def test_commands_can_be_typed_whatever_the_name(here, capsys):
+    assert init("my run", *ALIGN[1:]) == 0
+    assert "  metamorph train 'my run.yaml' --dry-run\n" in capsys.readouterr().out
+    assert "#   metamorph train 'my run.yaml' --dry-run\n" in (here / "my run.yaml").read_text()
+
+
 def test_memory_chooses_recomputation_and_says_what_would_do(here, capsys):
     """1B by its public sizes: neither weights nor tokenizer are here."""
     parts = ("--language", "x/Llama-3.2-1B-Instruct", "--vision", "x/siglip-so400m-patch14-384")
     asked = ("big", "--data", "data.jsonl", *parts)
     error = fails(capsys, *asked, "--gpus", 1, "--memory", 16)
     assert "GiB of each GPU by formula" in error and "--gpus " in error
+    small = fails(capsys, *ALIGN, "--gpus", 1, "--memory", 0.0001)
+    assert "a step needs 0.0" in small and "needs 0.0 GiB" not in small
     assert init(*asked, "--gpus", 8, "--memory", 10) == 0
     config = load_config("big.yaml")
     assert config.training.activation_checkpointing == "full"
@@ -103,6 +121,7 @@ def test_more_samples_hold_some_out(here):
     write_lines(here / "many.jsonl", *[line] * 300)
     assert init("many", "--data", "many.jsonl", *PARTS) == 0
     assert load_config("many.yaml").data.validation == 0.02
+    assert "passes over the data, 294 samples each" in (here / "many.yaml").read_text()
 
 
 def test_a_file_is_kept_unless_told(here, capsys):
@@ -122,6 +141,12 @@ def test_a_file_is_kept_unless_told(here, capsys):
         (("x", "--data", "data.jsonl", *PARTS, "--model", "m"), "--model: it has a language model"),
         (("x", "--data", "data.jsonl", *PARTS, "--base", "m"), "--base: stage instruct does not"),
         (("x", "--data", "data.jsonl", "--language", "nope", *PARTS[2:]), "--language: nope does"),
+        (("", *ALIGN[1:]), "'' is no name of a run file"),
+        (("/", *ALIGN[1:]), "'/' is no name of a run file"),
+        (("..", *ALIGN[1:]), "'..' is no name of a run file"),
+        (("a\nb", *ALIGN[1:]), "'a\\nb' is no name of a run file"),
+        (("x", "--data", "", *PARTS), "--data: it is empty"),
+        (("x", "--data", "data.jsonl", "--language", "", *PARTS[2:]), "--language: it is empty"),
         (("no/x", "--data", "data.jsonl", *PARTS), "no does not exist"),
         ((*ALIGN, "--gpus", "0", "--memory", "9"), "--memory: it is that of a GPU"),
         (
@@ -154,6 +179,9 @@ def test_a_person_is_asked_until_the_answer_can_be_used(monkeypatch, capsys):
 
     assert Questions(True).answer("--n", None, "How many", convert) == 7
     assert "expected a number, got no" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr("builtins.input", lambda prompt: "~/data")
+    assert Questions(True).answer("--data", None, "Which", str) == "/home/me/data"
     assert Questions(True).answer("--n", "3", "How many", convert) == 3
     assert Questions(False).answer("--n", None, "How many", convert, "5") == 5
 
@@ -169,6 +197,13 @@ def test_in_a_terminal_everything_is_asked(here, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Your samples" in printed and "gone.jsonl does not exist" in printed
     assert load_config("asked.yaml").model.language == "models/llama"
+
+
+def test_a_file_that_would_say_something_else_is_not_written(here, monkeypatch):
+    monkeypatch.setattr("metamorph.init.run_file.load_config", lambda path: "another")
+    with pytest.raises(RuntimeError, match="does not say what was meant"):
+        init(*ALIGN)
+    assert not list(here.glob("*.yaml"))
 
 
 def test_values_stand_in_yaml_as_they_are(tmp_path):
