@@ -121,7 +121,6 @@ NOT_RUN_HERE = {
     "--language models/SmolLM2-135M-Instruct --vision models/efficientnet-lite0 --stage align": (
         PHOTOGRAPHS
     ),
-    "metamorph train hundred.yaml": PHOTOGRAPHS,
     "metamorph train configs/photographs/align.yaml": PHOTOGRAPHS,
     "metamorph train configs/photographs/instruct.yaml": PHOTOGRAPHS,
     'metamorph generate "What does the picture show?" '
