@@ -26,8 +26,9 @@ def parts(tmp_path_factory):
     from tests.tiny_run import write_language, write_vision  # not where only kernels are tested
 
     folder = tmp_path_factory.mktemp("parts")
-    write_language(folder / "llama")
-    write_vision(folder / "siglip")
+    with torch.random.fork_rng():  # who asks for it first goes on as all others do
+        write_language(folder / "llama")
+        write_vision(folder / "siglip")
     return folder
 
 
@@ -37,7 +38,8 @@ def page_folder(tmp_path_factory):
     from tests.page_folder import write_page_folder
 
     folder = tmp_path_factory.mktemp("pages")
-    write_page_folder(folder)
+    with torch.random.fork_rng():
+        write_page_folder(folder)
     return folder
 
 

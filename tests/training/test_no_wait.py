@@ -16,13 +16,13 @@ from tests.tiny_run import tiny_config
 
 # All operators of a step. None reads a number on the host, selects by a mask or indexes by one.
 ALLOWED = """
-    _safe_softmax _softmax_backward_data _to_copy _unsafe_view add add_ addmm addmm_ arange bmm
-    cat clone convolution copy_ cos detach div embedding embedding_dense_backward empty_like eq
+    _safe_softmax _softmax_backward_data _to_copy _unsafe_view add add_ addmm addmm_ alias arange
+    bmm cat clone convolution copy_ cos detach div embedding embedding_dense_backward empty_like eq
     exp_ expand gather ge gelu gelu_backward index_add index_copy index_fill index_select
     linalg_vector_norm logsumexp lt masked_fill_ mean mm mul mul_ native_layer_norm ne neg
-    new_empty new_zeros ones ones_like permute pow promote_types reciprocal rsqrt rsub scalar_tensor
-    scatter_ select silu silu_backward sin slice split split_with_sizes squeeze sub sub_ sum t
-    transpose tril unsqueeze upsample_bilinear2d view where zeros zeros_like
+    new_empty new_zeros ones ones_like permute pow promote_types reciprocal rsqrt rsub
+    scalar_tensor scatter_ select silu silu_backward sin slice split split_with_sizes squeeze sub
+    sub_ sum t transpose tril unsqueeze upsample_bilinear2d view where zeros zeros_like
 """.split()
 
 
