@@ -237,7 +237,8 @@ def first_line(error: Exception) -> str:
 def _flash_attn_4_alone() -> bool:
     """Whether flash-attn-4, and no flash-attn, is what brings the package `flash_attn`."""
     package = importlib.util.find_spec("flash_attn")
-    return package is not None and package.origin is None  # a folder without an __init__.py
+    # A folder without an __init__.py, which may also be what an uninstalled package left.
+    return package is not None and package.origin is None and _has_flash_attn_cute()
 
 
 def _has_flash_attn_cute() -> bool:

@@ -125,6 +125,16 @@ def test_flash_attn_4_without_flash_attn_is_neither_it_nor_for_xformers(
         libraries.require("model.attention: xformers", ["xformers"], torch.device("cuda"))
 
 
+def test_what_an_uninstalled_package_left_is_no_flash_attn_4(monkeypatch, flash_attn_folder):
+    """Python finds a package in any folder, if it has nothing but a `__pycache__`."""
+    fake_libraries.install(monkeypatch, "xformers")
+    fake_libraries.pretend_gpu(monkeypatch)
+    (flash_attn_folder / "__pycache__").mkdir()
+    assert libraries.flash_attn_4_absence("cuda") == "not installed"
+    assert libraries.flash_attn_absence("cuda") == "this version has no flash_attn.flash_attn_func"
+    assert libraries.xformers_absence("cuda") is None
+
+
 def test_flash_attn_without_flash_attn_4(flash_attn_folder):
     (flash_attn_folder / "__init__.py").write_text("raise SystemExit('imported')")
     assert libraries.flash_attn_4_absence("cuda") == "not installed"
