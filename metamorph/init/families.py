@@ -52,7 +52,7 @@ def guess_family(records: list[Record], words: bool) -> Guess:
     best = max(guesses, key=lambda guess: len(guess.samples))  # the first of equals
     if best.samples:
         return best
-    names = sorted({str(name) for record in records for name in record.values})
+    names = sorted({name for record in records for name in record.values})
     for guess in guesses:
         if guess.problem:
             raise UserError(f"--data: its records look like {guess.family}, but {guess.problem}")
@@ -84,7 +84,7 @@ def _guess(family: Family, records: list[Record], words: bool) -> Guess:
 def _renamed(fields: tuple[str, ...], records: list[Record]) -> dict[str, str]:
     """The other name of each field that no record has under its own."""
     found: dict[str, str] = {}
-    written = {str(name).lower(): str(name) for record in records for name in record.values}
+    written = {name.lower(): name for record in records for name in record.values}
     for field in fields:
         if any(_has(record.values, field) for record in records):
             continue
