@@ -73,14 +73,9 @@ def choose_recipe(backend: str, recipe: str | None) -> tuple[str, int]:
     return recipe, known[recipe]
 
 
-def check_precision(
-    precision: str, fp8_backend: str, device: torch.device, fp8_recipe: str | None = None
-) -> None:
-    """Raises `UserError` if there is no such precision, backend or recipe of it, or, for fp8, if
-    the backend cannot compute so on `device`: with the reason.
-
-    `native` can everywhere: without float8 hardware it emulates float8 in float32.
-    """
+def check_recipe(precision: str, fp8_backend: str, fp8_recipe: str | None = None) -> None:
+    """Raises `UserError` if there is no such precision or backend, or if the recipe is not the
+    backend's or has no fp8 to be for: on any device."""
     for name, value, choices in (
         ("precision", precision, get_args(Precision)),
         ("fp8_backend", fp8_backend, get_args(Fp8Backend)),
@@ -91,9 +86,21 @@ def check_precision(
         if fp8_recipe is not None:
             raise UserError(f"fp8_recipe: {fp8_recipe} is for precision fp8, got {precision}")
         return
-    recipe, _ = choose_recipe(fp8_backend, fp8_recipe)
-    if fp8_backend == "native":
+    choose_recipe(fp8_backend, fp8_recipe)
+
+
+def check_precision(
+    precision: str, fp8_backend: str, device: torch.device, fp8_recipe: str | None = None
+) -> None:
+    """Raises `UserError` as `check_recipe` does, or, for fp8, if the backend cannot compute so on
+    `device`: with the reason.
+
+    `native` can everywhere: without float8 hardware it emulates float8 in float32.
+    """
+    check_recipe(precision, fp8_backend, fp8_recipe)
+    if precision != "fp8" or fp8_backend == "native":
         return
+    recipe, _ = choose_recipe(fp8_backend, fp8_recipe)
     if fp8_backend == "torchao":
         reason = torchao_absence(device.type)
     else:

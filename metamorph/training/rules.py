@@ -17,7 +17,7 @@ from metamorph.costs.sharding import mesh_shape
 from metamorph.data.opening import check_cache, check_path, endless_parts
 from metamorph.errors import UserError, shown
 from metamorph.libraries import require, torchao_optim_absence
-from metamorph.model.precision import check_precision, choose_recipe
+from metamorph.model.precision import check_precision, check_recipe, choose_recipe
 from metamorph.processes import gather, share_of, world_size
 from metamorph.training.decoders.decoder_rules import check_decoder
 from metamorph.training.optimizer import fused_adam_absence
@@ -61,7 +61,7 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_length(config, own_source)
     check_validation(config, own_source)
     check_monitor(config)
-    check_combinations(config)
+    check_combinations(config, dist.is_initialized())
     check_recomputation(config, device)
     check_optimizer(config, device)
     check_lora(config, device)
@@ -71,7 +71,8 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
     check_parallel(config, world_size())
     check_visual_loss(config)
     check_factors(config)
-    check_float8(config, device)
+    check_float8(config)
+    check_float8_device(config, device)
 
 
 def check_plan(config: RunConfig, processes: int) -> None:
@@ -79,12 +80,14 @@ def check_plan(config: RunConfig, processes: int) -> None:
     check_stage_uses(config)
     check_length(config)
     check_validation(config)
+    check_combinations(config, processes > 1)
     if config.trains_decoder:
         check_decoder(config, processes)
     else:
         check_parallel(config, processes)
         check_visual_loss(config)
         check_factors(config)
+        check_float8(config)
 
 
 def check_stage_uses(config: RunConfig) -> None:
@@ -185,11 +188,11 @@ def libraries_of(config: RunConfig) -> list[tuple[str, str]]:
     return asked
 
 
-def ways_of(config: RunConfig) -> list[str]:
-    """Those of `WAYS` that the run goes, among these processes."""
+def ways_of(config: RunConfig, by_torchrun: bool) -> list[str]:
+    """Those of `WAYS` that the run goes, where torchrun starts it or does not."""
     training = config.training
     goes = {
-        "torchrun": dist.is_initialized(),
+        "torchrun": by_torchrun,
         "compile": training.compile,
         "cpu_offload": config.parallel.cpu_offload,
         "LoRA": training.lora_rank > 0,
@@ -202,10 +205,10 @@ def ways_of(config: RunConfig) -> list[str]:
     return ways
 
 
-def check_combinations(config: RunConfig) -> None:
+def check_combinations(config: RunConfig, by_torchrun: bool) -> None:
     """Raises `UserError`, naming the key, for a library that this way of running is not for."""
     for library in libraries_of(config):
-        for way in ways_of(config):
+        for way in ways_of(config, by_torchrun):
             if (library, way) in REFUSED:
                 key, value = library
                 raise UserError(f"{key}: {value} {REFUSED[library, way]}")
@@ -289,11 +292,11 @@ def check_lora(config: RunConfig, device: torch.device) -> None:
     require("training.lora_rank", ["peft"], device)
 
 
-def check_float8(config: RunConfig, device: torch.device) -> None:
-    """The precision can be had on the device, and rows have a length that float8 products take."""
+def check_float8(config: RunConfig) -> None:
+    """The recipe is the backend's, and rows have a length that float8 products take."""
     training, length = config.training, config.data.row_length
     try:
-        check_precision(training.precision, training.fp8_backend, device, training.fp8_recipe)
+        check_recipe(training.precision, training.fp8_backend, training.fp8_recipe)
     except UserError as error:
         raise UserError(f"training.{error}") from error
     if training.precision != "fp8":
@@ -303,3 +306,12 @@ def check_float8(config: RunConfig, device: torch.device) -> None:
     if length % multiple:
         name = f"precision fp8 by {recipe or training.fp8_backend}"
         raise UserError(f"data.row_length: {name} needs a multiple of {multiple}, got {length}")
+
+
+def check_float8_device(config: RunConfig, device: torch.device) -> None:
+    """The precision can be had on the device."""
+    training = config.training
+    try:
+        check_precision(training.precision, training.fp8_backend, device, training.fp8_recipe)
+    except UserError as error:
+        raise UserError(f"training.{error}") from error

@@ -127,3 +127,40 @@ def test_a_precision_that_is_not_there_is_named_by_its_key(tmp_path, monkeypatch
     config = tiny_config(tmp_path, "instruct", precision="bf16", fp8_recipe="rowwise")
     with pytest.raises(UserError, match="^training.fp8_recipe: rowwise is for precision fp8, got"):
         check_rules(config, CPU)
+
+
+@pytest.mark.parametrize(
+    ("keys", "row_length", "message"),
+    [
+        ({"fp8_recipe": "rowwise"}, 64, "training.fp8_recipe: rowwise is for precision fp8"),
+        (
+            {"precision": "fp8", "fp8_backend": "native", "fp8_recipe": "rowwise"},
+            64,
+            "training.fp8_recipe: expected none for native, got 'rowwise'",
+        ),
+        (
+            {
+                "precision": "fp8",
+                "fp8_backend": "transformer_engine",
+                "fp8_recipe": "Float8BlockScaling",
+                "activation_checkpointing": "full",
+            },
+            1040,
+            "data.row_length: precision fp8 by Float8BlockScaling needs a multiple of 128, got",
+        ),
+    ],
+)
+def test_float8_keys_that_no_device_could_follow(tmp_path, keys, row_length, message):
+    """Asked of a plan, which knows no device, as of a run."""
+    config = tiny_config(tmp_path, "instruct", **keys)
+    config.data.row_length = row_length
+    for check in (lambda: check_rules(config, CPU), lambda: check_plan(config, 1)):
+        with pytest.raises(UserError, match=f"^{message}"):
+            check()
+
+
+def test_a_plan_of_several_processes_is_refused_what_torchrun_would_be(tmp_path):
+    config = tiny_config(tmp_path, "instruct", optimizer="adamw8bit")
+    check_plan(config, 1)
+    with pytest.raises(UserError, match="training.optimizer: adamw8bit is for a run of one proc"):
+        check_plan(config, 2)
