@@ -44,6 +44,7 @@ from metamorph.errors import UserError, shown
 from metamorph.folders import check_data_set
 
 GENERATED: dict[str, Wording] = {"toy_scenes": PLAIN, "english_scenes": English()}
+MIXTURES = (".yaml", ".yml")
 LONGEST_NAME = 100  # of a part of a mixture, which stands before each line about it
 
 
@@ -73,8 +74,8 @@ def open_validation(config: DataConfig, seed: int, words: bool = True) -> Source
     if isinstance(name, float):
         return open_source(config, seed, words, portion="validation")
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        config = replace(config, source="mixture", path=name)
+    if path.suffix in MIXTURES:
+        config = replace(config, **vars(SourceConfig("mixture", path=name)))
     elif config.source == "mixture" or config.source in GENERATED:
         raise UserError(
             f"data.validation: {name} is no mixture file, whose name ends with .yaml, and "
@@ -200,7 +201,7 @@ def check_cache(config: DataConfig) -> None:
         return
     paths = [config.path, str(config.validation)]
     for path in map(Path, tuple(paths)):
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+        if path.suffix in MIXTURES and path.is_file():
             paths += [part.path for part in read_mixture(path).values()]
     if not any(map(is_address, paths)):
         raise UserError(f"data.{said[0]}: no data.path is an address; leave it out")

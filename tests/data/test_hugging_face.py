@@ -9,10 +9,9 @@ from data_files import image_bytes, turns
 from metamorph.config import DataConfig
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
-from metamorph.data.opening import open_source
+from metamorph.data.opening import open_source, open_validation
 from metamorph.errors import SampleError, UserError
 from metamorph.init.found_data import find_data
-from tests.tiny_run import tiny_config
 
 datasets = pytest.importorskip("datasets", reason="the extra hf is not installed")
 
@@ -74,6 +73,35 @@ def test_a_split_is_one_that_is_there(tmp_path):
     assert "train, test, and no 'other'" in fails(tmp_path / "both", split="other")
 
 
+def named(split: str, count: int):
+    """A split that knows its name, as `load_dataset` gives it."""
+    rows = pairs(count)
+    return datasets.Dataset(rows.data, rows.info, datasets.NamedSplit(split))
+
+
+def test_the_folder_of_one_split_is_that_split(tmp_path, saved):
+    splits = datasets.DatasetDict({"train": named("train", 12), "test": named("test", 3)})
+    splits.save_to_disk(tmp_path / "both")
+    beside = config(tmp_path / "both/train", validation=str(tmp_path / "both/test"))
+    assert len(open_source(beside, 0)) == 12
+    assert len(open_validation(beside, 0)) == 3
+    assert len(open_source(config(tmp_path / "both/test", split="test"), 0)) == 3
+    assert len(open_source(config(saved, split="train"), 0)) == 12  # it has no name of its own
+    error = fails(tmp_path / "both/test", split="train")
+    assert "data.split: " in error and "is one split, 'test', and not 'train'" in error
+
+
+def test_what_is_measured_may_be_a_mixture(tmp_path, saved):
+    pairs(3).save_to_disk(tmp_path / "other")
+    part = "{source: hf, family: captions, path: other, fields: {caption: text}}"
+    (tmp_path / "val.yaml").write_text(f"other: {part}\n")
+    data = config(saved, split="train", validation=str(tmp_path / "val.yaml"))
+    assert len(open_source(data, 0)) == 12
+    assert sorted(captions(open_validation(data, 0), 3)) == [
+        f"Generate an image of circle {number}." for number in range(3)
+    ]
+
+
 def test_a_folder_of_parquet_files_is_a_data_set_too(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "files").mkdir()
@@ -111,19 +139,6 @@ def test_a_picture_without_bytes_is_one_bad_sample(tmp_path):
         open_source(config(tmp_path / "saved"), 0).sample(0)
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"subset": "de"}, "data.subset: .* is a saved data set, which has none"),
-        ({"revision": "main"}, "data.revision: .* is a saved data set"),
-        ({"split": "test"}, "data.split: .* is one split, None, and not 'test'"),
-    ],
-)
-def test_keys_that_a_saved_data_set_does_not_have(saved, keys, message):
-    with pytest.raises(UserError, match=message):
-        open_source(config(saved, **keys), 0)
-
-
 def test_what_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     error = fails("me/nowhere")
@@ -133,19 +148,6 @@ def test_what_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "script").mkdir()
     (tmp_path / "script/script.py").write_text("raise SystemExit('it ran')")
     assert "cannot be opened as a data set" in fails(tmp_path / "script")
-
-
-def test_keys_of_the_hub_are_refused_elsewhere(tmp_path):
-    run = tiny_config(tmp_path, "instruct")
-    run.data.split = "test"
-    with pytest.raises(UserError, match="data.split: source toy_scenes does not use it"):
-        open_source(run.data, 0)
-
-
-def test_without_the_library_the_run_is_refused(tmp_path, monkeypatch):
-    absent = {"datasets": lambda device: "not installed"}
-    monkeypatch.setattr("metamorph.libraries.PROBES", absent)
-    assert "data.source: hf cannot be used here (datasets: not installed)" in fails(tmp_path)
 
 
 def test_a_source_goes_to_another_process_as_it_is(saved):

@@ -8,7 +8,7 @@ open file stays readable, and the next reader fetches it again.
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ class ShardCache:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """One process at a time. A network's file system may have no locks; there two may fetch the
     same file, each for itself."""
     with path.open("a") as file:
