@@ -12,23 +12,8 @@ from metamorph.errors import UserError
 from metamorph.model import LanguageConfig, Llama
 from metamorph.model.language_families import FAMILIES
 from metamorph.model.outline import public_sizes
-from metamorph_kernels import interval_attention, key_intervals
+from tests.model.tiny_languages import LLAMA3, SIZES, official_model, states_of
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 61,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 MODELS = {  # of hub models, what is special in their config.json
     "Llama 3.1": {"model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500000.0},
     "SmolLM2": {"model_type": "llama", "tie_word_embeddings": True, "rope_theta": 100000.0},
@@ -45,25 +30,8 @@ MODELS = {  # of hub models, what is special in their config.json
 every_model = pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 
 
-def official_model(changes: dict):
-    """Of transformers, with weights that are larger than usual, so that mistakes show."""
-    torch.manual_seed(0)
-    kind = {"max_position_embeddings": 512, "rope_theta": 10000.0} | SIZES | changes
-    config = AutoConfig.for_model(kind.pop("model_type"), **json.loads(json.dumps(kind)))
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
-    return model
-
-
 def logits_of(model: Llama, token_ids: torch.Tensor) -> torch.Tensor:
-    intervals = key_intervals([len(token_ids)])
-    states = model(
-        model.model.embed_tokens(token_ids),
-        torch.arange(len(token_ids)),
-        lambda layer, q, k, v: interval_attention(q, k, v, intervals),
-    )
-    return model.head(states)
+    return model.head(states_of(model, token_ids))
 
 
 @every_model

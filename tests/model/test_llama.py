@@ -1,50 +1,14 @@
 """Our Llama beside transformers' on random tiny models, and the round trips between them."""
 
 import json
-from copy import deepcopy
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 from metamorph.errors import UserError
 from metamorph.model import LanguageConfig, Llama
-from metamorph_kernels import interval_attention, key_intervals
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 61,
-}
-
-
-def reference(**settings) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    settings = SIZES | {"max_position_embeddings": 512, "rope_theta": 10000.0} | settings
-    model = LlamaForCausalLM(LlamaConfig(**deepcopy(settings))).eval()  # it adds to them
-    for parameter in model.parameters():  # larger than usual, so that mistakes show
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
-    return model
-
-
-def states_of(model: Llama, token_ids: torch.Tensor) -> torch.Tensor:
-    intervals = key_intervals([len(token_ids)])
-    embeddings = model.model.embed_tokens(token_ids)
-    return model(
-        embeddings,
-        torch.arange(len(token_ids)),
-        lambda layer, q, k, v: interval_attention(q, k, v, intervals),
-    )
+from tests.model.tiny_languages import LLAMA3, SIZES, official_model, states_of
 
 
 @pytest.mark.parametrize(
@@ -58,7 +22,7 @@ def states_of(model: Llama, token_ids: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_logits_equal_transformers(tmp_path, settings):
-    official = reference(**settings)
+    official = official_model(settings)
     official.save_pretrained(tmp_path / "official")
     ours = Llama.from_pretrained(tmp_path / "official")
     token_ids = torch.randint(0, 61, (100,))
