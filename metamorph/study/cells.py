@@ -23,6 +23,7 @@ class Cell:
     visual_loss: Literal["cosine", "l1"] = "cosine"
     visual_coefficient: float = VISUAL_COEFFICIENT
     prompt_images: Literal["causal", "bidirectional"] = "causal"
+    visual_input_dropout: float = 0.0  # share of the pictures to draw that the model does not see
     grid: int = 4  # visual tokens a side
     draws_zoom: bool = True  # answers that zoom in show the close-up first
 
@@ -45,6 +46,8 @@ class Cell:
             parts.append(f"coefficient-{self.visual_coefficient:g}")
         if self.prompt_images != "causal":
             parts.append(self.prompt_images)
+        if self.visual_input_dropout:
+            parts.append(f"hidden-{self.visual_input_dropout:g}")
         if self.grid != 4:
             parts.append(f"grid-{self.grid}")
         if not self.draws_zoom:

@@ -1,68 +1,31 @@
-"""What each figure asks: its cells, how it looks, and the claims that are judged."""
+"""What each figure asks of the toy. Those about one thing alone are in `switches.py`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Literal
 
-from metamorph.evaluation.checker import ATTRIBUTES
 from metamorph.study.cells import VISUAL_COEFFICIENT, Cell
+from metamorph.study.figure import (
+    DRAWINGS_RIGHT,
+    QUESTION_KINDS,
+    QUESTIONS_RIGHT,
+    Figure,
+    Point,
+    about,
+)
 from metamorph.study.scale import Scale
-from metamorph.study.verdicts import Claim, Correlation, Difference
+from metamorph.study.switches import close_ups, hidden_pictures, prompt_images, tokens
+from metamorph.study.verdicts import Correlation, Difference
 
-QUESTIONS_RIGHT = "questions right"
-DRAWINGS_RIGHT = "drawings all right"
-DRAWINGS_MADE = "drawings made"
-ZOOMS_RIGHT = "zoom questions right"
 # By which L1 pulls a prediction at right angles as hard as the cosine does, see docs/losses.md: the
 # root of the width of a feature, 96, times as much.
 L1_COEFFICIENT = round(VISUAL_COEFFICIENT * 96**0.5, 1)
-QUESTION_KINDS = (*ATTRIBUTES, "count")
-
-
-def about(attribute: str) -> str:
-    """The score of questions about one attribute."""
-    return f"questions about {attribute} right"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A cell at its place in a figure."""
-
-    series: str  # a line, or a row of a heat map
-    label: str  # along the axis, or a column; a number on an axis of amounts
-    cell: Cell
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A question about the method, the paper's answer, and the cells that give the toy's."""
-
-    name: str
-    title: str
-    paper: str
-    look: Literal["lines", "dots", "heat"]
-    axis: str  # what the labels are
-    scores: tuple[str, ...]  # a panel each
-    points: tuple[Point, ...]
-    claims: tuple[Claim, ...]
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """Each once, in the order in which they are trained: claim by claim."""
-        of_claims = [cell for claim in self.claims for cell in claim.cells]
-        return tuple(dict.fromkeys(of_claims + [point.cell for point in self.points]))
-
-    @property
-    def measured(self) -> set[str]:
-        """What it takes of each cell: the scores that it shows or judges."""
-        return {*self.scores}.union(*(claim.scores for claim in self.claims))
 
 
 def figures(scale: Scale) -> dict[str, Figure]:
     """All figures by name."""
     made = (
         _amounts(scale), _families(scale), _heat_map(scale), _question_kinds(scale), _losses(scale),
-        _close_ups(scale), _prompt_images(scale), _tokens(scale),
+        close_ups(scale), prompt_images(scale), tokens(scale), hidden_pictures(scale),
     )  # fmt: skip
     return {figure.name: figure for figure in made}
 
@@ -243,58 +206,3 @@ def _losses(scale: Scale) -> Figure:
             ),
         ),
     )  # fmt: skip
-
-
-def _close_ups(scale: Scale) -> Figure:
-    drawn = Cell.of(zoom=scale.asked)
-    undrawn = replace(drawn, draws_zoom=False)
-    return Figure(
-        "f6",
-        f"Zoom in, then answer: {scale.asked} samples with the close-up drawn before the answer",
-        "Visual thinking is one of the paper's families of data; it has no number for what the "
-        "picture in between does for the answer.",
-        "dots",
-        "before the answer",
-        (ZOOMS_RIGHT,),
-        (Point("", "a close-up", drawn), Point("", "nothing", undrawn)),
-        (
-            Difference("a close-up in between helps answers", ZOOMS_RIGHT, (drawn,), (undrawn,)),
-            Difference("a close-up in between hurts answers", ZOOMS_RIGHT, (undrawn,), (drawn,)),
-        ),
-    )
-
-
-def _prompt_images(scale: Scale) -> Figure:
-    causal = Cell.of(draw=scale.drawn[-1], question=scale.asked)
-    whole = replace(causal, prompt_images="bidirectional")
-    return Figure(
-        "f7",
-        "What the tokens of a picture in a prompt see of it: those before them, or all",
-        "Pictures are causal, as all else is; nothing else is compared.",
-        "dots",
-        "pictures in prompts",
-        (QUESTIONS_RIGHT, DRAWINGS_RIGHT),
-        (Point("", "causal", causal), Point("", "bidirectional", whole)),
-        (
-            Difference("bidirectional pictures help answers", QUESTIONS_RIGHT, (whole,), (causal,)),
-            Difference("bidirectional pictures hurt answers", QUESTIONS_RIGHT, (causal,), (whole,)),
-        ),
-    )
-
-
-def _tokens(scale: Scale) -> Figure:
-    few = Cell.of(draw=scale.drawn[-1], question=scale.asked)
-    many = replace(few, grid=8)
-    return Figure(
-        "f8",
-        "Tokens of a picture",
-        "64 tokens a picture, chosen so that videos fit; no other number is compared.",
-        "dots",
-        "tokens of a picture",
-        (QUESTIONS_RIGHT, DRAWINGS_RIGHT),
-        (Point("", "16", few), Point("", "64", many)),
-        (
-            Difference("64 tokens answer better than 16", QUESTIONS_RIGHT, (many,), (few,)),
-            Difference("64 tokens draw better than 16", DRAWINGS_RIGHT, (many,), (few,)),
-        ),
-    )

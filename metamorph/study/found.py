@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from metamorph.study.cells import Cell
-from metamorph.study.figures import Figure, Point
+from metamorph.study.figure import Figure, Point
 from metamorph.study.plan import Records, Training
 from metamorph.study.verdicts import Judged, Scores, Spread, judge
 

@@ -79,6 +79,7 @@ def cell_config(work: Path, start: Path, cell: Cell, seed: int, scale: Scale) ->
         "training.epochs": cell.seen / len(StudySamples(cell, seed)),
         "training.learning_rate": scale.learning_rate,
         "training.visual_loss": cell.visual_loss,
+        "training.visual_input_dropout": cell.visual_input_dropout,
         "training.visual_coefficient": cell.visual_coefficient,
         "training.checkpoint_every": NEVER,
     }

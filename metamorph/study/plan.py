@@ -8,7 +8,8 @@ from pathlib import Path
 from metamorph.disk import write_text
 from metamorph.errors import UserError, shown
 from metamorph.study.cells import Cell
-from metamorph.study.figures import Figure, figures
+from metamorph.study.figure import Figure
+from metamorph.study.figures import figures
 from metamorph.study.scale import FULL, Scale
 
 # On one core of a server's CPU; the seconds of finished trainings take their place.

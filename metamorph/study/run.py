@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metamorph.errors import Stopped
 from metamorph.signals import StopSignal
-from metamorph.study.figures import DRAWINGS_RIGHT, QUESTIONS_RIGHT
+from metamorph.study.figure import DRAWINGS_RIGHT, QUESTIONS_RIGHT
 from metamorph.study.folder import STUDY, claimed_folder
 from metamorph.study.found import Found
 from metamorph.study.measuring import train_cell, train_start

@@ -24,7 +24,7 @@ from metamorph.generation.assistant import Assistant
 from metamorph.generation.settings import AnswerSettings
 from metamorph.quickstart.run import ONE_PASS_DECODER
 from metamorph.study.cells import Cell
-from metamorph.study.figures import (
+from metamorph.study.figure import (
     DRAWINGS_MADE,
     DRAWINGS_RIGHT,
     QUESTIONS_RIGHT,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from metamorph.study.cells import Cell
-from metamorph.study.figures import (
+from metamorph.study.figure import (
     DRAWINGS_RIGHT,
     QUESTION_KINDS,
     QUESTIONS_RIGHT,
