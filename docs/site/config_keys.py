@@ -47,8 +47,11 @@ def row(prefix: str, entry, config_class: type) -> list[str]:
     choices = choices_of(entry)
     value = ", ".join(f"``{c}``" for c in choices) if choices else KINDS[entry.type][1]
     shown = "required" if default is MISSING else f"default ``{json.dumps(default)}``"
-    stages = entry.metadata.get("stages")
-    where = f" Stages {', '.join(stages)}." if stages else ""
+    where = "".join(
+        f" {users.capitalize()} {', '.join(entry.metadata[users])}."
+        for users in ("stages", "sources", "families")
+        if users in entry.metadata
+    )
     return [
         f"   * - ``{prefix}{entry.name}``",
         f"     - {value}; {shown}",

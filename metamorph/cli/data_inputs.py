@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metamorph.config import PartConfig, RunConfig
+from metamorph.config import DataConfig, PartConfig, RunConfig
 from metamorph.config.reading import (
     add_config_arguments,
     build_config,
@@ -20,14 +20,18 @@ from metamorph.errors import UserError
 if TYPE_CHECKING:
     from metamorph.data.conversation import ChatEncoder
 
-SECTIONS = ("data", "model")
+OF_TRAINING = ("features", "verify_features", "workers")  # keys of data that nothing here uses
+SECTIONS = (
+    *(f"data.{entry.name}" for entry in fields(DataConfig) if entry.name not in OF_TRAINING),
+    "model",
+)
 PART_KEYS = {entry.name for entry in fields(PartConfig)}
 RECORDS = (".json", ".jsonl", ".parquet", ".tar")
 RUN_KEYS = {entry.name for entry in fields(RunConfig)}
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """FILE, `--bad`, and every key of a run's data and model."""
+    """FILE, `--bad`, and the keys of a run's data and model."""
     parser.add_argument(
         "data", type=Path, metavar="FILE", help="run file, mixture file, or folder of pictures"
     )
@@ -43,7 +47,7 @@ def read_data_inputs(arguments: argparse.Namespace, *sections: str) -> RunConfig
 
     Raises `UserError` for anything else, and for what the stage does not use.
     """
-    from metamorph.training.rules import check_stage_uses
+    from metamorph.training.rules.uses import check_uses
 
     overrides = overrides_from_namespace(
         arguments, arguments.unknown_arguments, *SECTIONS, *sections
@@ -60,7 +64,7 @@ def read_data_inputs(arguments: argparse.Namespace, *sections: str) -> RunConfig
         config = load_config(path, overrides)
     else:
         config = _build(path, overrides, stage="instruct", source="mixture")
-    check_stage_uses(config)
+    check_uses(config)
     return config
 
 

@@ -9,6 +9,7 @@ from metamorph.costs.hardware import GPUS
 from metamorph.errors import UserError
 
 NAME = "train"
+GPU = "h100"
 SUMMARY = "run one training stage"
 DESCRIPTION = """\
 Runs one training stage (language, align, instruct, decoder or distill) from a YAML file.
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --dry-run: plan for this many GPUs, which need not be here, nor weights or data",
     )  # fmt: skip
     parser.add_argument(
-        "--gpu-type", choices=tuple(GPUS), default="h100",
-        help="with --dry-run: which GPUs to plan for (default: %(default)s)",
+        "--gpu-type", choices=tuple(GPUS),
+        help=f"with --dry-run: which GPUs to plan for (default: {GPU})",
     )  # fmt: skip
     add_config_arguments(parser)
 
@@ -46,16 +47,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     overrides = overrides_from_namespace(arguments, arguments.unknown_arguments)
     config = load_config(find_config(arguments.config), overrides)
+    for option in ("world_size", "gpu_type"):
+        if getattr(arguments, option) is not None and not arguments.dry_run:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name}: it plans, so it needs --dry-run beside it")
+    if arguments.gpu_type is not None and not (arguments.world_size or config.parallel.gpus):
+        raise UserError(
+            "--gpu-type: a run on the devices here is no plan; say for how many GPUs by "
+            "--world-size or parallel.gpus"
+        )
+    gpu = GPUS[arguments.gpu_type or GPU]
     if arguments.world_size is not None:
-        if not arguments.dry_run:
-            raise UserError("--world-size: it plans, so it needs --dry-run beside it")
         from metamorph.planning.world import plan_run
 
-        print(plan_run(config, arguments.world_size, GPUS[arguments.gpu_type]))
+        print(plan_run(config, arguments.world_size, gpu))
     elif arguments.dry_run:
         from metamorph.planning.dry_run import dry_run
 
-        print(dry_run(config, GPUS[arguments.gpu_type]))
+        print(dry_run(config, gpu))
     else:
         from metamorph.processes import is_first
         from metamorph.training.loop import train

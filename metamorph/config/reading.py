@@ -44,6 +44,9 @@ KINDS: dict[Any, tuple[str, str]] = {  # type: its name in --help, and in words
     SHARE_OR_PATH: ("SHARE|PATH", "a share above 0 and below 1, or a path"),
 }
 PARSED = (int, float, bool, NUMBERS, NAMES, NAME_LIST)  # types that an option's text is YAML of
+# What an `option` may name as its users, such as stages; what a config has of it, in words and as
+# they name it.
+Use = tuple[str, str, set[str]]
 LIMITS = {  # limit: in words, and what holds between a value and it
     "minimum": ("at least", operator.ge),
     "above": ("above", operator.gt),
@@ -109,8 +112,8 @@ def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *sections: str) -> None:
-    """Add `--section.key VALUE` for every key of `RunConfig`, or of some of its sections alone, a
-    group for each section.
+    """Add `--section.key VALUE` for every key of `RunConfig`, a group for each section; or for
+    those of some `sections` alone, among which may be single keys by their dotted names.
 
     Abbreviations are switched off: a shortened key would change its meaning when keys are added.
     """
@@ -118,7 +121,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *sections: str) -> Non
     groups: dict[str, Any] = {}
     for key, entry in _leaves(RunConfig):
         section = key.rpartition(".")[0] or "run"
-        if sections and section not in sections:
+        if not _is_among(key, sections):
             continue
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} options")
@@ -149,19 +152,23 @@ def overrides_from_namespace(
             raise UserError(f"unknown option {shown(f'--{name}')}; the nearest is '--{closest}'")
     if unknown:
         raise UserError(f"unexpected argument {shown(unknown[0])}")
-    chosen = [key for key in keys if not sections or key.partition(".")[0] in sections]
-    return {key: given[key] for key in chosen if key in given}
+    return {key: given[key] for key in keys if key in given and _is_among(key, sections)}
 
 
 def nearest(key: str, *among: str) -> str:
     """The key of `RunConfig`, or of some of its sections, that `key` most likely stands for."""
     keys = [name for name, _ in _leaves(RunConfig) if name != key]
-    keys = [name for name in keys if not among or name.partition(".")[0] in among]
+    keys = [name for name in keys if _is_among(name, among)]
     sections = {name.partition(".")[0] for name in keys} - {key}
     leaf = key.rpartition(".")[2]
     misplaced = [name for name in keys if name.rpartition(".")[2] == leaf]
     candidates = misplaced or [*keys, *sorted(sections)]
     return difflib.get_close_matches(key, candidates, n=1, cutoff=0)[0]
+
+
+def _is_among(key: str, sections: Sequence[str]) -> bool:
+    """Whether a key is one of them or stands in one; where none are named, all are."""
+    return not sections or key in sections or key.partition(".")[0] in sections
 
 
 def _leaves(config_class: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -177,25 +184,22 @@ def choices_of(entry: dataclasses.Field) -> tuple[str, ...]:
     return get_args(entry.type) if get_origin(entry.type) is Literal else ()
 
 
-def iter_unused(config: RunConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield each key that differs from its default and that the run does not use, with what does
-    not use it, the stage or the kind of decoder, and those that do."""
-    for key, entry in _leaves(RunConfig):
-        uses: list[tuple[str, str, str]] = [("stages", "stage", config.stage)]
-        if config.stage == "decoder":
-            uses.append(("kinds", "decoder.kind", config.decoder.kind))
-        for name, what, own in uses:
-            users = entry.metadata.get(name, (own,))
-            if own not in users and is_set(config, key):
-                yield key, f"{what} {own}", users
+def iter_unused(config: Any, *uses: Use) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield each key of a config that differs from its default and that something does not use,
+    with what that is in words, and what would use it."""
+    for key, entry in _leaves(type(config)):
+        for name, words, own in uses:
+            users = entry.metadata.get(name)
+            if users is not None and own.isdisjoint(users) and is_set(config, key):
+                yield key, words, users
 
 
-def is_set(config: RunConfig, key: str) -> bool:
+def is_set(config: Any, key: str) -> bool:
     """Whether a dotted key differs from its default."""
-    return read_key(config, key) != _default(dict(_leaves(RunConfig))[key])
+    return read_key(config, key) != _default(dict(_leaves(type(config)))[key])
 
 
-def read_key(config: RunConfig, key: str) -> Any:
+def read_key(config: Any, key: str) -> Any:
     """The value of a dotted key."""
     return functools.reduce(getattr, key.split("."), config)
 

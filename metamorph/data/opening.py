@@ -18,9 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from metamorph.config import DataConfig, PartConfig, SourceConfig
-from metamorph.config.reading import read_section
-from metamorph.config.strict_yaml import read_yaml
+from metamorph.config import DataConfig, SourceConfig
 from metamorph.data.conversation import Sample
 from metamorph.data.families.boxes import boxes
 from metamorph.data.families.pictures import captions, conversations, edits, pictures
@@ -32,7 +30,8 @@ from metamorph.data.formats.picture_folder import PictureFolder
 from metamorph.data.formats.records import Record, Records
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
-from metamorph.data.mixture import PERIOD, Mixture, parts_of
+from metamorph.data.mixture import Mixture, parts_of
+from metamorph.data.mixture_file import ENDINGS, read_mixture
 from metamorph.data.order import mixed
 from metamorph.data.remote.addresses import is_address
 from metamorph.data.remote.shards import open_shards
@@ -40,12 +39,11 @@ from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.english.wording import English
 from metamorph.data.toy.source import ToyScenes
 from metamorph.data.toy.wording import PLAIN, Wording
-from metamorph.errors import UserError, shown
+from metamorph.data.uses import check_part
+from metamorph.errors import UserError
 from metamorph.folders import check_data_set
 
 GENERATED: dict[str, Wording] = {"toy_scenes": PLAIN, "english_scenes": English()}
-MIXTURES = (".yaml", ".yml")
-LONGEST_NAME = 100  # of a part of a mixture, which stands before each line about it
 
 
 def open_source(
@@ -58,7 +56,7 @@ def open_source(
     `data.validation`, of each part what is held out, or what is left to train on.
     """
     if config.source == "mixture":
-        check_hub_keys(config)
+        check_part(config)
         return open_mixture(config, seed, words, portion)
     return open_part(config, config, Path(), seed, words, portion)
 
@@ -74,7 +72,7 @@ def open_validation(config: DataConfig, seed: int, words: bool = True) -> Source
     if isinstance(name, float):
         return open_source(config, seed, words, portion="validation")
     path = Path(name)
-    if path.suffix in MIXTURES:
+    if path.suffix in ENDINGS:
         config = replace(config, **vars(SourceConfig("mixture", path=name)))
     elif config.source == "mixture" or config.source in GENERATED:
         raise UserError(
@@ -119,12 +117,15 @@ def open_part(
     """One source that is no mixture; relative paths start from `base`. `data`: the section that
     it stands in, whose settings hold for all parts. `words` and `portion`: see `open_source`."""
     share = data.validation if isinstance(data.validation, float) and portion != "all" else None
+    check_part(config)
     if config.source in GENERATED:
-        check_hub_keys(config)
         scenes = ToyScenes(seed, config.kinds, config.samples, GENERATED[config.source])
         return SamplesAt(scenes, positions(len(scenes), share, portion)) if share else scenes
-    if config.source == "pictures":
-        check_pictures(config, words)
+    if config.source == "pictures" and words:
+        raise UserError(
+            f"data.source: pictures ({config.path}) come without a word about them, only stage "
+            f"decoder learns from that; expected jsonl, webdataset or parquet"
+        )
     records = open_records(config, data, base)
     if share:
         records = RecordsAt(records, positions(len(records), share, portion))
@@ -155,7 +156,6 @@ def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
     Raises `UserError` for files that cannot be used.
     """
     check_path(config)
-    check_hub_keys(config)
     check_addresses(config)
     if is_address(config.path):
         shards = open_shards(config.path, data)
@@ -175,13 +175,6 @@ def open_records(config: SourceConfig, data: DataConfig, base: Path) -> Records:
     return opened(path, data.max_pixels, config.fields, **how)
 
 
-def check_hub_keys(config: SourceConfig) -> None:
-    """Raises `UserError` for keys of a data set of Hugging Face where there is none."""
-    for key in ("subset", "split", "revision"):
-        if config.source != "hf" and getattr(config, key):
-            raise UserError(f"data.{key}: source {config.source} does not use it; leave it out")
-
-
 def check_addresses(config: SourceConfig) -> None:
     """Raises `UserError` for an address where only files are read."""
     for key in ("path", "image_root"):
@@ -191,33 +184,6 @@ def check_addresses(config: SourceConfig) -> None:
                 f"data.{key}: {address} is an address, which only the path of source webdataset "
                 f"may be; fetch it and give the path here"
             )
-
-
-def check_cache(config: DataConfig) -> None:
-    """Raises `UserError` for a cache of remote tars where there are none."""
-    keys = ("cache", "cache_gigabytes")
-    said = [key for key in keys if getattr(config, key) != getattr(DataConfig, key)]
-    if not said:
-        return
-    paths = [config.path, str(config.validation)]
-    for path in map(Path, tuple(paths)):
-        if path.suffix in MIXTURES and path.is_file():
-            paths += [part.path for part in read_mixture(path).values()]
-    if not any(map(is_address, paths)):
-        raise UserError(f"data.{said[0]}: no data.path is an address; leave it out")
-
-
-def check_pictures(config: SourceConfig, words: bool) -> None:
-    """Raises `UserError` if a folder of pictures is to say something."""
-    if words:
-        raise UserError(
-            f"data.source: pictures ({config.path}) come without a word about them, only stage "
-            f"decoder learns from that; expected jsonl, webdataset or parquet"
-        )
-    if config.family != SourceConfig.family:
-        raise UserError(
-            f"data.family: {config.family} needs more than source pictures has; leave it out"
-        )
 
 
 def endless_parts(config: DataConfig) -> list[str]:
@@ -247,20 +213,3 @@ def open_mixture(config: DataConfig, seed: int, words: bool, portion: Portion) -
             raise UserError(f"{path}: part '{name}': {error}") from error
         weights.append(part.weight or len(parts[name]))
     return Mixture(parts, weights, seed)
-
-
-def read_mixture(path: Path) -> dict[str, PartConfig]:
-    """The parts of a mixture file. Raises `UserError` if it is no such file."""
-    written = read_yaml(path)
-    if not isinstance(written, dict) or not written:
-        raise UserError(f"{path}: expected the parts of a mixture, each a name with its settings")
-    if len(written) > PERIOD // 10:
-        raise UserError(f"{path}: {len(written)} parts are too many, at most {PERIOD // 10} fit")
-    for name in map(str, written):
-        if len(name) > LONGEST_NAME or not name.isprintable():
-            problem = f"expected at most {LONGEST_NAME} characters that can be printed"
-            raise UserError(f"{path}: {shown(name)} cannot be the name of a part, {problem}")
-    return {
-        str(name): read_section(PartConfig, values, f"{path}: part '{name}'")
-        for name, values in written.items()
-    }

@@ -12,7 +12,8 @@ from metamorph.data.formats.picture_folder import ENDINGS
 from metamorph.data.formats.records import Folder, Record, Records
 from metamorph.data.images import opened, reason
 from metamorph.data.links import is_clutter
-from metamorph.data.opening import GENERATED, open_records, read_mixture
+from metamorph.data.mixture_file import read_mixture
+from metamorph.data.opening import GENERATED, open_records
 from metamorph.data.remote.addresses import is_address
 from metamorph.errors import SampleError, UserError
 from metamorph.folders import check_data_set

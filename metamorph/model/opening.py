@@ -77,6 +77,7 @@ def open_model(
     parts = choose_parts(start, device)
     if start.folder:
         folder = check_folder(start.folder, "model.folder")
+        grid_of(start)
         check_positions(config.data.row_length, language_sizes(start))
         tokenizer, ids = open_tokenizer(start)
         model = MetaMorph.from_pretrained(folder)
@@ -128,10 +129,17 @@ def check_positions(row_length: int, language: LanguageConfig) -> None:
 
 
 def grid_of(start: ModelConfig) -> int:
-    """Tokens a side of an image: as `model.folder` has them if it is given, else `model.grid`."""
+    """Tokens a side of an image: as `model.folder` has them if it is given, else `model.grid`.
+    Raises `UserError` for a grid that is asked for and not that of the folder."""
     if not start.folder:
         return start.grid
-    return MetaMorphConfig.read(Path(start.folder)).grid
+    own = MetaMorphConfig.read(Path(start.folder)).grid
+    if start.grid not in (own, ModelConfig.grid):
+        raise UserError(
+            f"model.grid: got {start.grid}, but model.folder, {start.folder}, was trained with "
+            f"{own} x {own} tokens a picture; leave the key out"
+        )
+    return own
 
 
 def prompt_images_of(start: ModelConfig) -> str:

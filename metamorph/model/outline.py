@@ -13,7 +13,7 @@ from metamorph.config import ModelConfig
 from metamorph.errors import UserError
 from metamorph.model.encoders import outline_vision, vision_of_sizes
 from metamorph.model.language_config import LanguageConfig
-from metamorph.model.opening import prompt_images_of
+from metamorph.model.opening import grid_of, prompt_images_of
 from metamorph.model.tokenizer import TokenIds, open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.model.vision import VisionEncoder
@@ -31,6 +31,7 @@ def outline(start: ModelConfig) -> tuple[MetaMorph, list[str]]:
     folder = Path(start.folder)
     if start.folder and folder.is_dir():
         config = MetaMorphConfig.read(folder)
+        grid_of(start)
         config.prompt_images = prompt_images_of(start)
         with torch.device("meta"):
             encoder = outline_vision(folder / "encoder", config.grid)

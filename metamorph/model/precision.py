@@ -37,6 +37,7 @@ RECIPES = {
     },
     "native": {},
 }
+DEFAULT_BACKEND = "torchao"
 BLOCKS = "language.model.layers."
 
 
@@ -74,8 +75,8 @@ def choose_recipe(backend: str, recipe: str | None) -> tuple[str, int]:
 
 
 def check_recipe(precision: str, fp8_backend: str, fp8_recipe: str | None = None) -> None:
-    """Raises `UserError` if there is no such precision or backend, or if the recipe is not the
-    backend's or has no fp8 to be for: on any device."""
+    """Raises `UserError` if there is no such precision or backend, if backend or recipe has no fp8
+    to be for, or if the recipe is not the backend's: on any device."""
     for name, value, choices in (
         ("precision", precision, get_args(Precision)),
         ("fp8_backend", fp8_backend, get_args(Fp8Backend)),
@@ -85,6 +86,8 @@ def check_recipe(precision: str, fp8_backend: str, fp8_recipe: str | None = None
     if precision != "fp8":
         if fp8_recipe is not None:
             raise UserError(f"fp8_recipe: {fp8_recipe} is for precision fp8, got {precision}")
+        if fp8_backend != DEFAULT_BACKEND:
+            raise UserError(f"fp8_backend: {fp8_backend} is for precision fp8, got {precision}")
         return
     choose_recipe(fp8_backend, fp8_recipe)
 

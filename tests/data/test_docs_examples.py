@@ -12,7 +12,8 @@ from metamorph.config.reading import iter_fields
 from metamorph.data.documents import Documents
 from metamorph.data.lanes import Lanes
 from metamorph.data.mixture import parts_of
-from metamorph.data.opening import open_source, read_mixture
+from metamorph.data.mixture_file import read_mixture
+from metamorph.data.opening import open_source
 from metamorph.data.validate import validate_part
 from tests.six_families import MIXTURE, PAGE, write_six_families
 

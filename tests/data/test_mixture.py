@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from metamorph.config import DataConfig, PartConfig
 from metamorph.data.mixture import PERIOD, Mixture, parts_of
-from metamorph.data.opening import open_source, read_mixture
+from metamorph.data.mixture_file import read_mixture
+from metamorph.data.opening import open_source
 from metamorph.errors import UserError
 
 

@@ -112,7 +112,7 @@ def test_a_folder_of_pictures_has_no_words_to_learn_from(tmp_path):
         open_source(mixture, 0)
     assert opened(open_source(mixture, 0, words=False).sample(0).images[0]).size == (20, 10)
     config.family = "edits"
-    with pytest.raises(UserError, match="data.family: edits needs more than source pictures has"):
+    with pytest.raises(UserError, match="data.family: source pictures does not use it"):
         open_source(config, 0, words=False)
 
 

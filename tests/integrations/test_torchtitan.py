@@ -99,6 +99,7 @@ def test_what_torchtitan_cannot_spread_is_refused(folder):
         ("align", {}, "stage: torchtitan runs language and instruct, got align"),
         ("instruct", {"schedule": "logarithmic"}, "training.schedule: torchtitan's trainer does"),
         ("instruct", {"lora_rank": 4}, "training.lora_rank: .* got 4; leave it out"),
+        ("instruct", {"keep_checkpoints": 1}, "training.keep_checkpoints: .* 2 at least, got 1"),
         ("instruct", {"precision": "fp8"}, "training.precision: expected fp32 or bf16"),
         ("language", {"visual_coefficient": 0.5}, "training.visual_coefficient: got 0.5"),
     ],

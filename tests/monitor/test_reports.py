@@ -140,7 +140,7 @@ def test_a_resumed_run_goes_on_in_the_same_page_of_wandb(config, monkeypatch):
 
     stand_in = SimpleNamespace(init=lambda **options: Run(options), Image=lambda picture: picture)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.setattr("metamorph.training.rules.require", lambda *arguments: "wandb")
+    monkeypatch.setattr("metamorph.training.rules.ways.require", lambda *arguments: "wandb")
     config = watched(config, "seen", wandb=True, samples_every=4)
     train(config)
     train(replace(config, resume=True))

@@ -16,7 +16,7 @@ from metamorph.combinations import LIBRARIES, REFUSED, WAYS
 from metamorph.errors import UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
-from metamorph.training.rules import check_combinations, libraries_of, ways_of
+from metamorph.training.rules.ways import check_combinations, libraries_of, ways_of
 from tests import fake_libraries
 from tests.tiny_run import tiny_config
 

@@ -18,6 +18,7 @@ from metamorph.decoder.adapter import FeatureAdapter
 from metamorph.decoder.pipeline import VisualDecoder
 from metamorph.errors import Stopped, UserError
 from metamorph.model.opening import assemble
+from metamorph.model.outline import outline
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.decoder_stage import DecoderTrainer
 from metamorph.training.draws import Draws
@@ -212,6 +213,11 @@ def test_a_model_folder_brings_its_own_grid(config, base, tmp_path):
     model.save_pretrained(tmp_path / "model", tokenizer)
     start = ModelConfig(folder=str(tmp_path / "model"))
     assert DecoderTrainer(replace(config, model=start)).vision.tokens_per_image == 9
+    asked = replace(start, grid=2)
+    with pytest.raises(UserError, match="^model.grid: got 2, but model.folder, .* with 3 x 3"):
+        DecoderTrainer(replace(config, model=asked))
+    with pytest.raises(UserError, match="^model.grid: got 2, but model.folder"):
+        outline(asked)
 
 
 def test_a_base_that_predicts_something_else_is_refused(config, base, tmp_path):

@@ -181,7 +181,8 @@ def test_a_chat_computes_as_training_does(folder, one_thread):
     prompts = [[question("Generate an image of a red circle.")], [question("Hello")]]
     states = {}
     for precision in ("fp32", "bf16", "fp8"):
-        chat = Assistant.from_pretrained(saved, precision=precision, fp8_backend="native")
+        backend = {"fp8_backend": "native"} if precision == "fp8" else {}
+        chat = Assistant.from_pretrained(saved, precision=precision, **backend)
         head = chat.model.language.lm_head.weight  # in what autocast would round it to each time
         assert head.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
         assert chat.model.language.model.embed_tokens.weight.dtype == torch.float32
@@ -195,6 +196,8 @@ def test_a_chat_computes_as_training_does(folder, one_thread):
     assert 0 < errors["bf16"] < 0.004 < errors["fp8"] < 0.1
     with pytest.raises(UserError, match="precision: expected one of"):
         Assistant.from_pretrained(saved, precision="int8")
+    with pytest.raises(UserError, match="^fp8_backend: native is for precision fp8, got bf16"):
+        Assistant.from_pretrained(saved, precision="bf16", fp8_backend="native")
 
 
 STEPS, WINDOW = 200, 20

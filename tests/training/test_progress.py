@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from metamorph.config import TrainingConfig
+from metamorph.config import DataConfig, TrainingConfig
 from metamorph.config.reading import load_config
 from metamorph.errors import Stopped, UserError
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import Run, train
 from metamorph.training.optimizer import Progress, learning_rate
-from metamorph.training.rules import check_length
+from metamorph.training.rules.length import check_length
 from tests.tiny_run import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -183,7 +183,7 @@ def test_what_does_not_say_how_long_a_run_is(folder, changes, message):
 def test_a_part_of_a_mixture_that_never_ends_is_named(folder):
     (folder / "mixture.yaml").write_text("scenes: {source: toy_scenes}\n")
     config = epochs_config(folder, 1.0)
-    config.data.source, config.data.path = "mixture", str(folder / "mixture.yaml")
+    config.data = DataConfig("mixture", path=str(folder / "mixture.yaml"))
     with pytest.raises(UserError, match=r"mixture.yaml: part 'scenes' never ends"):
         train(config)
 

@@ -8,9 +8,10 @@ import torch
 
 from metamorph.cli.command import main
 from metamorph.config import DataConfig, DecoderConfig
-from metamorph.config.reading import iter_unused, load_config, save_config
+from metamorph.config.reading import load_config, save_config
 from metamorph.errors import UserError
 from metamorph.training.rules import check_plan, check_rules
+from metamorph.training.rules.uses import check_uses
 from tests.tiny_run import tiny_config
 
 CPU = torch.device("cpu")
@@ -41,6 +42,19 @@ def test_a_key_that_the_decoder_stage_does_not_use(decoder_file, key, value, opt
     assert f"metamorph: {key}: stage decoder does not use it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--world-size", "2"], "--world-size: it plans, so it needs --dry-run beside it"),
+        (["--gpu-type", "h100"], "--gpu-type: it plans, so it needs --dry-run beside it"),
+        (["--dry-run", "--gpu-type", "h100"], "--gpu-type: a run on the devices here is no plan"),
+    ],
+)
+def test_an_option_of_plans_needs_one(decoder_file, options, message, capsys):
+    assert main(["train", decoder_file, *options]) == 2
+    assert f"metamorph: {message}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", ["language", "align", "instruct"])
 def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
     config = tiny_config(tmp_path, stage)
@@ -55,7 +69,7 @@ def test_keys_of_the_decoder_are_its_own(tmp_path, stage):
 def test_a_key_that_the_kind_of_decoder_does_not_use(tmp_path, key, value):
     config = tiny_config(tmp_path, "decoder")
     setattr(config.decoder, key, value)
-    assert list(iter_unused(config)) == []
+    check_uses(config)
     config.decoder = DecoderConfig(kind="rae", **{key: value})
     message = rf"decoder.{key}: decoder.kind rae does not use it \(only diffusion\); leave it out"
     with pytest.raises(UserError, match=message):
@@ -64,7 +78,7 @@ def test_a_key_that_the_kind_of_decoder_does_not_use(tmp_path, key, value):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_run_files_set_no_key_in_vain(path):
-    assert list(iter_unused(load_config(path))) == []
+    check_uses(load_config(path))
 
 
 @pytest.mark.parametrize("stage", ["language", "align"])
@@ -164,3 +178,48 @@ def test_a_plan_of_several_processes_is_refused_what_torchrun_would_be(tmp_path)
     check_plan(config, 1)
     with pytest.raises(UserError, match="training.optimizer: adamw8bit is for a run of one proc"):
         check_plan(config, 2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "message"),
+    [
+        ("instruct", {"training.lora_alpha": 8.0}, "training.lora_alpha: it needs training.lora_r"),
+        ("decoder", {"training.lora_targets": ["q"]}, "training.lora_targets: it needs training"),
+        ("instruct", {"training.weights": "bf16"}, "training.weights: bf16 loses small updates"),
+        ("align", {"training.fp8_backend": "native"}, "training.fp8_backend: native is for precis"),
+        ("instruct", {"data.verify_features": False}, "data.verify_features: it needs data.featu"),
+        ("decoder", {"monitor.samples": 9}, "monitor.samples: it needs monitor.samples_every"),
+        ("language", {"monitor.decoder": "x"}, "monitor.decoder: it needs monitor.samples_every"),
+        ("instruct", {"monitor.samples_every": 9}, "monitor.decoder: monitor.samples_every needs"),
+        ("align", {"parallel.cpu_offload": True}, "parallel.cpu_offload: it needs a run that torc"),
+        ("align", {"data.image_root": "images"}, "data.image_root: source toy_scenes does not"),
+        ("decoder", {"data.path": "pictures"}, "data.path: source toy_scenes does not use it"),
+        ("align", {"resume": True, "overwrite": True}, "overwrite: resume goes on with what is in"),
+        (
+            "instruct",
+            {"training.visual_coefficient": 0.0, "training.vision_head_rate_factor": 2.0},
+            "training.vision_head_rate_factor: the vision head learns nothing where",
+        ),
+        (
+            "instruct",
+            {
+                "training.visual_coefficient": 0.0,
+                "training.projector_rate_factor": 0.0,
+                "training.language_rate_factor": 0.0,
+            },
+            "training.projector_rate_factor: projector_rate_factor and language_rate_factor are 0",
+        ),
+    ],
+)
+def test_what_would_be_silently_left_out_of_a_run_or_its_plan(tmp_path, stage, keys, message):
+    save_config(tiny_config(tmp_path, stage), tmp_path / "run.yaml")
+    config = load_config(tmp_path / "run.yaml", keys)
+    for check in (lambda: check_rules(config, CPU), lambda: check_plan(config, 1)):
+        with pytest.raises(UserError, match=f"^{message}"):
+            check()
+
+
+def test_a_plan_of_several_processes_may_keep_weights_in_host_memory(tmp_path):
+    config = tiny_config(tmp_path, "align", rows_per_step=2)
+    config.parallel.cpu_offload = True
+    check_plan(config, 2)

@@ -7,6 +7,7 @@ from metamorph.processes import world_size
 from metamorph.training.rules import check_plan
 
 STAGES = ("language", "instruct")  # align trains some rows of a matrix, which torchtitan cannot
+LEAST_CHECKPOINTS = 2
 # What `metamorph train` does and torchtitan's trainer does not: refused if a run file asks for it.
 UNUSED = (
     "training.epochs", "training.schedule", "training.optimizer", "training.weights",
@@ -30,6 +31,11 @@ def check_run(run: RunConfig) -> None:
             raise UserError(
                 f"{key}: torchtitan's trainer does not use it, got {value}; leave it out"
             )
+    if run.training.keep_checkpoints < LEAST_CHECKPOINTS:
+        raise UserError(
+            f"training.keep_checkpoints: torchtitan keeps {LEAST_CHECKPOINTS} at least, got "
+            f"{run.training.keep_checkpoints}"
+        )
     if run.training.precision == "fp8":
         raise UserError("training.precision: expected fp32 or bf16 in torchtitan, got fp8")
     check_plan(run, world_size())

@@ -52,7 +52,7 @@ def sections(run: RunConfig) -> dict[str, Any]:
         "checkpoint": CheckpointManager.Config(
             enable=True,
             interval=training.checkpoint_every,
-            keep_latest_k=max(2, training.keep_checkpoints),  # torchtitan's least
+            keep_latest_k=training.keep_checkpoints,
             last_save_model_only=False,
         ),
         "activation_checkpoint": None,  # `training.activation_checkpointing` does it

@@ -5,7 +5,7 @@ from metamorph.errors import UserError
 
 
 def check_one_pass(decoder: DecoderConfig) -> None:
-    """Raises `UserError` that names the key of a size that no ViT has, or that nothing uses."""
+    """Raises `UserError` that names the key of a size that no ViT has."""
     if decoder.width % 4:
         raise UserError(
             f"decoder.width: expected a multiple of 4, as positions have a sine and a cosine in "
@@ -19,11 +19,6 @@ def check_one_pass(decoder: DecoderConfig) -> None:
         raise UserError(
             f"decoder.patch_size: {decoder.patch_size} does not divide decoder.picture_size, "
             f"{decoder.picture_size}"
-        )
-    if decoder.adversarial_start and not decoder.adversarial_weight:
-        raise UserError(
-            "decoder.adversarial_start: it needs decoder.adversarial_weight above 0, for without "
-            "it there is no critic"
         )
 
 

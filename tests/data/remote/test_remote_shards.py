@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from metamorph.config import DataConfig
-from metamorph.data.opening import check_cache, open_source
+from metamorph.data.opening import open_source
 from metamorph.data.remote.shards import default_folder
+from metamorph.data.uses import check_data
 from metamorph.errors import Halted, UserError
 from metamorph.init.found_data import find_data
 
@@ -89,12 +91,21 @@ def test_addresses_elsewhere_are_refused(settings, message):
         open_source(settings, 0)
 
 
-def test_a_cache_that_nothing_needs_is_refused(tmp_path):
-    check_cache(config("s3://bucket", tmp_path))
-    with pytest.raises(UserError, match="data.cache: no data.path is an address"):
-        check_cache(config("pairs", tmp_path))
-    (tmp_path / "both.yaml").write_text("a: {source: webdataset, path: 's3://bucket/*.tar'}\n")
-    check_cache(DataConfig("mixture", path=str(tmp_path / "both.yaml"), cache_gigabytes=5))
+def test_keys_that_only_files_or_only_addresses_use(tmp_path):
+    check_data(config("s3://bucket", tmp_path))
+    with pytest.raises(UserError, match="data.cache: source webdataset does not use it"):
+        check_data(config("pairs", tmp_path))
+    with pytest.raises(UserError, match="data.follow_links: source webdataset at an address does"):
+        check_data(replace(config("s3://bucket", tmp_path), follow_links=True))
+    path = tmp_path / "both.yaml"
+    path.write_text("a: {source: webdataset, path: 's3://bucket/*.tar'}\n")
+    check_data(DataConfig("mixture", path=str(path), cache_gigabytes=5))
+    with pytest.raises(UserError, match="data.follow_links: no part of .*both.yaml uses it"):
+        check_data(DataConfig("mixture", path=str(path), follow_links=True))
+    validation = DataConfig("toy_scenes", validation=str(path), cache_gigabytes=5)
+    check_data(validation)
+    with pytest.raises(UserError, match="data.cache_gigabytes: source toy_scenes does not use"):
+        check_data(replace(validation, validation=0.1))
 
 
 def test_init_fetches_nothing():
