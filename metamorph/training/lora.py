@@ -79,6 +79,8 @@ def save_adapters(model: MetaMorph, folder: Path, config: RunConfig, chat_templa
         settings = _settings(config, LANGUAGE_LAYERS)
         settings.task_type = "CAUSAL_LM"
         settings.base_model_name_or_path = config.model.folder or config.model.language
+        # A set, which would be written in another order each time.
+        settings.target_modules = sorted(settings.target_modules)
         settings.save_pretrained(folder)
 
 
