@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import get_args
 
 from metamorph.cli.arguments import whole
-from metamorph.cli.data_inputs import add_data_arguments, check_chat_format, read_data_inputs
+from metamorph.cli.data_inputs import (
+    SECTIONS,
+    add_data_arguments,
+    check_chat_format,
+    read_data_inputs,
+)
 from metamorph.config.keys import FeatureDtype
-from metamorph.config.reading import add_config_arguments
+from metamorph.config.reading import add_config_arguments, overrides_from_namespace
 from metamorph.errors import UserError
 
 NAME = "encode"
 SUMMARY = "write the encoder's features of all images to disk"
+KEYS = ("decoder.fit",)  # of a decoder, all that pictures are read by
+MAKING = ("bad", "dtype", "latents", "precision", "batch", "shard_images", "threads")
 DESCRIPTION = """\
 Writes the frozen encoder's features of every image of a run's data to a folder, once. Training with
 --data.features FOLDER then reads them and never runs the encoder. What is there already is kept.
@@ -42,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latents", nargs="?", const="", metavar="BASE",
         help="cache latents of this diffusers folder, or of the run's decoder.base, too",
     )  # fmt: skip
-    add_config_arguments(parser, "decoder")
+    add_config_arguments(parser, *KEYS)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32",
         help="arithmetic of the encoder (default: %(default)s)",
@@ -72,7 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
     from metamorph.lock import locked
     from metamorph.model.opening import open_encoder
 
+    config = read_data_inputs(arguments, *KEYS)
     if arguments.verify:
+        _check_alone(arguments)
         broken = verify(arguments.output)
         if broken:
             raise UserError(
@@ -81,7 +90,6 @@ def run(arguments: argparse.Namespace) -> None:
             )
         print(f"every file in {arguments.output} is as it was written")
         return
-    config = read_data_inputs(arguments, "decoder")
     check_chat_format(config)  # before hours are spent on features that nothing could train on
     device = resolve_device(arguments.device)
     latents = None
@@ -117,3 +125,14 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} holds latents of {beside.rows} images as {beside.dtype}; difference to "
             f"fp32: mean {beside.mean_error:.1e}, of a picture at most {beside.largest_error:.1e}"
         )
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for options of what is made, where nothing is."""
+    known = argparse.ArgumentParser()
+    add_arguments(known)
+    said = [name for name in MAKING if getattr(arguments, name) != known.get_default(name)]
+    said = [name.replace("_", "-") for name in said]
+    said += overrides_from_namespace(arguments, (), *SECTIONS, *KEYS)
+    if said:
+        raise UserError(f"--{said[0]}: --verify makes nothing, and does not use it; leave it out")

@@ -41,7 +41,7 @@ have an `id`, and a value of its own for each option from --max-new-tokens to --
 
   metamorph generate --prompts prompts.jsonl --output answers"""
 
-MOST_SLOTS = 1024
+SLOTS, MOST_SLOTS = 16, 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the pictures of --prompts lie (default: the folder of that file)",
     )  # fmt: skip
     parser.add_argument(
-        "--slots", type=whole(1, MOST_SLOTS), default=16, metavar="INT",
-        help="answers to --prompts that are made at once (default: %(default)s)",
+        "--slots", type=whole(1, MOST_SLOTS), metavar="INT",
+        help=f"answers to --prompts that are made at once (default: {SLOTS})",
     )  # fmt: skip
     add_system_argument(parser)
     add_answer_arguments(parser)
@@ -97,9 +97,16 @@ def _check_options(arguments: argparse.Namespace) -> None:
         ("--output", True, arguments.output),
         ("--image-root", True, arguments.image_root),
         ("--reencode", True, arguments.reencode),
+        ("--slots", True, arguments.slots),
     ):
         if value and is_of_many != many:
             raise UserError(f"{option} goes with {'--prompts' if is_of_many else 'PROMPT'} only")
+    for option in ("top_k", "top_p", "min_p"):  # a line of a file may have a temperature of its own
+        if not many and getattr(arguments, option) is not None and not arguments.temperature:
+            name = option.replace("_", "-")
+            raise UserError(
+                f"--{name}: temperature 0 takes the likeliest token anyway; give --temperature too"
+            )
     if many and arguments.output is None:
         raise UserError("--prompts needs --output FOLDER, where the answers go")
 
@@ -166,7 +173,7 @@ def _answer_all(arguments: argparse.Namespace, settings: AnswerSettings) -> int:
     tally, total = Tally(), len(file.prompts)
     with open_answers(arguments.output, manifest, file.prompts) as folder:
         if len(folder.answered) < total:
-            assistant = open_assistant(arguments, arguments.slots)
+            assistant = open_assistant(arguments, arguments.slots or SLOTS)
             tally = answer_all(assistant, file, folder, reencode=arguments.reencode)
     print(f"{folder.path} holds the answers to {len(folder.answered)} of {total} prompts")
     if tally.cut:

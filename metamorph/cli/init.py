@@ -117,6 +117,8 @@ def _wishes(arguments: argparse.Namespace, name: str):
     here, memory_here = _gpus_here()
     gpus = answer("--gpus", _text(arguments.gpus), "GPUs to train on, 0 for a CPU", _gpus, here)
     memory = None
+    if not gpus and arguments.memory is not None:
+        raise UserError("--memory: it is that of a GPU, and --gpus is 0; leave it out")
     if gpus and not is_decoder:
         question = "Memory of one GPU in GiB; empty if you do not know"
         memory = answer("--memory", _text(arguments.memory), question, _memory, memory_here)
@@ -134,8 +136,6 @@ def _refuse(arguments: argparse.Namespace, stage: Stage) -> None:
             raise UserError(f"--{option}: stage {stage} does not use it; leave it out")
     if arguments.model is not None and (arguments.language or arguments.vision):
         raise UserError("--model: it has a language model and an encoder; leave out the others")
-    if arguments.gpus == 0 and arguments.memory is not None:
-        raise UserError("--memory: it is that of a GPU, and --gpus is 0; leave it out")
 
 
 def _gpus_here() -> tuple[str, str]:

@@ -133,6 +133,8 @@ def open_pictures(
     if path is None:
         if image_root is not None:
             raise UserError("--image-root goes with --data only")
+        if fit != "squash":
+            raise UserError("--fit goes with --data only: toy scenes are squares")
         return ToyPictures(count)
     kind: FileFormat | None = "pictures" if path.is_dir() else FORMATS.get(path.suffix.lower())
     if kind is None:

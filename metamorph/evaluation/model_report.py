@@ -23,6 +23,7 @@ from metamorph.folders import check_folder, check_result
 from metamorph.generation.assistant import Assistant
 from metamorph.generation.drawing import check_drawing
 from metamorph.generation.engine import EngineOptions
+from metamorph.generation.settings import DEFAULT_DRAWING
 from metamorph.model.unified import MODEL_TYPE, MetaMorphConfig
 from metamorph.model.weights import read_json
 from metamorph.tokens import IMAGE_PLACEHOLDER
@@ -60,6 +61,10 @@ def measure_model(
         if name in unfit:
             raise UserError(f"--suite: {name} cannot be measured: {folder} {unfit[name]}")
     chosen = [name for name in SUITES if (name not in unfit if asked is None else name in asked)]
+    if options.drawing != DEFAULT_DRAWING and not any(SUITES[name].draws for name in chosen):
+        raise UserError(
+            f"--suite: {', '.join(chosen)} draws nothing, so nothing can be set for drawings"
+        )
     samples = {}
     with tqdm(chosen, desc="suites") as bar:
         for name in bar:

@@ -50,6 +50,7 @@ def test_samples_are_no_run_file(tool, tmp_path, capsys):
         ("qa: {path: a.jsonl}", ["--data.row_lenght", "9"], "the nearest is '--data.row_length'"),
         ("qa: {path: a.jsonl}", ["--monitr", "x"], "'--monitr'; the nearest is '--mo"),
         ("qa: {path: a.jsonl}", ["--training.steps", "9"], "steps: only metamorph train uses it"),
+        ("qa: {path: a.jsonl}", ["--data.workers", "9"], "workers: only metamorph train uses it"),
         ("qa: {path: a.jsonl}", ["--data.shuffle", "9"], "key 'data.shuffle' got 9"),
         ("stage: decoder\noutput: x", ["--data.row_length", "9"], "stage decoder does not use it"),
     ],
@@ -60,3 +61,25 @@ def test_what_is_wrong_is_named(tool, text, options, message, tmp_path, monkeypa
     command = [tool[0], "my.yaml", *tool[1:], *options]
     assert main(command) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--decoder.batch_size", "9"], "--decoder.batch_size: only metamorph train uses it"),
+        (["--verify", "--dtype", "int8"], "--dtype: --verify makes nothing, and does not use it"),
+        (["--verify", "--shard-images", "9"], "--shard-images: --verify makes nothing"),
+        (["--verify", "--data.max_pixels", "9"], "--data.max_pixels: --verify makes nothing"),
+        (["--data.image_root", "images"], "data.image_root: source mixture does not use it"),
+    ],
+)
+def test_what_encode_would_leave_out(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("qa: {path: a.jsonl}")
+    assert main(["encode", "my.yaml", "--output", "features", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_verified_is_that_of_data_that_are_there(tmp_path, capsys):
+    assert main(["encode", str(tmp_path / "no.yaml"), "--output", "features", "--verify"]) == 2
+    assert "no.yaml: cannot read the file: No such file" in capsys.readouterr().err

@@ -111,6 +111,8 @@ def test_a_root_goes_with_records_alone(folder):
         open_pictures(folder, 10, seed=0, image_root=folder)
     with pytest.raises(UserError, match="--image-root goes with --data only"):
         open_pictures(None, 10, seed=0, image_root=folder)
+    with pytest.raises(UserError, match="--fit goes with --data only"):
+        open_pictures(None, 10, seed=0, fit="crop")
     with pytest.raises(UserError, match="^--image-root: .*gone does not exist"):
         open_pictures(folder / "captions.jsonl", 10, seed=0, image_root=folder / "gone")
 

@@ -92,6 +92,10 @@ def test_what_does_not_fit_is_one_sentence(models, parts, tmp_path, capsys):
     assert "--wording: expected one of toy" in fails(capsys, *model, *new, "--wording", "latin")
     said = fails(capsys, *model, *new, "--suite", "questions", "--text", tmp_path / "a.txt")
     assert "--text goes with the suite text" in said
+    said = fails(capsys, *model, *new, "--suite", "text", "--wording", "english-train")
+    assert "--wording: the suite text asks nothing" in said
+    draws = "--model", models / "one_pass", *new, "--suite", "questions", "--guidance", 1
+    assert "--suite: questions draws nothing, so nothing can be set" in fails(capsys, *draws)
     assert "--clip goes with --decoder, not with --model without --decoder" in fails(
         capsys, *model, *new, "--clip", tmp_path
     )

@@ -149,6 +149,7 @@ def test_a_file_is_kept_unless_told(here, capsys):
         (("x", "--data", "data.jsonl", "--language", "", *PARTS[2:]), "--language: it is empty"),
         (("no/x", "--data", "data.jsonl", *PARTS), "no does not exist"),
         ((*ALIGN, "--gpus", "0", "--memory", "9"), "--memory: it is that of a GPU"),
+        ((*ALIGN, "--memory", "9"), "--memory: it is that of a GPU"),  # and none is here
         (
             ("x", "--data", "data.jsonl", "--language", "models/siglip", *PARTS[2:]),
             "--language: models/si",
