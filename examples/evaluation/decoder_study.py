@@ -139,6 +139,7 @@ def study(argv: list[str] | None = None) -> None:
     if options.pictures is not None:
         cut(options.pictures, output / "patches")
         keys += ["--data.source", "pictures", "--data.path", str(output / "patches/training")]
+        keys += ["--data.kinds", "{}"]  # which are of scenes
         held_out = ["--data", output / "patches/held_out"]
     vision = options.vision or larger_encoder(output / "encoder")
     decoders = train_all(output, vision, keys)
