@@ -126,6 +126,9 @@ NOT_RUN_HERE = {
     'metamorph generate "What does the picture show?" '
     "--image data/photographs/pictures/chelsea-07.jpg "
     "--model runs/photographs/instruct/model": PHOTOGRAPHS,
+    "python examples/photographs/measure.py runs/photographs/instruct/model data/photographs": (
+        PHOTOGRAPHS
+    ),
     "metamorph train configs/photographs/align.yaml "
     "--model.vision models/siglip-so400m-patch14-384 "
     "--output runs/photographs_siglip/align": PHOTOGRAPHS,

@@ -1,6 +1,7 @@
 """From photographs of two packages to a small model of them, with tiny weights in place of real."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -42,9 +43,14 @@ def packages(tmp_path, monkeypatch) -> Path:
     return tmp_path / "packages"
 
 
+def run_program(monkeypatch, name: str, *arguments: object) -> None:
+    program = str(PROGRAM.with_name(name))
+    monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+    runpy.run_path(program, run_name="__main__")
+
+
 def make_pairs(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, arguments)])
-    runpy.run_path(str(PROGRAM), run_name="__main__")
+    run_program(monkeypatch, PROGRAM.name, *arguments)
 
 
 def test_pictures_are_cut_asked_about_and_learned(packages, tmp_path, monkeypatch, capsys):
@@ -61,11 +67,27 @@ def test_pictures_are_cut_asked_about_and_learned(packages, tmp_path, monkeypatc
     language, encoder = write_language(tmp_path / "llama"), write_efficientnet(tmp_path / "lite")
     short = ["--training.steps", "1", "--device", "cpu", "--training.validation_rows", "1"]
     start = ["--model.language", language, "--model.vision", encoder, "--model.grid", GRID]
+    start += ["--model.chat_template", ROOT / "configs/smollm2/chat_template.jinja"]
     assert main(["train", str(CONFIGS / "align.yaml"), *map(str, start), *short]) == 0
     assert main(["train", str(CONFIGS / "instruct.yaml"), *short]) == 0
     run = Path("runs/photographs/instruct")
     assert "validation_visual_cosine" in read_metrics(run)[-1]
     assert type(MetaMorph.from_pretrained(run / "model").encoder) is EfficientNetLite
+
+    capsys.readouterr()
+    run_program(monkeypatch, "measure.py", run / "model", "data/photographs")
+    table, wrong = capsys.readouterr().out.split("\nexpected ", 1)
+    lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in table.splitlines())
+    assert lines["question: right"].split() == ["14", "14", "0.0%", "(0.0%", "to", "0.0%)"]
+    assert lines["cosine: of its photograph's mean"].endswith("1.000 (1.000 to 1.000)")
+    assert wrong.startswith("'It shows a detail of a smiling astronaut")
+
+
+def test_a_model_that_is_absent_is_named(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_program(monkeypatch, "measure.py", tmp_path / "none", tmp_path)
+    assert stopped.value.code == 2
+    assert "none" in capsys.readouterr().err
 
 
 def test_a_package_that_is_absent_is_named(packages, tmp_path, monkeypatch, capsys):
