@@ -5,6 +5,8 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from metamorph.model.unified import MetaMorph
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.checkpoint import latest_checkpoint
 from tests.tiny_run import tiny_config
+from tests.warm_programs import warm_programs, write_program
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "examples/cluster"
@@ -45,8 +48,6 @@ show) echo localhost; echo another-node ;;
 requeue) echo "$2" >> "$RECORDS/requeued" ;;
 esac
 """,
-    "torchrun": f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n',
-    "metamorph": f'#!/bin/sh\nexec {sys.executable} -m metamorph "$@"\n',
 }
 RECORDER = """#!/bin/sh
 who="$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $OMP_NUM_THREADS"
@@ -61,10 +62,9 @@ def cluster(tmp_path):
     """A function that begins a script with these variables, as a job of two tasks has them."""
     records = tmp_path / "records"
     records.mkdir()
+    (tmp_path / "bin").mkdir()
     for name, text in PROGRAMS.items():
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+        write_program(tmp_path / "bin" / name, text)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
@@ -86,7 +86,7 @@ def cluster(tmp_path):
 @pytest.fixture
 def recorded(cluster, tmp_path):
     """A function: exit code of the Slurm script, what each task was told, and what was queued."""
-    (tmp_path / "bin/metamorph").write_text(RECORDER)
+    write_program(tmp_path / "bin/metamorph", RECORDER)
 
     def run(*arguments: str, **variables: str) -> tuple[int, list[str], list[str]]:
         job = cluster("train.sbatch", *arguments, **variables)
@@ -131,7 +131,7 @@ def test_the_job_asks_for_a_task_a_gpu_and_for_the_signal_that_is_handled():
 
 @pytest.mark.parametrize("script", ["one_node.sh", "many_nodes.sh"])
 def test_torchrun_reads_what_a_script_says(cluster, tmp_path, script):
-    (tmp_path / "bin/torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    write_program(tmp_path / "bin/torchrun", '#!/bin/sh\nprintf "%s\\n" "$@"\n')
     begun = cluster(script, "my.yaml", "--output", "runs/a b", NODES="4", HOST="node-a")
     options = parse_torchrun(begun.communicate(timeout=60)[0].splitlines())
     assert begun.returncode == 0 and options.module
@@ -148,6 +148,11 @@ def test_torchrun_reads_what_a_script_says(cluster, tmp_path, script):
 @pytest.mark.slow
 def test_a_job_that_was_asked_to_stop_goes_on_elsewhere_to_its_end(cluster, folder, tmp_path):
     """Two tasks of Slurm until the signal, then two nodes of torchrun; all talk over gloo."""
+    with warm_programs(tmp_path / "bin") as warm:
+        stop_and_go_on(partial(cluster, **warm), folder, tmp_path)
+
+
+def stop_and_go_on(cluster: Callable, folder: Path, tmp_path: Path) -> None:
     save_config(tiny_config(folder, "instruct", steps=20, rows_per_step=2), folder / "run.yaml")
     output = tmp_path / "runs/mine"
     job = cluster("train.sbatch", folder / "run.yaml", output, STOP_AT=str(output / "config.yaml"))
