@@ -83,7 +83,12 @@ class ClipScore:
 
     def __init__(self, folder: Path, device: torch.device):
         """A CLIPModel folder of Hugging Face, read from safetensors. Raises `UserError`."""
-        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel, CLIPTokenizer
+
+        try:
+            from transformers import CLIPImageProcessorPil as Preprocessing
+        except ImportError:  # before transformers 5.4 the class of Pillow has no suffix
+            from transformers import CLIPImageProcessor as Preprocessing
 
         with within("--clip"):
             kind = read_json(check_folder(folder) / "config.json").get("model_type")
@@ -93,7 +98,7 @@ class ClipScore:
             model, info = CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-            self.preprocess = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            self.preprocess = Preprocessing.from_pretrained(folder, local_files_only=True)
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises nothing narrower for what does not fit
             raise UserError(f"--clip: {folder} cannot be opened: {in_words(error)}") from error

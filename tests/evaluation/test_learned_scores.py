@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from metamorph import libraries
 from metamorph.errors import UserError
@@ -21,6 +21,7 @@ from metamorph.evaluation.learned_scores import (
     inception_file,
     open_frechet,
 )
+from tests.pillow_processors import pillow_processor
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -75,7 +76,7 @@ def clip(tmp_path_factory):
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(
         folder
     )
-    CLIPImageProcessorPil(
+    pillow_processor("CLIP")(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
     ).save_pretrained(folder)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)

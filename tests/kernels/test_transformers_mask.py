@@ -16,7 +16,6 @@ from transformers.masking_utils import (  # noqa: E402
     create_bidirectional_mask,
     create_causal_mask,
     or_masks,
-    sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
 )
 
@@ -45,6 +44,10 @@ def prefix(batch_idx, head_idx, q_idx, kv_idx):
     return kv_idx < 5
 
 
+def within_two(batch_idx, head_idx, q_idx, kv_idx):
+    return abs(q_idx - kv_idx) <= 2
+
+
 def strictly_before(batch_idx, head_idx, q_idx, kv_idx):
     return kv_idx < q_idx
 
@@ -53,7 +56,7 @@ RULES = {
     "causal": causal_mask_function,
     "full": bidirectional_mask_function,
     "window": sliding_window_causal_mask_function(3),
-    "window both ways": sliding_window_bidirectional_mask_function(2),
+    "window both ways": within_two,
     "chunks": chunked_causal_mask_function(4, torch.tensor([0, 0])),
     "prefix": or_masks(causal_mask_function, prefix),
     "strict window": and_masks(strictly_before, sliding_window_causal_mask_function(3)),

@@ -14,12 +14,12 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from metamorph.errors import UserError
 from metamorph.model.siglip import SiglipEncoder
 from metamorph_kernels import pool_normalize
+from tests.pillow_processors import pillow_processor
 
 SIZES = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 VISION = SIZES | {"num_attention_heads": 3, "image_size": 56, "patch_size": 8}
@@ -104,7 +104,7 @@ def test_preprocessing_equals_transformers(folder, tmp_path):
     encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     encoder.mean = (0.4, 0.5, 0.6)
     encoder.save_pretrained(tmp_path / "saved")
-    processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
+    processor = pillow_processor("Siglip").from_pretrained(tmp_path / "saved")
     expected = processor(pictures(), return_tensors="pt").pixel_values
     torch.testing.assert_close(encoder.preprocess(pictures()), expected, atol=1e-6, rtol=0)
 
@@ -114,7 +114,7 @@ def test_each_way_to_resample_equals_transformers(folder, tmp_path, resample):
     preprocessor_of(folder, resample=resample, size=56)
     encoder = SiglipEncoder.from_pretrained(folder, grid=3)
     encoder.save_pretrained(tmp_path / "saved")
-    processor = SiglipImageProcessorPil.from_pretrained(tmp_path / "saved")
+    processor = pillow_processor("Siglip").from_pretrained(tmp_path / "saved")
     assert processor.resample == resample
     expected = processor(pictures(), return_tensors="pt").pixel_values
     torch.testing.assert_close(encoder.preprocess(pictures()), expected, atol=1e-6, rtol=0)
