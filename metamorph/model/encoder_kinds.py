@@ -23,6 +23,8 @@ class EncoderKind:
         settings: of config.json that features depend on and weights do not say.
         never_run: how the names of weights begin that decide no feature.
         file_prefix: of the names of its weights in a file, before those in its network.
+        since: the first release of transformers whose network has its parts under the names that we
+            read, major and minor.
     """
 
     name: str
@@ -35,6 +37,7 @@ class EncoderKind:
     settings: tuple[str, ...] = ("num_attention_heads", "hidden_act", "layer_norm_eps")
     never_run: tuple[str, ...] = ()
     file_prefix: str = ""
+    since: tuple[int, int] = (5, 0)
 
 
 # The means and deviations of the colours that CLIP and that networks of ImageNet learned with.
@@ -72,6 +75,7 @@ DINOV2 = EncoderKind(
     IMAGENET_STD,
     is_any_size=True,
     never_run=("embeddings.mask_token",),
+    since=(5, 18),
 )
 DINOV2_REGISTERS = EncoderKind(
     "DINOv2 with registers",
@@ -80,6 +84,7 @@ DINOV2_REGISTERS = EncoderKind(
     IMAGENET_STD,
     is_any_size=True,
     never_run=("embeddings.mask_token",),
+    since=(5, 18),
 )
 DINOV3 = EncoderKind(
     "DINOv3",
@@ -90,6 +95,7 @@ DINOV3 = EncoderKind(
     is_any_size=True,
     settings=("num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta"),
     never_run=("embeddings.mask_token",),
+    since=(5, 4),
 )
 EFFICIENTNET_LITE = EncoderKind("EfficientNet-Lite", ("efficientnet_lite",))
 

@@ -1,10 +1,12 @@
 """Vision transformers of transformers as frozen encoders, with the last layer where it is read."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,6 +14,7 @@ from transformers.activations import ACT2FN
 
 from metamorph.errors import UserError, in_words, shown
 from metamorph.model.encoder_files import deciding, read_tower, tower_facts
+from metamorph.model.encoder_kinds import EncoderKind
 from metamorph.model.vision import VisionEncoder
 from metamorph.model.vit_layer import LayerParts
 from metamorph.model.weights import load_module, write_json, write_tensors
@@ -28,6 +31,12 @@ LARGEST = {  # sizes of an encoder; a damaged number would take hours or all mem
     "patch_size": 10_000,
 }
 LARGEST_REGISTERS = 10_000
+
+
+def is_served(kind: EncoderKind) -> bool:
+    """Whether the installed transformers has its network with the parts that are read here."""
+    release = tuple(int(part) for part in re.findall(r"\d+", transformers.__version__)[:2])
+    return release >= kind.since
 
 
 class ViTEncoder(VisionEncoder):
@@ -90,11 +99,17 @@ class ViTEncoder(VisionEncoder):
 
     @classmethod
     def read_config(cls, data: dict) -> Any:
-        """The vision half of a config.json. UserError for another model, or for sizes that no
-        encoder has."""
+        """The vision half of a config.json. UserError for another model, for sizes that no encoder
+        has, or where transformers is too old for its network."""
         name = cls.kind.name
         if data.get("model_type") not in cls.kind.model_types:
             raise UserError(f"expected a {name} model, got {shown(data.get('model_type'))}")
+        if not is_served(cls.kind):
+            oldest = ".".join(map(str, cls.kind.since))
+            raise UserError(
+                f"a {name} encoder needs transformers {oldest} or newer, and here is "
+                f"{transformers.__version__}"
+            )
         written = data.get("vision_config", data)
         if not isinstance(written, dict):
             raise UserError(f"vision_config: expected an object, got {shown(written)}")

@@ -17,14 +17,15 @@ from metamorph.data.features import FeatureFolder
 from metamorph.integrations.transformers.processing import MetaMorphProcessor
 from metamorph.model import MetaMorph, assemble, open_vision
 from metamorph.model.encoder_identity import identity, stored_identity
+from metamorph.model.encoder_kinds import DINOV3
 from metamorph.model.encoders import vision_of_sizes
 from metamorph.model.outline import outline, outline_encoder, public_sizes
 from metamorph.monitor.metrics_file import read_metrics
 from metamorph.training.loop import train
-from tests.model.tiny_encoders import FAMILIES
+from tests.model.tiny_encoders import FAMILIES, served, where_served
 from tests.tiny_run import GRID, tiny_config, write_language
 
-KINDS = ["SigLIP 2 NaFlex", "CLIP", "DINOv2", "DINOv3"]
+KINDS = list(map(served, ["SigLIP 2 NaFlex", "CLIP", "DINOv2", "DINOv3"]))
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +90,11 @@ def test_its_features_are_cached(encoder_folder, tmp_path):
     torch.testing.assert_close(cached, live, atol=1e-6, rtol=0)
 
 
-def test_a_run_learns_from_it(llama, tmp_path):
+@pytest.mark.parametrize("kind", [served("DINOv3")])
+def test_a_run_learns_from_it(llama, kind, tmp_path):
     shutil.copytree(llama, tmp_path / "llama")
     config = tiny_config(tmp_path, "instruct", steps=1)
-    folder = FAMILIES["DINOv3"].write(tmp_path / "encoder")
+    folder = FAMILIES[kind].write(tmp_path / "encoder")
     config = replace(config, model=replace(config.model, vision=str(folder)))
     train(config)
     (line,) = read_metrics(Path(config.output))
@@ -110,7 +112,9 @@ def test_a_run_learns_from_it(llama, tmp_path):
         ("siglip2-so400m-patch14-384", 428_225_600, 27**2),
         ("siglip2-so400m-patch16-naflex", 427_888_064, 16**2),
         ("clip-vit-large-patch14-336", 303_507_456, 24**2),
-        ("dinov3-vitl16-pretrain-lvd1689m", 303_129_600, 14**2),
+        pytest.param(
+            *("dinov3-vitl16-pretrain-lvd1689m", 303_129_600, 14**2), marks=where_served(DINOV3)
+        ),
     ],
 )
 def test_public_sizes(name, parameters, patches):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (
@@ -25,10 +26,16 @@ from transformers import (
 
 from metamorph.model.clip import ClipEncoder
 from metamorph.model.dino import Dinov2Encoder, Dinov2RegistersEncoder, Dinov3Encoder
-from metamorph.model.encoder_kinds import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from metamorph.model.encoder_kinds import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderKind,
+)
 from metamorph.model.siglip import SiglipEncoder
 from metamorph.model.siglip2 import NaflexEncoder
-from metamorph.model.vit import ViTEncoder
+from metamorph.model.vit import ViTEncoder, is_served
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8}
 MLP = {"intermediate_size": 32}
@@ -164,3 +171,14 @@ FAMILIES = {
         without(5),
     ),
 }
+
+
+def where_served(kind: EncoderKind) -> pytest.MarkDecorator:
+    """Skips a test where transformers is too old for this kind of encoder."""
+    reason = f"{kind.name} needs transformers {kind.since}"
+    return pytest.mark.skipif(not is_served(kind), reason=reason)
+
+
+def served(name: str, *values: Any) -> Any:
+    """A parameter of a test: the name of one of `FAMILIES`, skipped where that is not served."""
+    return pytest.param(name, *values, marks=where_served(FAMILIES[name].encoder.kind))
