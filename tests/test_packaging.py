@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.lower_bounds import bounds, untrue
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -54,6 +57,44 @@ def test_what_the_dependencies_need_is_pinned_too():
             if applies and not own and canonicalize_name(requirement.name) not in pinned:
                 missing.add(f"{requirement.name} for {name}")
     assert not missing
+
+
+@pytest.mark.parametrize("project", [PROJECT, KERNELS], ids=["metamorph", "kernels"])
+def test_every_dependency_has_one_lower_bound_or_is_pinned(project):
+    """What `make lower-bounds` installs, and extras for a GPU, which it does not."""
+    lists = [project["project"]["dependencies"]]
+    lists += project["project"]["optional-dependencies"].values()
+    for names in lists:
+        operators = {each.operator for name in names for each in Requirement(name).specifier}
+        bounded = [name for name in names if Requirement(name).specifier]
+        assert bounded == list(names)
+        assert operators == {">="} or "==" in operators  # with caps of what the pinned one needs
+
+
+def test_extras_have_the_bounds_that_are_tested():
+    tested = bounds()
+    for names in PROJECT["project"]["optional-dependencies"].values():
+        for requirement in map(Requirement, names):
+            [bound] = requirement.specifier
+            assert tested.get(requirement.name, Version(bound.version)) == Version(bound.version)
+
+
+def test_a_version_above_its_bound_is_told_except_of_torch():
+    lowest = bounds()
+    assert untrue(lowest) == []
+    assert untrue(lowest | {"torch": Version("99"), "numpy": Version("99")}) == ["numpy"]
+    assert untrue(lowest | {"torch": Version("2.10")}) == ["torch"]
+
+
+def test_the_lowest_versions_have_an_environment_of_their_own():
+    command = ["make", "--dry-run", "--always-make", "lower-bounds", "TORCH=2.11.0"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    programs = re.findall(r"^(?:\w+=\S+ )*(\S+/bin/\S+)", run.stdout, re.MULTILINE)
+    assert {Path(program).parts[0] for program in programs} == {".venv-lower-bounds"}
+    assert "--no-deps torch==2.11.0\n" in run.stdout
+    assert "--resolution lowest-direct" in run.stdout
+    tests = re.findall(r"(?<= )tests/\S+", run.stdout)
+    assert len(tests) > 10 and all((ROOT / test).exists() for test in tests)
 
 
 def test_pins_are_exact_sorted_and_for_any_build():

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 import metamorph
+from tests.lower_bounds import bounds
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,8 +37,12 @@ def test_the_changelog_names_every_op_and_verb():
 
 
 def test_hosted_checks_are_those_of_a_clone():
-    (job,) = read(".github/workflows/ci.yml")["jobs"].values()
-    assert job["steps"][-1] == {"run": "bash .ci/run"}
+    jobs = read(".github/workflows/ci.yml")["jobs"]
+    ends = {name: job["steps"][-1] for name, job in jobs.items()}
+    assert ends == {
+        "run": {"run": "bash .ci/run"},
+        "lower-bounds": {"run": f"make lower-bounds TORCH={bounds()['torch']}.0"},
+    }
     entries = [
         hook["entry"] for repo in read(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]
     ]
