@@ -1,7 +1,6 @@
 """Each kind of vision transformer beside transformers' own, from a folder as it is released."""
 
 import json
-from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {name: family.write(root / name) for name, family in FAMILIES.items()}
 
 
-@pytest.fixture(params=map(served, FAMILIES))
+@pytest.fixture(params=[*map(served, FAMILIES)])
 def name(request) -> str:
     return request.param
 
@@ -212,7 +211,7 @@ def test_from_16_to_576_tokens(family, grid):
 
 @pytest.mark.parametrize(
     ("name", "processor"),
-    starmap(served, [("SigLIP 2", "Siglip"), ("CLIP", "CLIP"), ("DINOv2 giant", "Bit")]),
+    [served("SigLIP 2", "Siglip"), served("CLIP", "CLIP"), served("DINOv2 giant", "Bit")],
 )
 def test_squares_are_preprocessed_as_transformers_does(folders, name, processor):
     official = pillow_processor(processor).from_pretrained(folders[name])

@@ -2,18 +2,18 @@
 
 import json
 from itertools import starmap
+from types import SimpleNamespace
 
 import pytest
-import transformers
 
 from metamorph.errors import UserError
-from metamorph.model import open_vision
+from metamorph.model import open_vision, vit
 from metamorph.model.encoder_files import check_encoder
 from tests.model.tiny_encoders import FAMILIES, served
 
 
 def test_an_older_transformers_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.3.0")
+    monkeypatch.setattr(vit, "transformers", SimpleNamespace(__version__="5.3.0"))
     open_vision(FAMILIES["CLIP"].write(tmp_path / "CLIP"), 2)
     for name, oldest in (("DINOv2", "5.18"), ("DINOv3", "5.4")):
         needed = f"config.json: a {name} encoder needs transformers {oldest} or newer, .* 5.3.0"
@@ -38,7 +38,7 @@ DOES_NOT_FIT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "message"), starmap(served, DOES_NOT_FIT))
+@pytest.mark.parametrize(("name", "change", "message"), [*starmap(served, DOES_NOT_FIT)])
 def test_what_does_not_fit_is_one_sentence(name, change, message, tmp_path):
     folder = FAMILIES[name].write(tmp_path)
     path = folder / "config.json"
@@ -56,7 +56,7 @@ NO_SQUARE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings", "message"), starmap(served, NO_SQUARE))
+@pytest.mark.parametrize(("name", "settings", "message"), [*starmap(served, NO_SQUARE)])
 def test_a_square_that_cannot_be_is_refused(name, settings, message, tmp_path):
     folder = FAMILIES[name].write(tmp_path)
     path = folder / "preprocessor_config.json"
