@@ -178,8 +178,9 @@ class _Trial:
     def _behind_the_cache(self, embeddings: Tensor) -> Tensor:
         from metamorph.generation import decode_step
 
-        alive = torch.ones(len(embeddings), dtype=torch.bool, device=self.device)
-        return decode_step.decode(self.model, self.cache, self.rotary, embeddings, alive)
+        alive = torch.ones(len(embeddings), dtype=torch.int64, device=self.device)
+        grown = self.cache.grow(alive)
+        return decode_step.decode(self.model, self.cache, self.rotary, embeddings, *grown)
 
     def _whole_prefix(self) -> Forward:
         """Runs everything again for each token."""

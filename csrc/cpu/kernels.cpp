@@ -11,7 +11,8 @@
 namespace metamorph::cpu {
 
 Kernels KERNELS(METAMORPH_LEVEL)() {
-  return {LANES, attend_head, attend_block, rotate_token, norm_row, swiglu_row};
+  return {LANES, attend_head, attend_block, rotate_token, norm_row, swiglu_row,
+          largest_of_row};
 }
 
 }  // namespace metamorph::cpu

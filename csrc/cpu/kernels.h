@@ -58,6 +58,7 @@ using RotateToken = void (*)(const float* from, const float* cos, const float* s
 using NormRow = void (*)(const float* from, const float* weight, float* to, int64_t columns,
                          float eps);
 using SwigluRow = void (*)(const float* gate, const float* up, float* to, int64_t columns);
+using LargestOfRow = int64_t (*)(const float* row, int64_t columns);
 
 struct Kernels {
   int64_t lanes;  // floats of a vector
@@ -66,6 +67,7 @@ struct Kernels {
   RotateToken rotate_token;
   NormRow norm_row;
   SwigluRow swiglu_row;
+  LargestOfRow largest_of_row;
 };
 
 constexpr int64_t KEYS_AT_ONCE = 64;    // of which scores are held
@@ -90,6 +92,9 @@ inline int64_t scratch_floats(const PrefillAttention& a, int64_t tokens, int64_t
   return a.query_heads / a.key_heads * tokens * (2 * width + 2) +
          KEYS_AT_ONCE * (a.head_dim + width + QUERIES_AT_ONCE);
 }
+
+// The best kernels that this processor has.
+const Kernels& kernels();
 
 // The same source compiled for each level; a level is called on processors that have it only.
 Kernels baseline_kernels();

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "../require.h"
 #include "kernels.h"
+#include "tensors.h"
 
 namespace metamorph::cpu {
 namespace {
@@ -40,22 +40,14 @@ Kernels best_kernels() {
   return baseline_kernels();
 }
 
+}  // namespace
+
 const Kernels& kernels() {
   static const Kernels best = best_kernels();
   return best;
 }
 
-void require_tensor(const char* name, const Tensor& tensor, int64_t dimensions,
-                    const char* letters, ScalarType type) {
-  require(tensor.is_cpu(), name, ": expected a tensor on the CPU");
-  require(tensor.dim() == dimensions, name, ": expected shape ", letters, ", got ", tensor.dim(),
-          " dimensions");
-  require(tensor.scalar_type() == type, name, ": expected ", torch::headeronly::toString(type),
-          ", got ", torch::headeronly::toString(tensor.scalar_type()));
-  require(tensor.stride(dimensions - 1) == 1 || tensor.size(dimensions - 1) <= 1, name,
-          ": expected neighbouring columns in memory, got a stride of ",
-          tensor.stride(dimensions - 1));
-}
+namespace {
 
 Cache cache_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};

@@ -1,4 +1,4 @@
-// What stands between the matrix products of a layer, a token at a time, in float32.
+// What stands between matrix products, a token at a time, in float32.
 #pragma once
 
 #include "kernels.h"
@@ -46,6 +46,38 @@ void swiglu_row(const float* gate, const float* up, float* to, int64_t columns) 
     const Floats last = swiglu(load_some(gate + i, columns - i), load_some(up + i, columns - i));
     std::memcpy(to + i, &last, (columns - i) * sizeof(float));
   }
+}
+
+// The first of the largest numbers of a row, or its first NaN, if it has one, as in PyTorch.
+int64_t largest_of_row(const float* row, int64_t columns) {
+  constexpr int64_t BLOCK = 64 * LANES;  // is searched for the place of its largest number
+  float largest = row[0];
+  int64_t first = 0;
+  for (int64_t start = 0; start < columns && largest == largest; start += BLOCK) {
+    const int64_t end = start + BLOCK < columns ? start + BLOCK : columns;
+    Floats most = splat(row[start]);
+    Integers strange = {};
+    int64_t i = start;
+    for (; i + LANES <= end; i += LANES) {
+      const Floats some = load(row + i);
+      strange |= some != some;
+      most = some > most ? some : most;
+    }
+    float of_block = row[start];
+    for (int lane = 0; lane < LANES; ++lane) {
+      if (strange[lane] != 0) of_block = __builtin_nanf("");
+      if (most[lane] > of_block) of_block = most[lane];
+    }
+    for (; i < end; ++i) {
+      if (row[i] > of_block || row[i] != row[i]) of_block = row[i];
+    }
+    if (of_block > largest || of_block != of_block) {
+      largest = of_block;
+      first = start;
+    }
+  }
+  while (largest == largest ? row[first] != largest : row[first] == row[first]) ++first;
+  return first;
 }
 
 }  // namespace

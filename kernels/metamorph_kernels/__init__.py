@@ -17,6 +17,7 @@ from metamorph_kernels.attention.prefill import prefill_attention
 from metamorph_kernels.backends import probe
 from metamorph_kernels.cpu_library import (
     cpp_absence,
+    emit_greedy_cpp,
     rms_norm_cpp,
     rotate_cpp,
     runs_in_cpp,
@@ -54,6 +55,7 @@ __all__ = [
     "cuda_absence",
     "decode_attention",
     "decode_attention_on_host",
+    "emit_greedy_cpp",
     "gpu_absence",
     "interval_attention",
     "interval_attention_fp8",

@@ -102,18 +102,60 @@ def store_cpp(
     torch.ops.metamorph_cpu_ops.store(keys, values, sequences, places, k, v)
 
 
+def emit_greedy_cpp(
+    logits: Tensor,
+    vectors: Tensor,
+    effects: Tensor,
+    image_end: int,
+    counts: Tensor,
+    lengths: Tensor,
+    cursor: Tensor,
+    tokens_history: Tensor,
+    best_history: Tensor,
+    vectors_history: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a greedy step of generation emits for each of B sequences, and does to them in place.
+
+    logits [B, V] and vectors [B, C] are predicted; `effects` int64 [2, V] are what a token needs
+    and begins. `counts` int64 [5, B] has alive, left and room in its first rows, as `Slots` has
+    them; lengths int64 [B]. Line `cursor`, int64 [1], which is then the next one, of the histories:
+    tokens int64 [steps, B], best logits [steps, B], vectors [steps, B, C]. Where no dtype is named,
+    it is float32.
+
+    Returns token ids int64 [B], whether vectors take their place, bool [B, 1], and int64 [B] each
+    the places of what is fed next and the numbers of keys that it sees. RuntimeError, before
+    anything is written, for tensors that do not fit.
+    """
+    return torch.ops.metamorph_cpu_ops.emit_greedy.default(
+        *(logits, vectors, effects, image_end, counts, lengths, cursor),
+        *(tokens_history, best_history, vectors_history),
+    )
+
+
 @cache
 def _load() -> str | None:
     """Load the library and register the ops' fake versions; why that failed, or None."""
     reason = load_library(LIBRARY, "METAMORPH_CPU")
-    if reason is None:
-        for name, fake in FAKES.items():
-            torch.library.register_fake(f"metamorph_cpu_ops::{name}", fake)
-    return reason
+    if reason is not None:
+        return reason
+    for name in FAKES:
+        if not hasattr(torch.ops.metamorph_cpu_ops, name):
+            return f"built of older sources, which lack {name}; build it again"
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"metamorph_cpu_ops::{name}", fake)
+    return None
 
 
 def _fake_attention(q: Tensor, *others: Tensor | float) -> Tensor:
     return q.new_empty(q.shape)
+
+
+def _fake_emit_greedy(
+    logits: Tensor, vectors: Tensor, effects: Tensor, image_end: int, counts: Tensor,
+    lengths: Tensor, *others: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    token, places, visible = (lengths.new_empty(lengths.shape) for _ in range(3))
+    return token, lengths.new_empty((*lengths.shape, 1), dtype=torch.bool), places, visible
 
 
 FAKES = {
@@ -122,5 +164,6 @@ FAKES = {
     "rotate": lambda x, cos, sin, heads: x.new_empty(x.shape[0], heads, x.shape[2]),
     "rms_norm": lambda x, weight, eps: x.new_empty(x.shape),
     "swiglu": lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),
+    "emit_greedy": _fake_emit_greedy,
     "store": lambda keys, values, sequences, places, k, v: None,
 }

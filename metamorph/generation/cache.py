@@ -50,6 +50,14 @@ class KeyValueCache:
         layers = [(keys[:rows], values[:rows]) for keys, values in self.layers]
         return KeyValueCache(layers, self.owners[:rows], self.lengths[:rows])
 
+    def grow(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """A token more for each sequence whose `alive`, int64 [B], is 1 and not 0. Returns, int64
+        [B] each, where the next tokens go, and how many keys they see with their own: none in the
+        sequences that stay as they are."""
+        places = self.lengths.clone()
+        self.lengths.add_(alive)
+        return places, self.lengths * alive
+
     def write(
         self, layer_index: int, sequences: Tensor, places: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,12 @@ from metamorph.generation.cache import KeyValueCache
 from metamorph.generation.slots import UNLIMITED, Slots
 from metamorph.model.inference import RotaryTable
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
-from metamorph_kernels import decode_attention, decode_attention_on_host
+from metamorph_kernels import (
+    decode_attention,
+    decode_attention_on_host,
+    emit_greedy_cpp,
+    runs_in_cpp,
+)
 
 
 def decode(
@@ -18,12 +23,11 @@ def decode(
     cache: KeyValueCache,
     rotary: RotaryTable,
     embeddings: Tensor,
-    alive: Tensor,
+    places: Tensor,
+    visible: Tensor,
 ) -> Tensor:
-    """Feed one input vector [H] to each sequence of the cache, behind what it holds of it; returns
-    states [N, H]. Those that are not `alive`, bool [N], stay as they are."""
-    places = cache.lengths
-    visible = (places + 1) * alive
+    """Feed one input vector [H] to each sequence of the cache; returns states [N, H]. `places` and
+    `visible` are what `KeyValueCache.grow` says."""
     on_host = None
     if visible.is_cpu and not torch.compiler.is_compiling():
         scale = 1 / math.sqrt(model.config.language.head_dim)
@@ -33,20 +37,17 @@ def decode(
         keys, values = cache.write(layer_index, cache.owners, places, k, v)
         return on_host(q, keys, values) if on_host else decode_attention(q, keys, values, visible)
 
-    states = model.language.run(embeddings, *rotary.at(places), attention)
-    torch.maximum(places, visible, out=places)
-    return states
+    return model.language.run(embeddings, *rotary.at(places), attention)
 
 
 def token_effects(config: MetaMorphConfig) -> Tensor:
-    """What a token does to the slot that chose it, int64 [3, V]: after it the sequence ends unless
-    more than `needs` tokens and vectors of its budget are left, it `begins` so many vectors and end
-    token, and takes so many `images` of those that it may have."""
-    needs, begins, images = effects = torch.zeros(3, config.language.vocab_size, dtype=torch.int64)
+    """What a token does to the slot that chose it, int64 [2, V]: after it the sequence ends unless
+    more than `needs` tokens and vectors of its budget are left, and it `begins` so many vectors and
+    end token."""
+    needs, begins = effects = torch.zeros(2, config.language.vocab_size, dtype=torch.int64)
     # An image is begun only if there is room for all its vectors and its end token.
     needs[config.image_start_id] = config.tokens_per_image
     begins[config.image_start_id] = config.tokens_per_image + 1
-    images[config.image_start_id] = 1
     needs[config.eos_ids] = UNLIMITED
     return effects
 
@@ -74,7 +75,7 @@ class DecodeStep:
         config, device = model.config, slots.alive.device
         count = len(slots.alive)
         self.model, self.slots, self.cache, self.rotary = model, slots, cache, rotary
-        self.image_end = torch.tensor(config.image_end_id, device=device)
+        self.image_end = config.image_end_id
         self.effects = token_effects(config).to(device)
         self.tokens = torch.zeros(steps, count, dtype=torch.int64, device=device)
         self.best = torch.zeros(steps, count, dtype=slots.states.dtype, device=device)
@@ -89,7 +90,7 @@ class DecodeStep:
         """A step of the first `rows`. Without `sampling` all of them must be greedy, with neither
         a repetition penalty nor a limit of images: less is computed then."""
         slots, cache = self.slots.narrow(rows), self.cache.narrow(rows)
-        history = self.tokens[:, :rows], self.best[:, :rows], self.vectors[:, :rows]
+        history = (self.tokens[:, :rows], self.best[:, :rows], self.vectors[:, :rows])
 
         def step() -> None:
             self._run(slots, cache, history, sampling)
@@ -101,32 +102,54 @@ class DecodeStep:
     ) -> None:
         model = self.model
         logits = model.language.head(slots.states)  # [rows, V]
-        if sampling:
-            chosen, best = self._sample(logits.float(), slots)
-        else:
-            best, chosen = logits.max(dim=-1)
         vectors = model.predict_visual(slots.states)  # [rows, C]
-
-        visual = slots.left > 1
-        # Within an image and at its end nothing is chosen: it neither stops nor opens another.
-        token = torch.where(slots.left > 0, self.image_end, chosen)
-        for lines, line in zip(history, (token, best.to(self.best.dtype), vectors), strict=True):
-            lines.index_copy_(0, self.cursor, line[None])
-        self.cursor.add_(1)
-        needs, begins, images = self.effects.index_select(1, token).unbind()  # [rows] each
-        slots.alive.masked_fill_(slots.room.sub_(1) <= needs, False)
-        torch.maximum(slots.left.sub_(1), begins, out=slots.left)
+        if not sampling and logits.dtype == self.best.dtype and runs_in_cpp(logits):
+            state = slots.counts, cache.lengths, self.cursor
+            fed = emit_greedy_cpp(logits, vectors, self.effects, self.image_end, *state, *history)
+        else:
+            fed = self._emit(slots, cache, history, *self._choose(logits, slots, sampling), vectors)
+        token, is_visual, places, visible = fed
         if sampling:
-            slots.images.sub_(images)
+            slots.images.sub_((token == model.config.image_start_id).long())
             slots.table.seen.scatter_(1, token[:, None], True)
 
         embeddings = model.language.model.embed_tokens(token)  # [rows, H]
         projected = model.projector(vectors.to(embeddings.dtype))
-        embeddings = torch.where(visual[:, None], projected.to(embeddings.dtype), embeddings)
-        slots.states.copy_(decode(model, cache, self.rotary, embeddings, slots.alive))
+        embeddings = torch.where(is_visual, projected.to(embeddings.dtype), embeddings)
+        slots.states.copy_(decode(model, cache, self.rotary, embeddings, places, visible))
 
-    def _sample(self, logits: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Token ids and best logits, [rows] each, of logits [rows, V] in fp32."""
+    def _choose(self, logits: Tensor, slots: Slots, sampling: bool) -> tuple[Tensor, Tensor]:
+        """Token ids and best logits, [rows] each, of logits [rows, V]."""
+        if not sampling:
+            best, chosen = logits.max(dim=-1)
+            return chosen, best
+        logits = logits.float()
         start = self.model.config.image_start_id
         logits[:, start].masked_fill_(slots.images == 0, -torch.inf)
         return slots.table.choose(logits, slots.budget - slots.room)
+
+    def _emit(
+        self,
+        slots: Slots,
+        cache: KeyValueCache,
+        history: tuple[Tensor, ...],
+        chosen: Tensor,
+        best: Tensor,
+        vectors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Emits one of `chosen` and `vectors` for each row, which goes on by that.
+
+        Returns what is to be fed: tokens int64 [rows], whether vectors take their place, bool
+        [rows, 1], then the places and numbers of keys of `KeyValueCache.grow`.
+        """
+        is_visual = (slots.left > 1)[:, None]
+        # Within an image and at its end nothing is chosen: it neither stops nor opens another.
+        token = chosen.masked_fill(slots.left > 0, self.image_end)
+        emitted = token, best.to(self.best.dtype), vectors
+        for lines, line in zip(history, emitted, strict=True):
+            lines.index_copy_(0, self.cursor, line[None])
+        self.cursor.add_(1)
+        needs, begins = self.effects.index_select(1, token).unbind()  # [rows] each
+        slots.alive.masked_fill_(slots.room.sub_(1) <= needs, 0)
+        torch.maximum(slots.left.sub_(1), begins, out=slots.left)
+        return token, is_visual, *cache.grow(slots.alive)

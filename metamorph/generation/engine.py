@@ -6,7 +6,6 @@ reads what they emitted some steps later, and gives the slots of finished sequen
 
 from collections import abc, deque
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import get_args
 
 import torch
@@ -227,33 +226,27 @@ class Engine:
     def _decode(self) -> bool:
         """Queue steps of all who have read their prompts. False if there is nobody."""
         jobs = [slot.job for slot in self.slots]
-        ready = [job is not None and job.read == len(job.prompt) for job in jobs]
+        ready = [job if job and job.read == len(job.prompt) else None for job in jobs]
         if not any(ready):
             return False
-        rows = max(index for index, is_ready in enumerate(ready) if is_ready) + 1
+        rows = max(index for index, job in enumerate(ready) if job) + 1
         sampling = any(job and not job.is_plain for job in jobs[:rows])
         # Who is still reading should be decoded with the others soon, not after many steps of them.
         steps = 1 if self.reading else self.read_every
         self.programs.run(rows, sampling, steps)
-        self.history.record([job if r else None for job, r in zip(jobs, ready, strict=True)], steps)
+        self.history.record(ready, steps)
         return True
 
     def _accept(self, read: Emitted, emitted: dict[Job, list[Step]]) -> None:
         """What the device did becomes part of the sequences of those who had the slots then."""
-        owned = [(row, job) for row, job in enumerate(read.owners) if job is not None]
-        for tokens, best, vectors in zip(
-            read.tokens, read.best, read.vectors.unbind(), strict=True
-        ):
-            of_row = vectors.unbind()  # [C] each
-            for row, job in owned:
-                if job.finished:
-                    continue
-                step = job.accept(tokens[row], isfinite(best[row]), of_row[row])
-                steps = emitted.setdefault(job, [])
-                if step is not None:
-                    steps.append(step)
-                if job.finished:
-                    self._release(job)
+        vectors = read.vectors.unbind(1)  # [steps, C] each
+        for row, job in enumerate(read.owners):
+            if job is None or job.finished:
+                continue
+            steps = job.accept(read.tokens[row], read.best[row], vectors[row])
+            emitted.setdefault(job, []).extend(steps)
+            if job.finished:
+                self._release(job)
 
     def _release(self, job: Job) -> None:
         """Its slot is free, and knows what it has read and fed: all but the last token."""
@@ -265,7 +258,7 @@ class Engine:
         if is_reading:
             self.reading.remove(job)
         slot.known = job.keys[: job.read] if is_reading else job.keys[:-1]
-        self.step.slots.alive[job.slot] = False  # nor does the device know of errors
+        self.step.slots.alive[job.slot] = 0  # nor does the device know of errors
         slot.job, slot.released = None, self.releases
         self.releases += 1
         job.slot = None

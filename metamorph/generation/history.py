@@ -17,8 +17,8 @@ class Emitted:
     the steps were queued, by slot; what stands at others means nothing."""
 
     owners: list[Any]
-    tokens: list[list[int]]  # [steps][B]
-    best: list[list[float]]  # [steps][B] logits
+    tokens: list[list[int]]  # [B][steps]
+    best: list[list[float]]  # [B][steps] logits
     vectors: Tensor  # [steps, B, C] fp32
 
 
@@ -61,7 +61,7 @@ class History:
         if record.copied is not None:
             record.copied.synchronize()
         tokens, best, vectors = record.tensors
-        return Emitted(record.owners, tokens.tolist(), best.tolist(), vectors)
+        return Emitted(record.owners, tokens.t().tolist(), best.t().tolist(), vectors)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A request on its way through the engine."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from torch import Tensor
 
@@ -44,32 +45,45 @@ class Job:
         plain = self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1
         return plain and self.max_images is None
 
-    def accept(self, token_id: int, is_finite: bool, vector: Tensor) -> Step | None:
-        """What the device emitted: a token, whether its logits were finite, and a vector [C]; by
-        the mode of the sequence one of the two counts. Returns what it adds to the answer; None
-        where it only ends it."""
-        sequence, step = self.sequence, None
-        if sequence.mode is Mode.IMAGE:
-            index = sequence.accept_visual(vector)
-            step = Step(None, index)
-            if index + 1 == sequence.config.tokens_per_image:
-                self._end_of_image()
-        elif sequence.mode is Mode.CLOSING:
-            step = Step(sequence.close_image(), None)
-            self.keys.append(token_id)
-        elif not is_finite:
-            self.fail(DAMAGED.format("logits of the next token"))
-        elif sequence.accept_token(token_id):
-            step = Step(token_id, None)
-            self.keys.append(token_id)
-        sequence.token_forwards += step is not None and not sequence.finished
-        return step
+    def accept(self, tokens: list[int], best: list[float], vectors: Tensor) -> list[Step]:
+        """What the device emitted in n steps: tokens, the best logits, and vectors [n, C]; by the
+        mode of the sequence one of the two counts. Returns what it adds to the answer; of steps
+        behind the end nothing."""
+        sequence, steps = self.sequence, []
+        while len(steps) < len(tokens) and not sequence.finished:
+            at = len(steps)
+            if sequence.mode is Mode.IMAGE:
+                new = self._accept_vectors(vectors[at : at + sequence.missing])
+            else:
+                new = self._accept_token(tokens[at], best[at])
+            sequence.token_forwards += len(new[:-1] if sequence.finished else new)
+            steps += new
+        return steps
 
     def fail(self, error: str) -> None:
         """It ends with this sentence; what it wrote to the cache is nothing to go on from."""
         self.error = error
         self.keys.clear()
         self.sequence.finish("error")
+
+    def _accept_vectors(self, vectors: Tensor) -> list[Step]:
+        indices = self.sequence.accept_vectors(vectors)
+        if self.sequence.mode is Mode.CLOSING:
+            self._end_of_image()
+        return [Step(None, index) for index in indices]
+
+    def _accept_token(self, token_id: int, best: float) -> list[Step]:
+        """Nothing where it only ends the answer."""
+        sequence = self.sequence
+        if sequence.mode is Mode.CLOSING:
+            sequence.close_image()
+        elif not isfinite(best):
+            self.fail(DAMAGED.format("logits of the next token"))
+            return []
+        elif not sequence.accept_token(token_id):
+            return []
+        self.keys.append(token_id)
+        return [Step(token_id, None)]
 
     def _end_of_image(self) -> None:
         segment = self.sequence.segments[-1]

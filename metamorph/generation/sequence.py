@@ -62,7 +62,7 @@ class Mode(Enum):
 
 @dataclass
 class Sequence:
-    """One sequence of a batch, driven by `accept_token`, `accept_visual` and `close_image`.
+    """One sequence of a batch, driven by `accept_token`, `accept_vectors` and `close_image`.
 
     An image is begun only if the budget holds all its vectors and its end token, so no partial
     image is ever returned. A prompt that ends in `<image_start>` begins in image mode.
@@ -76,7 +76,8 @@ class Sequence:
     steps: int = 0
     finish_reason: FinishReason = "length"
     segments: list[TextSegment | ImageSegment] = field(default_factory=list)
-    vectors: list[Tensor] = field(default_factory=list)  # of the image under way, each [C]
+    vectors: list[Tensor] = field(default_factory=list)  # of the image under way, [n, C] each
+    missing: int = 0  # vectors that the image under way still lacks
 
     def __post_init__(self):
         if self.opens_image:
@@ -96,16 +97,18 @@ class Sequence:
             self.finish("length")
         return True
 
-    def accept_visual(self, vector: Tensor) -> int:
-        """Take the predicted vector [C] fp32; returns its index in the image."""
-        self.vectors.append(vector)
-        self.steps += 1
-        index = len(self.vectors) - 1
-        if len(self.vectors) == self.config.tokens_per_image:
-            self.segments.append(ImageSegment(torch.stack(self.vectors)))
+    def accept_vectors(self, vectors: Tensor) -> range:
+        """Take predicted vectors [n, C] fp32, of which at most `missing` are left; returns their
+        indices in the image."""
+        count, first = vectors.shape[0], self.config.tokens_per_image - self.missing
+        self.vectors.append(vectors)
+        self.steps += count
+        self.missing -= count
+        if self.missing == 0:
+            self.segments.append(ImageSegment(torch.cat(self.vectors)))
             self.vectors = []
             self.mode = Mode.CLOSING
-        return index
+        return range(first, first + count)
 
     def close_image(self) -> int:
         """Emit the forced `<image_end>` and return its id."""
@@ -130,6 +133,7 @@ class Sequence:
         fits = self.steps + cost + self.config.tokens_per_image + 1 <= self.budget
         if fits:
             self.mode = Mode.IMAGE
+            self.missing = self.config.tokens_per_image
         else:
             self.finish("length")
         return fits

@@ -24,6 +24,12 @@ def test_torch_cannot_load_it(monkeypatch, tmp_path):
     assert load().startswith(f"torch {torch.__version__} cannot load it: {library}: ")
 
 
+@needs_library
+def test_built_of_older_sources(monkeypatch):
+    monkeypatch.setitem(cpu_library.FAKES, "newer", None)
+    assert load() == "built of older sources, which lack newer; build it again"
+
+
 def test_it_is_for_cpus(monkeypatch):
     monkeypatch.setattr(cpu_library, "_load", lambda: None)
     assert cpu_library.cpp_absence("cpu") is None

@@ -255,7 +255,7 @@ def test_the_machine_on_the_device_is_the_one_on_the_host(rows):
                     continue
                 token_id = int(step.tokens[now, row])
                 if sequence.mode is Mode.IMAGE:
-                    sequence.accept_visual(step.vectors[now, row])
+                    sequence.accept_vectors(step.vectors[now, row][None])
                 elif sequence.mode is Mode.CLOSING:
                     assert token_id == END == sequence.close_image()
                 else:
@@ -266,7 +266,7 @@ def test_the_machine_on_the_device_is_the_one_on_the_host(rows):
                 assert bool(slots.alive[row]) == (not sequence.finished)
                 assert int(slots.left[row]) == {
                     Mode.TEXT: 0, Mode.CLOSING: 1, Mode.FINISHED: int(slots.left[row]),
-                    Mode.IMAGE: TOKENS + 1 - len(sequence.vectors),
+                    Mode.IMAGE: sequence.missing + 1,
                 }[sequence.mode]  # fmt: skip
     assert not slots.alive.any()  # 40 steps are more than any budget
     assert cache.lengths.max() <= 30

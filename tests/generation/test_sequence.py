@@ -20,8 +20,9 @@ CONFIG = MetaMorphConfig(
 )
 
 
-def drive(sequence: Sequence, wishes: list[int]) -> list:
-    """Run the sequence to its end; in text mode take the next wish, EOS when none is left."""
+def drive(sequence: Sequence, wishes: list[int], at_once: int = 1) -> list:
+    """Run the sequence to its end; in text mode take the next wish, EOS when none is left. Vectors
+    come so many `at_once`, or the last of an image."""
     wishes = list(wishes)
     emitted = []
     while sequence.mode is not Mode.FINISHED:
@@ -30,18 +31,20 @@ def drive(sequence: Sequence, wishes: list[int]) -> list:
             if sequence.accept_token(token_id):
                 emitted.append(token_id)
         elif sequence.mode is Mode.IMAGE:
-            sequence.accept_visual(torch.full((3,), float(len(emitted))))
-            emitted.append("v")
+            indices = sequence.accept_vectors(torch.full((min(at_once, sequence.missing), 3), 1.0))
+            emitted += ["v"] * len(indices)
         else:
             emitted.append(sequence.close_image())
     return emitted
 
 
 @settings(max_examples=200)
-@given(st.lists(st.integers(0, 7), max_size=30), st.integers(1, 40), st.booleans())
-def test_whatever_the_text_head_wishes(wishes, budget, opens_image):
+@given(
+    st.lists(st.integers(0, 7), max_size=30), st.integers(1, 40), st.booleans(), st.integers(1, 5)
+)
+def test_whatever_the_text_head_wishes(wishes, budget, opens_image, at_once):
     sequence = Sequence(CONFIG, budget, token_forwards=3, opens_image=opens_image)
-    emitted = drive(sequence, wishes)
+    emitted = drive(sequence, wishes, at_once)
     result = sequence.result()
 
     assert len(emitted) == result.steps <= budget
@@ -84,7 +87,8 @@ def test_a_prompt_that_opened_the_image_needs_only_its_end(budget, images):
 def test_vectors_keep_their_order():
     sequence = Sequence(CONFIG, 10, token_forwards=1, opens_image=True)
     vectors = torch.randn(4, 3)
-    assert [sequence.accept_visual(vector) for vector in vectors] == [0, 1, 2, 3]
+    indices = [sequence.accept_vectors(part) for part in vectors.split([1, 2, 1])]
+    assert indices == [range(0, 1), range(1, 3), range(3, 4)]
     assert sequence.mode is Mode.CLOSING
     (segment,) = sequence.segments
     assert isinstance(segment, ImageSegment) and torch.equal(segment.features, vectors)

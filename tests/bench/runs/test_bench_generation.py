@@ -36,9 +36,9 @@ def test_an_entry_verifies_and_times_all_that_runs_here():
 def test_a_wrong_answer_is_not_timed(monkeypatch):
     right = decode_step.decode
 
-    def over_the_token_before(model, cache, rotary, embeddings, alive):
-        cache.lengths.fill_(TINY.prompt)
-        return right(model, cache, rotary, embeddings, alive)
+    def over_the_token_before(model, cache, rotary, embeddings, places, visible):
+        places.fill_(TINY.prompt)
+        return right(model, cache, rotary, embeddings, places, visible)
 
     monkeypatch.setattr(decode_step, "decode", over_the_token_before)
     for (operation, provider), line in timed(TINY.run(CPU)).items():
