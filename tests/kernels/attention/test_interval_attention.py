@@ -202,6 +202,24 @@ def test_bfloat16_is_as_good_as_dense_bfloat16():
     )
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_short_documents_in_bfloat16_learn_as_in_float32(autocast):
+    intervals = key_intervals([7, 30, 30], [(8, 16)])
+    given = [tensor.bfloat16() for tensor in rows(67, head_dim=8)]
+
+    def attend(*tensors):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return interval_attention(*tensors, intervals, impl="torch")
+
+    exact = value_and_gradients(
+        lambda *tensors: interval_attention(*tensors, intervals, impl="torch").bfloat16(),
+        *(tensor.float() for tensor in given),
+    )
+    for ours, best in zip(value_and_gradients(attend, *given), exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, best.bfloat16(), rtol=2**-8, atol=1e-5)
+
+
 def test_compiled_equals_eager():
     compiled = torch.compile(interval_attention, fullgraph=True, backend="aot_eager")
     tensors = rows(11, dtype=torch.float32)
