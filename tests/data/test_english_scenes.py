@@ -108,6 +108,13 @@ def test_each_family_has_many_sentences_and_others_that_training_never_says(kind
     assert not {*map(normalised, train)} & {*map(normalised, held_out)}
 
 
+@pytest.mark.parametrize("attribute", QUESTIONS["train"])
+def test_no_question_of_training_has_most_words_of_a_held_out_one(attribute):
+    for asked, held_out in product(*(QUESTIONS[name][attribute] for name in ("train", "held_out"))):
+        words_asked, words_held_out = ({*normalised(text).split()} for text in (asked, held_out))
+        assert len(words_asked & words_held_out) <= 0.6 * len(words_asked | words_held_out), asked
+
+
 def test_sentences_and_words_of_captions_are_apart_too():
     for templates in (ONE, SEVERAL):
         assert not {*templates["train"]} & {*templates["held_out"]}

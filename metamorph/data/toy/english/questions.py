@@ -1,88 +1,21 @@
-"""Questions about a scene in English, by attribute."""
+"""Questions about a scene in English, by attribute.
+
+Those of training are a file an attribute, a sentence a line: 14 plain ones, then some 115 that were
+written without sight of the held-out ones.
+"""
+
+from pathlib import Path
+
+TRAINING = Path(__file__).parent / "training_questions"
+ATTRIBUTES = ("colour", "shape", "size", "place", "count")
+
+
+def _lines(attribute: str) -> tuple[str, ...]:
+    return tuple((TRAINING / f"{attribute}.txt").read_text(encoding="utf-8").splitlines())
+
 
 QUESTIONS = {
-    "train": {
-        "colour": (
-            "What colour is the shape?",
-            "What colour is it?",
-            "Which colour does the shape have?",
-            "What is the colour of the shape?",
-            "Tell me the colour of the object.",
-            "Name the colour of the figure.",
-            "What colour has been used?",
-            "Please tell me what colour the shape is.",
-            "Can you tell me its colour?",
-            "In which colour is the shape drawn?",
-            "The shape is in which colour?",
-            "What colour do you see?",
-            "Say the colour of the shape.",
-            "I want to know the colour of the figure.",
-        ),
-        "shape": (
-            "What shape is it?",
-            "What shape is this?",
-            "Which shape is in the picture?",
-            "What kind of shape is shown?",
-            "What is the shape called?",
-            "Name the shape.",
-            "Tell me which shape you see.",
-            "Which geometric shape is this?",
-            "What figure is drawn here?",
-            "What form does the object have?",
-            "Please name the shape in the image.",
-            "Can you tell me what shape this is?",
-            "What type of figure is it?",
-            "Identify the shape.",
-        ),
-        "size": (
-            "Is the shape small or large?",
-            "Is it large or small?",
-            "How large is the shape?",
-            "What size is the shape?",
-            "What is the size of the figure?",
-            "What size is it, small or large?",
-            "Tell me the size of the object.",
-            "Would you say it is small or large?",
-            "Is this a small or a large shape?",
-            "Please tell me whether the shape is small or large.",
-            "How big is it?",
-            "Which size does the figure have?",
-            "Name the size of the shape.",
-            "Large or small?",
-        ),
-        "place": (
-            "Where is the shape?",
-            "Where is it?",
-            "Where in the picture is the shape?",
-            "In which part of the image is the shape?",
-            "What is the position of the shape?",
-            "Which corner is the shape in, or is it in the centre?",
-            "Tell me where the figure is.",
-            "Where do you see the object?",
-            "Where has the shape been drawn?",
-            "What is its position?",
-            "Please say where the shape is.",
-            "Can you locate the figure?",
-            "Name the place of the shape.",
-            "Where is the shape located?",
-        ),
-        "count": (
-            "How many shapes are there?",
-            "How many are there?",
-            "How many shapes do you see?",
-            "Count the shapes.",
-            "What is the number of shapes?",
-            "How many figures are in the picture?",
-            "How many objects does the image contain?",
-            "Tell me how many shapes are in the image.",
-            "Please count the objects.",
-            "Can you count the figures?",
-            "The number of shapes is?",
-            "How many shapes have been drawn?",
-            "Give the number of objects.",
-            "How many shapes can be seen?",
-        ),
-    },
+    "train": {attribute: _lines(attribute) for attribute in ATTRIBUTES},
     "held_out": {
         "colour": (
             "Which paint would I need to copy it?",
