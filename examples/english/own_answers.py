@@ -21,7 +21,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("language", type=Path, help="folder of a Llama with a chat template")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--max-new-tokens", type=int, default=80, help="of an answer")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="of an answer")
     arguments = parser.parse_args()
     # The encoder only makes it a whole model: nothing is shown, and nothing may be drawn.
     model, tokenizer = assemble(arguments.language, ASSETS / "encoder", grid=4)

@@ -33,7 +33,7 @@ from metamorph.training.loop import train
 STAGES = ("align", "instruct")
 MIXTURE = configs_folder() / "mixtures" / "english.yaml"
 CHAT, HELD_OUT_CHAT = "chat.jsonl", "chat_held_out.jsonl"
-LONGEST_ANSWER = 80  # tokens of its own answers to plain prompts
+LONGEST_ANSWER = 128  # tokens of its own answers to plain prompts
 TIMED_STEPS = 2
 MARKER = "training-of-smollm2"  # tells its folder from those that another quickstart may replace
 
