@@ -200,6 +200,8 @@ NOT_RUN_HERE = {
     "--model.rms_norm liger": GPU,
     "metamorph train my.yaml --training.precision fp8 --training.fp8_backend transformer_engine "
     "--training.fp8_recipe MXFP8BlockScaling": GPU,
+    "torchrun --nproc-per-node 8 -m metamorph train my.yaml --training.precision fp8 "
+    "--training.fp8_recipe tensorwise --training.fp8_all_gather true": GPU,
 }
 BLOCKS = [
     pytest.param(block, id=f"{title(page)}-{number}")

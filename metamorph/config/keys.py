@@ -27,6 +27,7 @@ Fp8Backend = Literal["torchao", "transformer_engine", "native"]
 Fp8Recipe = Literal[
     "rowwise",
     "rowwise_with_gw_hp",
+    "tensorwise",
     "Float8CurrentScaling",
     "Float8BlockScaling",
     "MXFP8BlockScaling",
@@ -148,6 +149,11 @@ class TrainingConfig:
         "what shares a scale in fp8, by fp8_backend's own name for it; by default rowwise of "
         "torchao, Float8CurrentScaling of transformer_engine",
         None,
+        **LANGUAGE_STAGES,
+    )
+    fp8_all_gather: bool = option(
+        "gather sharded weights in 8 bits (torchrun; torchao's recipe tensorwise)",
+        False,
         **LANGUAGE_STAGES,
     )
     optimizer: Literal["torch", "adamw8bit", "apex", "transformer_engine"] = option(

@@ -77,13 +77,13 @@ def working_bytes(units: list[Unit], training: TrainingConfig, rows: int) -> dic
         return {"weights for products": copies if widths.products < widths.weights else 0}
     blocks = [unit for unit in sharded if not unit.is_root]
     [root] = [unit for unit in sharded if unit.is_root]
-    largest = max(unit.whole for unit in blocks)
+    largest = max(unit.gathered_bytes(widths.gathered) for unit in blocks)
     if rows > 1:
         whole_gradients = sum(unit.whole_trained for unit in sharded)
     else:
         whole_gradients = root.whole_trained + 2 * max(unit.whole_trained for unit in blocks)
     return {
-        "gathered weights": (root.whole + 2 * largest) * widths.gathered,
+        "gathered weights": root.gathered_bytes(widths.gathered) + 2 * largest,
         "whole gradients": whole_gradients * WIDE,
     }
 

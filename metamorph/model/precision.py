@@ -28,7 +28,7 @@ MULTIPLE = 16  # of the widths of a matrix whose products tensor cores can do in
 # Of each backend its recipes, by the library's own names and the default first, and what widths
 # and rows have to be multiples of: a block that shares a scale, or more.
 RECIPES = {
-    "torchao": {"rowwise": MULTIPLE, "rowwise_with_gw_hp": MULTIPLE},
+    "torchao": {"rowwise": MULTIPLE, "rowwise_with_gw_hp": MULTIPLE, "tensorwise": MULTIPLE},
     "transformer_engine": {
         "Float8CurrentScaling": MULTIPLE,
         "Float8BlockScaling": 128,
@@ -120,6 +120,7 @@ def convert_to_float8(
     backend: str,
     device: torch.device | None = None,
     fp8_recipe: str | None = None,
+    fp8_all_gather: bool = False,
 ) -> Float8Layers:
     """Converts the linear layers of all blocks of a MetaMorph's language model, in place.
 
@@ -133,15 +134,20 @@ def convert_to_float8(
         backend: torchao, transformer_engine or native.
         device: the one it will run on, where it is not there yet.
         fp8_recipe: one of the backend's, None for its first: `RECIPES`.
+        fp8_all_gather: FSDP2 will gather these weights in 8 bits, where torchao's recipe is
+            tensorwise: `metamorph.model.float8_gather`.
 
     Raises `UserError` if the backend cannot run there.
     """
     device = device or next(model.parameters()).device
     check_precision("fp8", backend, device, fp8_recipe)
     recipe, multiple = choose_recipe(backend, fp8_recipe)
-    chosen, left = _choose(model, backend, multiple)
+    chosen, left = choose_layers(model, backend, multiple)
+    emulate = device.type != "cuda"  # in tests alone, see check_precision
     convert = {
-        "torchao": partial(_convert_torchao, recipe=recipe, emulate=device.type != "cuda"),
+        "torchao": partial(
+            _convert_torchao, recipe=recipe, emulate=emulate, all_gather=fp8_all_gather
+        ),
         "transformer_engine": partial(convert_linear, recipe=recipe, multiple=multiple),
         "native": _convert_native,
     }
@@ -156,7 +162,11 @@ def convert_to_generate(model: nn.Module, backend: str) -> None:
     keep_rounded_weights(model, next(model.parameters()).device)
 
 
-def _choose(model: nn.Module, backend: str, multiple: int) -> tuple[list[str], dict[str, str]]:
+def choose_layers(
+    model: nn.Module, backend: str, multiple: int
+) -> tuple[list[str], dict[str, str]]:
+    """The layers that a backend converts whose widths are multiples of `multiple`, by name; and
+    those that stay, with the reason."""
     chosen, left = [], {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith(BLOCKS):
@@ -179,13 +189,16 @@ def _choose(model: nn.Module, backend: str, multiple: int) -> tuple[list[str], d
     return chosen, left
 
 
-def _convert_torchao(model: nn.Module, names: Collection[str], recipe: str, emulate: bool) -> None:
+def _convert_torchao(
+    model: nn.Module, names: Collection[str], recipe: str, emulate: bool, all_gather: bool
+) -> None:
     """A scale for each row, rounded to a power of two, and e4m3 throughout: torchao's "rowwise".
-    By "rowwise_with_gw_hp" the product for the gradient of a weight stays in bfloat16."""
+    By "rowwise_with_gw_hp" the product for the gradient of a weight stays in bfloat16; by
+    "tensorwise" a tensor has one scale, and gradients are in e5m2."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     config = Float8LinearConfig.from_recipe_name(recipe)
-    config = replace(config, emulate=emulate)  # in tests alone, see check_precision
+    config = replace(config, emulate=emulate, enable_fsdp_float8_all_gather=all_gather)
     convert_to_float8_training(
         model, config=config, module_filter_fn=lambda module, name: name in names
     )

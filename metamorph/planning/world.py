@@ -37,8 +37,10 @@ from metamorph.data.opening import GENERATED, open_source
 from metamorph.data.packing import RowStream
 from metamorph.errors import UserError
 from metamorph.model.describe import describe_parameters
+from metamorph.model.float8_gather import check_shares
 from metamorph.model.opening import check_positions
 from metamorph.model.outline import outline
+from metamorph.model.precision import MULTIPLE, choose_layers
 from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
@@ -157,11 +159,15 @@ def plan_step(config: RunConfig, world_size: int, rows: Rows | None = None) -> P
     choose_trainable(model, config.stage)
     rows = rows or mean_row(config, model.config)
     parameters = describe_parameters(model, config.stage)
+    in_8_bits = []
+    if config.training.fp8_all_gather:
+        in_8_bits, _ = choose_layers(model, config.training.fp8_backend, MULTIPLE)
+        check_shares(model, in_8_bits, mesh_shape(world_size, config.parallel.shard)[1])
     with fake_processes(world_size):
         if world_size > 1:
             mesh = make_mesh(config.parallel.shard, torch.device("cpu"))
             shard(model, model, mesh=mesh)
-        found = units(model)
+        found = units(model, in_8_bits)
     rows_here = config.training.rows_per_step // world_size
     costs = step_costs(config, model, found, rows.work, rows_here)
     return PlannedStep(model, sources, parameters, rows, found, costs)

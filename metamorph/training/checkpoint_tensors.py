@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from metamorph.disk import PieceHashes
 from metamorph.errors import UserError
+from metamorph.model.float8_gather import plain
 from metamorph.processes import rank
 
 METADATA_CLASSES = {
@@ -128,7 +129,7 @@ def trained_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     tensors = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            tensors[f"model.{name}"] = parameter.detach()
+            tensors[f"model.{name}"] = plain(parameter)
             for key, value in optimizer.state.get(parameter, {}).items():
                 if hasattr(value, "codes"):  # torchao's: 8 bits a value and a scale for each block
                     tensors[f"optimizer.{name}.{key}.codes"] = value.codes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metamorph.config import RunConfig
 from metamorph.config.keys import VisualLoss
 from metamorph.costs.flops import Workload
-from metamorph.costs.sharding import units
+from metamorph.costs.sharding import mesh_shape, units
 from metamorph.costs.step import describe_flops, describe_memory, step_costs
 from metamorph.data.conversation import ChatEncoder
 from metamorph.data.describe import describe_row
@@ -24,6 +24,7 @@ from metamorph.data.packing import PackedRow, TargetCounts
 from metamorph.data.sources import Source
 from metamorph.errors import SampleError, UserError
 from metamorph.model.describe import describe_parameters, describe_precision
+from metamorph.model.float8_gather import check_shares, scale_weights
 from metamorph.model.opening import open_model
 from metamorph.model.precision import autocast, convert_to_float8
 from metamorph.model.transformer_engine_linear import mark_microbatch
@@ -91,10 +92,15 @@ class LanguageStage:
         if training.lora_rank:
             add_adapters(model.language, config, LANGUAGE_LAYERS)
         self.float8 = None
+        self.in_8_bits: tuple[str, ...] = ()  # layers whose weights FSDP gathers so
         if training.precision == "fp8":
             self.float8 = convert_to_float8(
-                model, training.fp8_backend, device, training.fp8_recipe
+                model, training.fp8_backend, device, training.fp8_recipe, training.fp8_all_gather
             )
+            if training.fp8_all_gather:
+                self.in_8_bits = self.float8.converted
+                _, shards = mesh_shape(world_size(), config.parallel.shard)
+                check_shares(model, self.in_8_bits, shards)
         self.step_losses = StepLosses(model, training.visual_loss)
         place(self.step_losses, model, config, device)
         self.frozen_rows = frozen_rows(model) if config.stage == "align" else None
@@ -134,7 +140,9 @@ class LanguageStage:
         """Nothing: every step trains the same."""
 
     def stepped(self, number: int, bad: Tensor) -> None:
-        """Nothing: the weights themselves are saved."""
+        """Weights that are gathered in 8 bits have other scales now."""
+        if self.in_8_bits:
+            scale_weights(self.module)
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of an optimizer step, and its `text_loss`, `visual_loss` and `cosine_distance`,
@@ -208,7 +216,7 @@ class LanguageStage:
         config, model = self.config, self.module
         rows = self.lanes.next_rows()
         mean = Workload.mean(rows, model.config.tokens_per_image)
-        costs = step_costs(config, model, units(model), mean, len(rows))
+        costs = step_costs(config, model, units(model, self.in_8_bits), mean, len(rows))
         return [
             describe_parameters(model, config.stage),
             describe_precision(config.training.precision, self.float8),

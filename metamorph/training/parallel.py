@@ -28,6 +28,7 @@ from torch.utils.checkpoint import (
 )
 
 from metamorph.config import RunConfig
+from metamorph.model.float8_gather import plain
 from metamorph.model.unified import MetaMorph
 from metamorph.processes import is_first
 
@@ -125,7 +126,7 @@ def _spread(
     dtype, on_gpu = DTYPES[config.training.weights], device.type == "cuda"
     for part in frozen:
         part.to(device, dtype)
-    tensors = [dict([*part.named_parameters(), *part.named_buffers()]) for part in trained]
+    tensors = [whole_tensors(part) for part in trained]
     for part in trained:
         part.to(device="meta", dtype=dtype)
         # pyrefly: ignore[no-matching-overload]  its stub lacks a memory format alone
@@ -139,9 +140,15 @@ def _spread(
     }
     shard_parts(step, blocks, frozen, **options)
     home = torch.device("cpu") if config.parallel.cpu_offload else device
-    for part, whole_tensors in zip(trained, tensors, strict=True):
+    for part, whole_part in zip(trained, tensors, strict=True):
         part.to_empty(device=home)
-        copy_local_rows(part, whole_tensors)
+        copy_local_rows(part, whole_part)
+
+
+def whole_tensors(part: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, detached: moving `part` changes some tensors in place."""
+    named = [*part.named_parameters(), *part.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
 
 
 @torch.no_grad()
@@ -273,7 +280,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A parameter gathered from all processes, which must all call this."""
-    tensor = tensor.detach()
+    tensor = plain(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

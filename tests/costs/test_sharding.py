@@ -10,6 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metamorph.config import TrainingConfig
+from metamorph.costs.memory import working_bytes
 from metamorph.costs.sharding import (
     Traffic,
     fake_processes,
@@ -18,8 +20,11 @@ from metamorph.costs.sharding import (
     units,
 )
 from metamorph.errors import UserError
+from metamorph.model.float8_gather import scale_weights
+from metamorph.model.precision import autocast, convert_to_float8
 from metamorph.training.parallel import make_mesh, shard
 from metamorph.training.trainable import choose_trainable
+from tests import fake_libraries
 from tests.costs.random_step import ROW, random_model
 
 CPU = torch.device("cpu")
@@ -106,6 +111,36 @@ def test_bytes_sent_are_those_of_the_collectives_of_a_real_step(stage, replicas,
     assert dict(seen.sent) == pytest.approx(
         {name: sent for name, sent in vars(predicted).items() if sent}
     )
+
+
+@pytest.mark.parametrize(("replicas", "size"), [(1, 4), (3, 2)])
+def test_bytes_of_weights_that_are_gathered_in_8_bits(monkeypatch, replicas, size):
+    """torchao's weights in the same step: a byte each, and one message for the scales of all."""
+    pytest.importorskip("torchao")
+    fake_libraries.pretend_gpu(monkeypatch)  # on a CPU it emulates
+    model = random_model(7)  # all widths of its blocks are multiples of 16
+    choose_trainable(model, "instruct")
+    done = convert_to_float8(model, "torchao", CPU, "tensorwise", fp8_all_gather=True)
+    assert len(done.converted) == 3 * 7  # layers, projections
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    features = torch.randn(ROW.images, model.config.tokens_per_image, model.config.visual_width)
+    with fake_processes(replicas * size):
+        step = Step(model)
+        shard(step, model, mesh=make_mesh(size, CPU), mp_policy=policy)
+        scale_weights(model)
+        with Collectives(replicas, size) as seen, autocast("fp8", CPU):
+            step(features).backward()
+        found = units(step, [f"model.{name}" for name in done.converted])
+        wide = traffic(units(step), replicas, size, 1, gathered_bytes=2, reduced_bytes=4)
+        narrow = traffic(found, replicas, size, 1, gathered_bytes=2, reduced_bytes=4)
+        two_bytes = TrainingConfig(precision="bf16")
+        saved = [
+            working_bytes(kind, two_bytes, 1)["gathered weights"] for kind in (units(step), found)
+        ]
+    weights = sum(model.get_submodule(name).weight.numel() for name in done.converted)
+    assert dict(seen.sent) == pytest.approx({k: sent for k, sent in vars(narrow).items() if sent})
+    assert wide.all_gather - narrow.all_gather == 2 * (size - 1) * weights / size
+    assert saved[0] - saved[1] == 2 * weights / len(model.language.model.layers)
 
 
 @pytest.mark.parametrize(

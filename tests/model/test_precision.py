@@ -122,7 +122,12 @@ def test_without_pictures_the_projector_has_no_rows(model):
 
 @pytest.mark.parametrize(
     ("recipe", "chosen"),
-    [(None, "rowwise"), ("rowwise", "rowwise"), ("rowwise_with_gw_hp", "rowwise_with_gw_hp")],
+    [
+        (None, "rowwise"),
+        ("rowwise", "rowwise"),
+        ("rowwise_with_gw_hp", "rowwise_with_gw_hp"),
+        ("tensorwise", "tensorwise"),
+    ],
 )
 def test_torchao_converts_the_decoder_layers(model, torchao, recipe, chosen):
     from torchao.float8.config import ScalingType
@@ -137,9 +142,9 @@ def test_torchao_converts_the_decoder_layers(model, torchao, recipe, chosen):
     assert done.left["projector"] == "converted by native only"
     assert list(model.state_dict()) == names
     config = model.get_submodule(LAYERS[0]).config
-    assert config.emulate and config.round_scales_to_power_of_2
+    assert config.emulate and config.round_scales_to_power_of_2 == (chosen != "tensorwise")
     in_float8 = config.cast_config_input_for_grad_weight.scaling_type is not ScalingType.DISABLED
-    assert in_float8 == (chosen == "rowwise")
+    assert in_float8 == (chosen != "rowwise_with_gw_hp")
     states = states_of(model, 21, "fp8")
     assert 0.001 < (states - expected).norm() / expected.norm() < 0.1
 
@@ -275,7 +280,7 @@ def test_what_is_no_precision(precision, backend, message):
     ("precision", "backend", "recipe", "message"),
     [
         ("bf16", "torchao", "rowwise", "rowwise is for precision fp8, got bf16"),
-        ("fp8", "torchao", "MXFP8BlockScaling", "one of rowwise, rowwise_with_gw_hp for torchao"),
+        ("fp8", "torchao", "MXFP8BlockScaling", "one of rowwise, .*, tensorwise for torchao"),
         ("fp8", "transformer_engine", "rowwise", "expected one of Float8CurrentScaling, .* 'roww"),
         ("fp8", "native", "rowwise", "expected none for native, got 'rowwise'"),
     ],

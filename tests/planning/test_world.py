@@ -79,6 +79,20 @@ def test_the_papers_run_in_numbers(capsys):
     assert rate > 0.73
 
 
+def test_weights_that_are_gathered_in_8_bits_are_half_as_many_bytes(capsys):
+    recipe = CONFIGS / "metamorph_8b" / "instruct.yaml"
+    fp8 = ["--training.precision", "fp8", "--training.fp8_recipe", "tensorwise"]
+    wide = plan(capsys, recipe, *fp8)
+    narrow = plan(capsys, recipe, *fp8, "--training.fp8_all_gather", "true")
+    block = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14_336
+    sent, held = (
+        figure(wide, name) - figure(narrow, name)
+        for name in ("gathering weights", "gathered weights")
+    )
+    assert sent == pytest.approx(2 * 7 / 8 * 32 * block / 1e9, rel=1e-3)
+    assert held == pytest.approx(2 * block / 2**30, abs=2e-3)
+
+
 @pytest.mark.parametrize(("size", "gpus"), [("8b", 88), ("1b", 8)])
 def test_recipes_of_the_decoder(capsys, size, gpus):
     recipe = CONFIGS / f"metamorph_{size}" / "decoder.yaml"

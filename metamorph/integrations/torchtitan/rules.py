@@ -11,13 +11,12 @@ LEAST_CHECKPOINTS = 2
 # What `metamorph train` does and torchtitan's trainer does not: refused if a run file asks for it.
 UNUSED = (
     "training.epochs", "training.schedule", "training.optimizer", "training.weights",
-    "training.visual_input_dropout",
-    "training.fp8_backend", "training.fp8_recipe", "training.lora_rank", "training.lora_alpha",
-    "training.lora_targets", "training.lora_dropout", "training.validate_every",
-    "training.validation_rows", "training.validation_samples", "training.max_bad_steps",
-    "training.on_full_disk", "data.validation", "parallel.cpu_offload", "monitor.trackio",
-    "monitor.samples_every", "monitor.samples", "monitor.decoder", "monitor.profile", "resume",
-    "overwrite",
+    "training.visual_input_dropout", "training.fp8_backend", "training.fp8_recipe",
+    "training.fp8_all_gather", "training.lora_rank", "training.lora_alpha", "training.lora_targets",
+    "training.lora_dropout", "training.validate_every", "training.validation_rows",
+    "training.validation_samples", "training.max_bad_steps", "training.on_full_disk",
+    "data.validation", "parallel.cpu_offload", "monitor.trackio", "monitor.samples_every",
+    "monitor.samples", "monitor.decoder", "monitor.profile", "resume", "overwrite",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from metamorph.config import RunConfig
 from metamorph.config.reading import is_set
 from metamorph.costs.sharding import mesh_shape
 from metamorph.errors import UserError
+from metamorph.model.float8_gather import check_all_gather
 from metamorph.model.precision import check_recipe, choose_recipe
 from metamorph.processes import share_of
 
@@ -54,13 +55,15 @@ def check_factors(config: RunConfig) -> None:
         )
 
 
-def check_float8(config: RunConfig) -> None:
-    """The recipe is the backend's, and rows have a length that float8 products take."""
+def check_float8(config: RunConfig, by_torchrun: bool) -> None:
+    """The recipe is the backend's, rows have a length that float8 products take, and weights that
+    are to be gathered in 8 bits can be."""
     training, length = config.training, config.data.row_length
     try:
         check_recipe(training.precision, training.fp8_backend, training.fp8_recipe)
     except UserError as error:
         raise UserError(f"training.{error}") from error
+    check_all_gather(training, by_torchrun)
     if training.precision != "fp8":
         return
     # The gradient of a weight is a product over the tokens of a row.

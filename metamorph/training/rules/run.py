@@ -91,4 +91,4 @@ def _check_anywhere(
     check_parallel(config, processes)
     check_visual_loss(config)
     check_factors(config)
-    check_float8(config)
+    check_float8(config, by_torchrun)
