@@ -88,7 +88,9 @@ def let_draw(model: MetaMorph) -> None:
 def write_weights(folder: Path) -> None:
     """Hugging Face folders under the names of real ones."""
     write_language(folder / "Llama-3.1-8B-Instruct")
-    write_vision(folder / "siglip-so400m-patch14-384", patch=8)
+    write_language(folder / "Qwen3-1.7B", model_type="qwen3")
+    for name in ("siglip-so400m-patch14-384", "siglip2-so400m-patch14-384"):
+        write_vision(folder / name, patch=8)
     for name, part in zip(("vae", "unet", "scheduler"), tiny_diffusion(), strict=True):
         part.save_pretrained(folder / "stable-diffusion-v1-5" / name)
 

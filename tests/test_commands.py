@@ -82,6 +82,7 @@ NOT_RUN_HERE = {
     "hf upload me/toy-scenes runs/quickstart/model": "it uploads",
     "hf download google/siglip-so400m-patch14-384 "
     "--local-dir models/siglip-so400m-patch14-384": NETWORK,
+    "hf download Qwen/Qwen3-1.7B --local-dir models/Qwen3-1.7B": NETWORK,
     "hf download google/siglip2-so400m-patch14-384 "
     "--local-dir models/siglip2-so400m-patch14-384": NETWORK,
     "pip install ./kernels '.[evaluate]'": NETWORK,

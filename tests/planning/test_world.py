@@ -62,6 +62,21 @@ def test_recipes_of_the_language_model(capsys, size, stage, gpus):
     assert ": fits\n" in text and "assumptions:\n" in text and "nothing here was measured" in text
 
 
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_recipes_of_qwen3(capsys, stage):
+    """Its 1.7 billion weights by hand: one table for input and output, a norm for heads of queries
+    and one for those of keys; and two rows, for no tokenizer says which are free."""
+    text = plan(capsys, CONFIGS / "qwen3" / f"{stage}.yaml")
+    assert text.startswith("planned for 8 GPUs") and f"plan of stage {stage} on 8 x H100" in text
+    attention = 2 * 2048 * 2048 + 2 * 2048 * 1024 + 2 * 128
+    blocks = 28 * (attention + 3 * 2048 * 6144 + 2 * 2048) + 2048
+    counts = table(text)
+    assert sum(counts["language"]) == 151_938 * 2048 + blocks
+    assert counts["language"][0] == {"align": 151_938 * 2048}.get(stage, sum(counts["language"]))
+    assert counts["encoder"] == (0, SIGLIP)
+    assert ": fits\n" in text
+
+
 def test_the_papers_run_in_numbers(capsys):
     """Sizes of 8B on 256 GPUs in groups of 8, by hand: fp32 weights and AdamW."""
     recipe = CONFIGS / "metamorph_8b" / "instruct.yaml"
