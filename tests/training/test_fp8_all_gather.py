@@ -88,7 +88,7 @@ def test_two_processes_train_as_one(wide, one_of_torchrun):
     plain = config_of(wide, "plain", rows_per_step=2, fp8_all_gather=False)
     train(plain)  # gathers in bf16, rounded to float8 later
     assert losses_of(one) != losses_of(plain)
-    assert losses_of(one) == pytest.approx(losses_of(plain), rel=0.03, abs=0.03)
+    assert losses_of(one) == pytest.approx(losses_of(plain), rel=0.03, abs=0.06)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_weights_that_are_not_trained_are_gathered_so_too(wide, one_of_torchrun)
     for run in (config, plain):
         train(run)
     assert losses_of(config) != losses_of(plain)
-    assert losses_of(config) == pytest.approx(losses_of(plain), rel=0.03, abs=0.03)
+    assert losses_of(config) == pytest.approx(losses_of(plain), rel=0.03, abs=0.06)
 
 
 @pytest.mark.parametrize(
