@@ -117,6 +117,9 @@ class ViTEncoder(VisionEncoder):
             size = written.get(key, 1)
             if type(size) is not int or not 1 <= size <= most:
                 raise UserError(f"{key}: expected a whole number, 1 to {most}, got {shown(size)}")
+        eps = written.get("layer_norm_eps", 0)  # transformers 5.0 itself would take any
+        if type(eps) not in (int, float) or not 0 <= eps <= 1:
+            raise UserError(f"layer_norm_eps: expected a number, 0 to 1, got {shown(eps)}")
         try:
             config: Any = cls.network.config_class(**written)
         except Exception as error:  # what checks the rest raises nothing narrower

@@ -1,6 +1,7 @@
 """The encoder beside transformers' SigLIP, from either kind of folder."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_a_whole_siglip_folder_gives_its_vision_half(tmp_path):
     whole.save_pretrained(tmp_path)
     encoder = SiglipEncoder.from_pretrained(tmp_path, grid=4)
     pixel_values = torch.randn(1, 3, 56, 56)
-    expected = expected_features(whole.vision_model, pixel_values, 4)
+    official = SiglipVisionModel.from_pretrained(tmp_path).eval()
+    expected = expected_features(official, pixel_values, 4)
     torch.testing.assert_close(encoder(pixel_values), expected, atol=1e-5, rtol=0)
 
 
@@ -303,7 +305,8 @@ def test_what_does_not_fit_is_refused(folder):
         ({"patch_size": 57}, "patch_size: 57 pixels do not fit image_size, 56"),
         ({"num_channels": 1}, r"num_channels: expected 3 \(RGB\), got 1"),
         ({"hidden_act": "gleu"}, "hidden_act: 'gleu' is no activation"),
-        ({"layer_norm_eps": "small"}, "not the sizes of a SigLIP encoder: .*layer_norm_eps"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps: expected a number, 0 to 1, got 'small'"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps: expected a number, 0 to 1, got nan"),
         ({"vision_config": 3}, "vision_config: expected an object, got 3"),
         ({"model_type": ["siglip"]}, r"expected a SigLIP model, got \['siglip'\]"),
     ],

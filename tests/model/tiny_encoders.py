@@ -175,7 +175,7 @@ FAMILIES = {
 
 def where_served(kind: EncoderKind) -> pytest.MarkDecorator:
     """Skips a test where transformers is too old for this kind of encoder."""
-    reason = f"{kind.name} needs transformers {kind.since}"
+    reason = f"{kind.name} needs transformers {kind.since[0]}.{kind.since[1]}"
     return pytest.mark.skipif(not is_served(kind), reason=reason)
 
 
