@@ -56,7 +56,7 @@ def test_the_mixture_holds_scenes_and_what_was_said(tmp_path):
     write_own_answers(Scripted(), [*REPLIES], tmp_path / "chat.jsonl", 9)
     source = open_source(DataConfig(source="mixture", path=str(tmp_path / "english.yaml")), seed=0)
     kinds = [source.sample(index).id.startswith("english-train") for index in range(100)]
-    assert 88 <= sum(kinds) <= 92
+    assert 83 <= sum(kinds) <= 87  # of scenes, whose weight is 0.85
 
 
 def test_a_model_that_never_ends_an_answer_is_a_sentence(tmp_path):
