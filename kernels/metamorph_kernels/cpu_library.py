@@ -134,16 +134,8 @@ def emit_greedy_cpp(
 
 @cache
 def _load() -> str | None:
-    """Load the library and register the ops' fake versions; why that failed, or None."""
-    reason = load_library(LIBRARY, "METAMORPH_CPU")
-    if reason is not None:
-        return reason
-    for name in FAKES:
-        if not hasattr(torch.ops.metamorph_cpu_ops, name):
-            return f"built of older sources, which lack {name}; build it again"
-    for name, fake in FAKES.items():
-        torch.library.register_fake(f"metamorph_cpu_ops::{name}", fake)
-    return None
+    """Load the library; why that failed, or None."""
+    return load_library(LIBRARY, "METAMORPH_CPU", "metamorph_cpu_ops", FAKES)
 
 
 def _fake_attention(q: Tensor, *others: Tensor | float) -> Tensor:

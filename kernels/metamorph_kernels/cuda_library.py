@@ -107,15 +107,8 @@ def _require(tensor: Tensor) -> None:
 
 @cache
 def _load() -> str | None:
-    """Load the library and register the ops' fake versions; why that failed, or None."""
-    reason = load_library(LIBRARY, "METAMORPH_CUDA")
-    if reason is not None:
-        return reason
-    torch.library.register_fake("metamorph_ops::cosine_rows", _fake_cosine_rows)
-    torch.library.register_fake("metamorph_ops::pool_normalize", _fake_pool_normalize)
-    torch.library.register_fake("metamorph_ops::quantise_rows", _fake_quantise_rows)
-    torch.library.register_fake("metamorph_ops::scale_", lambda values, factor: None)
-    return None
+    """Load the library; why that failed, or None."""
+    return load_library(LIBRARY, "METAMORPH_CUDA", "metamorph_ops", FAKES)
 
 
 def _fake_cosine_rows(
@@ -138,3 +131,11 @@ def _fake_pool_normalize(features: Tensor, grid: int) -> Tensor:
 def _fake_quantise_rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     values = x.new_empty(x.shape, dtype=torch.float8_e4m3fn)
     return values, x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+FAKES = {
+    "cosine_rows": _fake_cosine_rows,
+    "pool_normalize": _fake_pool_normalize,
+    "quantise_rows": _fake_quantise_rows,
+    "scale_": lambda values, factor: None,
+}

@@ -25,8 +25,8 @@ GLUON_HEAD_DIMS = (64, 128)
 # Short documents of equal length share one call; above this a call of its own costs nothing more,
 # and the masks of documents with spans stay small.
 LONGEST_BATCHED_DOCUMENT = 512
-# On a CPU PyTorch's backward takes four times as long in 16 bits as in float32 at 64 tokens, as
-# long at 256, and less beyond.
+# On a CPU PyTorch's backward takes several times as long in 16 bits as in float32 at 64 tokens,
+# about as long at 256, and less beyond (seen on one CPU with AMX).
 LONGEST_IN_FLOAT32 = 256
 WRITTEN_OUT = "use impl='torch' within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 
