@@ -22,6 +22,7 @@ from metamorph.config.keys import (
     PrefillAttention,
 )
 from metamorph.decoder.samplers import SAMPLERS
+from metamorph.errors import UserError
 
 if TYPE_CHECKING:  # `--help` answers at once
     from metamorph.generation.assistant import Assistant
@@ -157,6 +158,16 @@ def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
         help="in later turns read the model's own pictures from their pixels, not as it predicted "
         "them",
     )  # fmt: skip
+
+
+def check_sampling(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for options of sampling where nothing is sampled."""
+    for option in ("top_k", "top_p", "min_p"):
+        if getattr(arguments, option) is not None and not arguments.temperature:
+            name = option.replace("_", "-")
+            raise UserError(
+                f"--{name}: temperature 0 takes the likeliest token anyway; give --temperature too"
+            )
 
 
 def settings_of(arguments: argparse.Namespace) -> AnswerSettings:

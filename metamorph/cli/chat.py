@@ -12,6 +12,7 @@ from metamorph.cli.answer_arguments import (
     add_conversation_arguments,
     add_model_arguments,
     add_system_argument,
+    check_sampling,
     open_assistant,
     settings_of,
 )
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot spell
+    check_sampling(arguments)
     settings = settings_of(arguments)
     make_writable(arguments.save_to)  # not after minutes of work
     descriptors = (sys.stdin.fileno(), sys.stdout.fileno()) if is_typed else None

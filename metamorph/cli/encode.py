@@ -19,7 +19,7 @@ from metamorph.errors import UserError
 NAME = "encode"
 SUMMARY = "write the encoder's features of all images to disk"
 KEYS = ("decoder.fit",)  # of a decoder, all that pictures are read by
-MAKING = ("bad", "dtype", "latents", "precision", "batch", "shard_images", "threads")
+OF_VERIFY = ("help", "data", "output", "verify")  # all that a check of hashes uses
 DESCRIPTION = """\
 Writes the frozen encoder's features of every image of a run's data to a folder, once. Training with
 --data.features FOLDER then reads them and never runs the encoder. What is there already is kept.
@@ -131,8 +131,13 @@ def _check_alone(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for options of what is made, where nothing is."""
     known = argparse.ArgumentParser()
     add_arguments(known)
-    said = [name for name in MAKING if getattr(arguments, name) != known.get_default(name)]
-    said = [name.replace("_", "-") for name in said]
+    said = [
+        action.dest.replace("_", "-")
+        for action in known._actions
+        if action.dest not in OF_VERIFY
+        and "." not in action.dest  # a key of the run
+        and getattr(arguments, action.dest) != action.default
+    ]
     said += overrides_from_namespace(arguments, (), *SECTIONS, *KEYS)
     if said:
         raise UserError(f"--{said[0]}: --verify makes nothing, and does not use it; leave it out")

@@ -208,7 +208,7 @@ def _model(arguments: argparse.Namespace) -> None:
     if arguments.wording not in SOURCES:
         known = ", ".join(SOURCES)
         raise UserError(f"--wording: expected one of {known}, got {arguments.wording!r}")
-    if arguments.wording != "toy" and arguments.suite == ["text"]:
+    if arguments.wording != "toy" and set(arguments.suite or ()) == {"text"}:
         raise UserError("--wording: the suite text asks nothing; leave it out")
     if arguments.text is not None and "text" not in (arguments.suite or ["text"]):
         raise UserError("--text goes with the suite text, which --suite leaves out")

@@ -13,6 +13,7 @@ from metamorph.cli.answer_arguments import (
     add_conversation_arguments,
     add_model_arguments,
     add_system_argument,
+    check_sampling,
     open_assistant,
     settings_of,
 )
@@ -101,12 +102,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     ):
         if value and is_of_many != many:
             raise UserError(f"{option} goes with {'--prompts' if is_of_many else 'PROMPT'} only")
-    for option in ("top_k", "top_p", "min_p"):  # a line of a file may have a temperature of its own
-        if not many and getattr(arguments, option) is not None and not arguments.temperature:
-            name = option.replace("_", "-")
-            raise UserError(
-                f"--{name}: temperature 0 takes the likeliest token anyway; give --temperature too"
-            )
+    if not many:  # a line of a file may have a temperature of its own
+        check_sampling(arguments)
     if many and arguments.output is None:
         raise UserError("--prompts needs --output FOLDER, where the answers go")
 

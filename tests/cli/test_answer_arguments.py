@@ -10,6 +10,7 @@ from metamorph.cli.answer_arguments import (
     add_system_argument,
     settings_of,
 )
+from metamorph.cli.command import main
 from metamorph.config.keys import MAX_SEED
 from metamorph.generation.settings import AnswerSettings, DrawingSettings, Sampling
 
@@ -68,3 +69,8 @@ def test_every_option_reaches_the_settings(parser):
 def test_values_beyond_the_limits_are_refused(parser, option, value, expected):
     with pytest.raises(argparse.ArgumentError, match=expected):
         parser.parse_args([f"{option}={value}"])
+
+
+def test_a_chat_without_temperature_samples_nothing(capsys):
+    assert main(["chat", "--top-p", "0.5"]) == 2
+    assert "--top-p: temperature 0 takes the likeliest token anyway" in capsys.readouterr().err

@@ -68,6 +68,7 @@ def test_what_is_wrong_is_named(tool, text, options, message, tmp_path, monkeypa
     [
         (["--decoder.batch_size", "9"], "--decoder.batch_size: only metamorph train uses it"),
         (["--verify", "--dtype", "int8"], "--dtype: --verify makes nothing, and does not use it"),
+        (["--verify", "--device", "cuda:7"], "--device: --verify makes nothing"),
         (["--verify", "--shard-images", "9"], "--shard-images: --verify makes nothing"),
         (["--verify", "--data.max_pixels", "9"], "--data.max_pixels: --verify makes nothing"),
         (["--data.image_root", "images"], "data.image_root: source mixture does not use it"),
