@@ -16,41 +16,39 @@ from metamorph.errors import UserError, within
 OF_ONE_SOURCE = [entry.name for entry in fields(SourceConfig)]
 
 
-def check_data(data: DataConfig) -> None:
+def check_data(data: DataConfig, own_source: bool = False) -> None:
     """Raises `UserError` for a key that no source of the data, or of its validation, uses. A
-    mixture file that is not here may have any."""
-    check_part(data)
-    sources: list[SourceConfig] = [data]
+    mixture file that is not here may have any. With an `own_source` a program gives the samples,
+    and only those of validation may come of the data's keys."""
+    if not own_source:
+        check_part(data)
+    sources: list[SourceConfig] = [] if own_source else [data]
     if isinstance(data.validation, str) and data.validation:
         is_mixture = Path(data.validation).suffix in ENDINGS
         alike = SourceConfig("mixture") if is_mixture else data
         sources.append(replace(alike, path=data.validation))
-    kinds = set()
+    kinds, all_known = set(), True
     for source in sources:
         if source.source != "mixture":
             kinds.add(kind_of(source))
         elif not Path(source.path).is_file():
-            return
+            all_known = False
         else:
             for name, part in read_mixture(Path(source.path)).items():
                 with within(f"{source.path}: part '{name}'"):
                     check_part(part)
                 kinds.add(kind_of(part))
-    no_use = f"no part of {data.path} uses it"
-    if data.source != "mixture":
+    if not all_known:
+        return
+    if own_source:
+        no_use = "a program gives the samples, and does not use it"
+    elif data.source == "mixture":
+        no_use = f"no part of {data.path} uses it"
+    else:
         no_use = f"source {kind_of(data)} does not use it"
     for key, words, users in iter_unused(data, ("sources", no_use, kinds)):
-        if key not in OF_ONE_SOURCE:
+        if own_source or key not in OF_ONE_SOURCE:
             raise UserError(f"data.{key}: {words} {_only(users)}; leave it out")
-
-
-def check_own_source(data: DataConfig) -> None:
-    """Raises `UserError` for a key of sources where a program gives the samples, also those of
-    validation."""
-    if data.validation:
-        return
-    for key, words, _ in iter_unused(data, ("sources", "a program gives the samples", set())):
-        raise UserError(f"data.{key}: {words}, and does not use it; leave it out")
 
 
 def check_part(part: SourceConfig) -> None:

@@ -8,7 +8,7 @@ from data_files import image_bytes, write_lines, write_tar
 
 from metamorph.config import DataConfig
 from metamorph.data.opening import open_source
-from metamorph.data.uses import check_data, check_own_source
+from metamorph.data.uses import check_data
 from metamorph.errors import UserError
 from tests.keys_read import keys_read, other_values
 
@@ -118,7 +118,10 @@ def test_the_samples_of_validation_are_of_the_data_too(data):
 
 
 def test_a_program_gives_the_samples(data):
-    check_own_source(DataConfig(row_length=256, max_pixels=DataConfig.max_pixels))
+    check_data(DataConfig(row_length=256, max_pixels=DataConfig.max_pixels), own_source=True)
     with pytest.raises(UserError, match="^data.path: a program gives the samples, and does not"):
-        check_own_source(data["jsonl"])
-    check_own_source(replace(data["jsonl"], validation="b.jsonl"))
+        check_data(data["jsonl"], own_source=True)
+    validated = replace(data["jsonl"], validation="b.jsonl")
+    check_data(validated, own_source=True)
+    with pytest.raises(UserError, match="^data.kinds: a program gives the samples, and does not"):
+        check_data(replace(validated, kinds={"draw": 1.0}), own_source=True)

@@ -61,6 +61,8 @@ def check_rules(config: RunConfig, device: torch.device, own_source: bool = Fals
 
     `own_source`: the samples come from a program, not from where `config.data` says.
     """
+    if not own_source:
+        check_path(config.data)  # a plan needs no data
     _check_anywhere(config, world_size(), dist.is_initialized(), own_source)
     check_libraries(config, device)
     if not config.trains_decoder:
@@ -78,8 +80,6 @@ def _check_anywhere(
     """The rules that no device and no installed library changes."""
     check_validation(config, own_source)
     check_uses(config, own_source)
-    if not own_source:
-        check_path(config.data)
     check_length(config, own_source)
     check_samples(config, by_torchrun)
     check_combinations(config, by_torchrun)

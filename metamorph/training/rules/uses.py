@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from metamorph.config import RunConfig
 from metamorph.config.reading import Use, is_set, iter_unused
-from metamorph.data.uses import check_data, check_own_source
+from metamorph.data.uses import check_data
 from metamorph.errors import UserError
 
 # Keys of which nothing is used without another one: what that is, and whether a run has it.
@@ -46,8 +46,7 @@ def check_uses(config: RunConfig, own_source: bool = False) -> None:
         uses.append(("kinds", f"decoder.kind {kind}", {kind}))
     for key, words, users in iter_unused(config, *uses):
         raise UserError(f"{key}: {words} does not use it (only {', '.join(users)}); leave it out")
-    check_source = check_own_source if own_source else check_data
-    check_source(config.data)
+    check_data(config.data, own_source)
     for keys, other, has in NEEDS:
         for key in keys:
             if is_set(config, key) and not has(config):
