@@ -40,7 +40,7 @@ from metamorph.model.describe import describe_parameters
 from metamorph.model.float8_gather import check_shares
 from metamorph.model.opening import check_positions
 from metamorph.model.outline import outline
-from metamorph.model.precision import MULTIPLE, choose_layers
+from metamorph.model.precision import choose_layers, choose_recipe
 from metamorph.model.tokenizer import open_tokenizer
 from metamorph.model.unified import MetaMorph, MetaMorphConfig
 from metamorph.planning.assumed_samples import PACKED, assumed_row, describe_families
@@ -161,7 +161,8 @@ def plan_step(config: RunConfig, world_size: int, rows: Rows | None = None) -> P
     parameters = describe_parameters(model, config.stage)
     in_8_bits = []
     if config.training.fp8_all_gather:
-        in_8_bits, _ = choose_layers(model, config.training.fp8_backend, MULTIPLE)
+        _, multiple = choose_recipe(config.training.fp8_backend, config.training.fp8_recipe)
+        in_8_bits, _ = choose_layers(model, config.training.fp8_backend, multiple)
         check_shares(model, in_8_bits, mesh_shape(world_size, config.parallel.shard)[1])
     with fake_processes(world_size):
         if world_size > 1:

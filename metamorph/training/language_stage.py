@@ -93,6 +93,7 @@ class LanguageStage:
             add_adapters(model.language, config, LANGUAGE_LAYERS)
         self.float8 = None
         self.in_8_bits: tuple[str, ...] = ()  # layers whose weights FSDP gathers so
+        self.is_scaled = False  # for good, as they are frozen
         if training.precision == "fp8":
             self.float8 = convert_to_float8(
                 model, training.fp8_backend, device, training.fp8_recipe, training.fp8_all_gather
@@ -140,9 +141,10 @@ class LanguageStage:
         """Nothing: every step trains the same."""
 
     def stepped(self, number: int, bad: Tensor) -> None:
-        """Weights that are gathered in 8 bits have other scales now."""
-        if self.in_8_bits:
+        """Weights that are gathered in 8 bits have other scales now, if they are trained."""
+        if self.in_8_bits and not self.is_scaled:
             scale_weights(self.module)
+            self.is_scaled = self.config.stage == "align"
 
     def forward_backward(self, step: int) -> dict[str, Tensor]:
         """Gradients of an optimizer step, and its `text_loss`, `visual_loss` and `cosine_distance`,

@@ -1,6 +1,7 @@
 """What makes no encoder is refused in one sentence, by each kind of vision transformer."""
 
 import json
+from functools import partial
 from itertools import starmap
 from types import SimpleNamespace
 
@@ -38,11 +39,16 @@ DOES_NOT_FIT = [
 ]
 
 
+def changed(folder, file, change):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return path
+
+
 @pytest.mark.parametrize(("name", "change", "message"), [*starmap(served, DOES_NOT_FIT)])
 def test_what_does_not_fit_is_one_sentence(name, change, message, tmp_path):
     folder = FAMILIES[name].write(tmp_path)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    changed(folder, "config.json", change)
     with pytest.raises(UserError, match=f"{folder}.*{message}"):
         open_vision(folder, 2)
 
@@ -59,9 +65,7 @@ NO_SQUARE = [
 @pytest.mark.parametrize(("name", "settings", "message"), [*starmap(served, NO_SQUARE)])
 def test_a_square_that_cannot_be_is_refused(name, settings, message, tmp_path):
     folder = FAMILIES[name].write(tmp_path)
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(UserError, match=f"{path}: {message}"):
-        open_vision(folder, 2)
-    with pytest.raises(UserError, match=f"{path}: {message}"):
-        check_encoder(folder)
+    path = changed(folder, "preprocessor_config.json", settings)
+    for opened in (partial(open_vision, grid=2), check_encoder):
+        with pytest.raises(UserError, match=f"{path}: {message}"):
+            opened(folder)

@@ -22,20 +22,11 @@ from metamorph.training.loop import train
 from metamorph.training.rules import check_plan
 from tests import fake_libraries
 from tests.processes import run_processes
-from tests.tiny_run import tiny_config, write_language, write_vision
+from tests.tiny_run import tiny_config
 
 torchao = pytest.importorskip("torchao.float8.fsdp_utils")
 KEYS = {"precision": "fp8", "fp8_backend": "torchao", "fp8_recipe": "tensorwise"}
 WEIGHTS = 2 * 7  # layers, projections of each
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """Parts whose widths, 64 and 32, float8 can multiply."""
-    folder = tmp_path_factory.mktemp("wide")
-    write_language(folder / "llama", width=64)
-    write_vision(folder / "siglip", width=32)
-    return folder
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from metamorph.training.checkpoint_tensors import SafeReader
 from metamorph.training.loop import train
 from tests import fake_libraries
 from tests.fake_transformer_engine import MICROBATCHES
-from tests.tiny_run import tiny_config, write_language, write_vision
+from tests.tiny_run import tiny_config
 
 NATIVE = {"precision": "fp8", "fp8_backend": "native"}
 
@@ -216,15 +216,6 @@ def losses_of(folder, **precision) -> torch.Tensor:
     missing = float("nan")  # a row without pictures to draw
     values = [[line["text_loss"], 1 - line.get("visual_cosine", missing)] for line in lines]
     return torch.tensor(values).unfold(0, WINDOW, WINDOW).nanmean(-1)
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """Parts whose widths, 64 and 32, float8 can multiply."""
-    folder = tmp_path_factory.mktemp("wide")
-    write_language(folder / "llama", width=64)
-    write_vision(folder / "siglip", width=32)
-    return folder
 
 
 @pytest.mark.slow
