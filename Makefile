@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 PIP_INSTALL := $(BIN)/python -m pip install -c constraints.txt
 OLDER_TRITON := build/triton-3.6.0
-LOWEST := .venv-lower-bounds
+LOWEST := .venv-lower-bounds$(TORCH:%=-%)
 INSTALLED_LOWEST := $(LOWEST)/.installed
 TESTS_OF_PACKAGES := tests/integrations tests/model tests/decoder tests/monitor \
 	tests/evaluation/test_learned_scores.py tests/evaluation/test_text_ability.py \

@@ -90,7 +90,7 @@ def test_the_lowest_versions_have_an_environment_of_their_own():
     command = ["make", "--dry-run", "--always-make", "lower-bounds", "TORCH=2.11.0"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     programs = re.findall(r"^(?:\w+=\S+ )*(\S+/bin/\S+)", run.stdout, re.MULTILINE)
-    assert {Path(program).parts[0] for program in programs} == {".venv-lower-bounds"}
+    assert {Path(program).parts[0] for program in programs} == {".venv-lower-bounds-2.11.0"}
     assert "--no-deps torch==2.11.0\n" in run.stdout
     assert "--resolution lowest-direct" in run.stdout
     tests = re.findall(r"(?<= )tests/\S+", run.stdout)
