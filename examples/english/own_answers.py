@@ -12,7 +12,12 @@ from pathlib import Path
 from metamorph import Assistant
 from metamorph.config.shipped import configs_folder
 from metamorph.generation.engine import EngineOptions
-from metamorph.generation.own_answers import HELD_OUT_PROMPTS, PROMPTS, write_own_answers
+from metamorph.generation.own_answers import (
+    HELD_OUT_PROMPTS,
+    LONGEST_ANSWER,
+    PROMPTS,
+    write_own_answers,
+)
 from metamorph.model import assemble
 from metamorph.model.inference import merge_projections, store_by_columns
 from metamorph.quickstart.run import ASSETS
@@ -21,7 +26,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("language", type=Path, help="folder of a Llama with a chat template")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="of an answer")
+    parser.add_argument("--max-new-tokens", type=int, default=LONGEST_ANSWER, help="of an answer")
     arguments = parser.parse_args()
     # The encoder only makes it a whole model: nothing is shown, and nothing may be drawn.
     model, tokenizer = assemble(arguments.language, ASSETS / "encoder", grid=4)

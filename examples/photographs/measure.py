@@ -24,6 +24,7 @@ from metamorph.data.opening import open_source
 from metamorph.errors import UserError
 from metamorph.evaluation.report import text_table
 from metamorph.evaluation.retrieval import cosine_similarities, ranks
+from metamorph.evaluation.scene_drawings import LONGEST_TEXT, drawing_answer
 from metamorph.evaluation.scored import Scored, means
 from metamorph.evaluation.similarity import token_cosines
 from metamorph.evaluation.teacher_forcing import visual_cosines
@@ -33,7 +34,6 @@ from metamorph.generation.messages import question
 from metamorph.generation.settings import AnswerSettings
 
 CONTEXT = 512  # tokens of a prompt with a picture and its answer
-LONGEST_TEXT = 48  # tokens of an answer in words, and beside those of a picture
 AT_ONCE = 42  # pictures
 
 
@@ -80,8 +80,7 @@ def drawings(chat: Assistant, requests: Sequence[str]) -> Tensor:
     """Features [N, tokens, C] that the model predicts, fp32 on the CPU; zeros where it draws
     nothing."""
     config = chat.model.config
-    settings = AnswerSettings(config.tokens_per_image + LONGEST_TEXT, drawing=None)
-    replies = chat.generate([[question(asked)] for asked in requests], settings)
+    replies = chat.generate([[question(asked)] for asked in requests], drawing_answer(chat))
     empty = torch.zeros(config.tokens_per_image, config.visual_width)
     return torch.stack([next(iter(reply.features), empty).float().cpu() for reply in replies])
 

@@ -157,7 +157,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free slots to those who wait: one that knows the beginning of the prompt, else one
-        that knows nothing, else the one that was left first."""
+        that knows nothing, else the one that was left first, of one reading the lowest."""
         while self.waiting:
             free = [index for index, slot in enumerate(self.slots) if slot.job is None]
             if not free:

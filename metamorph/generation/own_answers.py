@@ -19,6 +19,7 @@ from metamorph.generation.settings import AnswerSettings
 # A prompt a line, written for this project; CC0-1.0. Nothing is trained on the held-out ones.
 PROMPTS = Path(__file__).parent / "chat_prompts.txt"
 HELD_OUT_PROMPTS = Path(__file__).parent / "held_out_chat_prompts.txt"
+LONGEST_ANSWER = 128  # tokens
 
 
 def write_own_answers(

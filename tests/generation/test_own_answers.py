@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from metamorph import Assistant
 from metamorph.config import DataConfig
@@ -57,6 +58,14 @@ def test_the_mixture_holds_scenes_and_what_was_said(tmp_path):
     source = open_source(DataConfig(source="mixture", path=str(tmp_path / "english.yaml")), seed=0)
     kinds = [source.sample(index).id.startswith("english-train") for index in range(100)]
     assert 83 <= sum(kinds) <= 87  # of scenes, whose weight is 0.85
+
+
+def test_the_control_learns_the_same_kinds_as_the_mixture():
+    mixture, control = (
+        yaml.safe_load((configs_folder() / name).read_text())
+        for name in ("mixtures/english.yaml", "smollm2/control.yaml")
+    )
+    assert mixture["scenes"]["kinds"] == control["data"]["kinds"]
 
 
 def test_a_model_that_never_ends_an_answer_is_a_sentence(tmp_path):

@@ -18,7 +18,12 @@ from metamorph.config.shipped import configs_folder
 from metamorph.devices import resolve_device
 from metamorph.disk import write_text
 from metamorph.errors import UserError
-from metamorph.generation.own_answers import HELD_OUT_PROMPTS, PROMPTS, write_own_answers
+from metamorph.generation.own_answers import (
+    HELD_OUT_PROMPTS,
+    LONGEST_ANSWER,
+    PROMPTS,
+    write_own_answers,
+)
 from metamorph.quickstart.pretrained.language import (
     CHAT_TEMPLATE,
     CONFIGS,
@@ -33,7 +38,6 @@ from metamorph.training.loop import train
 STAGES = ("align", "instruct")
 MIXTURE = configs_folder() / "mixtures" / "english.yaml"
 CHAT, HELD_OUT_CHAT = "chat.jsonl", "chat_held_out.jsonl"
-LONGEST_ANSWER = 128  # tokens of its own answers to plain prompts
 TIMED_STEPS = 2
 MARKER = "training-of-smollm2"  # tells its folder from those that another quickstart may replace
 

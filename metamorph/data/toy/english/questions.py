@@ -1,7 +1,7 @@
 """Questions about a scene in English, by attribute.
 
 Those of training are a file an attribute, a sentence a line: 14 plain ones, then some 115 that were
-written without sight of the held-out ones.
+written without sight of the held-out ones, less what came near one of these.
 """
 
 from pathlib import Path
