@@ -132,6 +132,7 @@ def transformer_engine_absence(device_type: str) -> str | None:
     """Why Transformer Engine's float8 layers cannot run on tensors of this device type, or None."""
     needed = {
         "transformer_engine.pytorch": ["Linear", "autocast", "is_nvfp4_available"],
+        "transformer_engine.pytorch.quantization": ["RecipeState"],
         "transformer_engine.common.recipe": ["Float8CurrentScaling", "NVFP4BlockScaling"],
     }
     return _absence(device_type, ADA, needed)

@@ -29,6 +29,7 @@ class NVFP4BlockScaling:
 
 Recipe = Float8CurrentScaling | Float8BlockScaling | MXFP8BlockScaling | NVFP4BlockScaling
 RECIPES: list[Recipe] = []  # of the regions that are open now
+USAGES: list[tuple[bool, bool]] = []  # of an input that was rounded for several layers
 MICROBATCHES: list[bool | None] = []  # `is_first_microbatch` of each forward
 
 
@@ -56,6 +57,34 @@ def autocast(enabled=True, calibrating=False, recipe=None, amax_reduction_group=
         yield
     finally:
         RECIPES.pop()
+
+
+class Rounded(Tensor):
+    """What a quantizer made: the very numbers."""
+
+
+class Quantizer:
+    def set_usage(self, *, rowwise=None, columnwise=None):
+        USAGES.append((rowwise, columnwise))
+
+    def __call__(self, tensor):
+        CALLS.append("Quantizer")
+        assert len(tensor) % self.multiple == 0
+        return tensor.as_subclass(Rounded)
+
+
+class RecipeState:
+    @staticmethod
+    def create(recipe, *, mode, num_quantizers=1, device=None, roles=None):
+        assert mode == "forward" and num_quantizers == 3  # of an input, a weight and an output
+        state = RecipeState()
+        state.recipe = recipe
+        return state
+
+    def make_quantizers(self):
+        of_input = Quantizer()
+        of_input.multiple = self.recipe.multiple
+        return [of_input, None, None]
 
 
 class Linear(torch.nn.Module):
@@ -90,7 +119,8 @@ class Linear(torch.nn.Module):
         assert state.numel() == 0
 
     def forward(self, inp, is_first_microbatch=None, fp8_output=False, fp8_grad=False):
-        CALLS.append("Linear")
+        CALLS.append("Linear of what is rounded" if isinstance(inp, Rounded) else "Linear")
+        inp = inp.as_subclass(Tensor)
         MICROBATCHES.append(is_first_microbatch)
         multiple = RECIPES[-1].multiple
         assert (
@@ -147,6 +177,7 @@ MODULES = {  # as in `fake_libraries`
         "is_mxfp8_available": is_mxfp8_available,
         "is_nvfp4_available": is_nvfp4_available,
     },
+    "transformer_engine.pytorch.quantization": {"RecipeState": RecipeState},
     "transformer_engine.pytorch.optimizers": {},
     "transformer_engine.pytorch.optimizers.fused_adam": {
         "FusedAdam": TransformerEngineAdam,

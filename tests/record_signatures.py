@@ -82,12 +82,23 @@ SOURCES = {  # stand-in: distribution and version, file, where in it
             name,
         )
         for name in (
+            "RecipeState.create",
             "is_fp8_available",
             "is_fp8_block_scaling_available",
             "is_mxfp8_available",
             "is_nvfp4_available",
         )
     },
+    "Quantizer.set_usage": (
+        "transformer-engine 2.20.2 (wheel)",
+        "transformer_engine/pytorch/quantized_tensor.py",
+        "Quantizer.set_usage",
+    ),
+    "Quantizer.__call__": (
+        "transformer-engine 2.20.2 (wheel)",
+        "transformer_engine/pytorch/quantized_tensor.py",
+        "Quantizer.__call__",
+    ),
     "Linear.__init__": (
         "transformer-engine 2.20.2 (wheel)",
         "transformer_engine/pytorch/module/linear.py",

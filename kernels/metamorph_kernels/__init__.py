@@ -26,7 +26,7 @@ from metamorph_kernels.cpu_library import (
 )
 from metamorph_kernels.cuda_library import cuda_absence
 from metamorph_kernels.intervals import Intervals, intervals_from_rows, key_intervals
-from metamorph_kernels.linear.float8_linear import linear_fp8, mlp_gelu_fp8
+from metamorph_kernels.linear.float8_linear import linear_fp8, linears_fp8, mlp_gelu_fp8
 from metamorph_kernels.linear.mlp import MLPGelu, mlp_gelu
 from metamorph_kernels.losses.chunks import GRADIENT_BYTES_AT_ONCE, LOGITS_AT_ONCE
 from metamorph_kernels.losses.cosine import cosine_loss
@@ -64,6 +64,7 @@ __all__ = [
     "linear_cosine_loss",
     "linear_cross_entropy",
     "linear_fp8",
+    "linears_fp8",
     "mlp_gelu",
     "mlp_gelu_fp8",
     "pool_normalize",

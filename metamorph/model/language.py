@@ -7,7 +7,7 @@ hold, so that `fused_parts` can put those of another library in their place.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -69,6 +69,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def project(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
+    """What each of the layers makes of x [T, H]: [T, out], with an `out` of its own."""
+    return [layer(x) for layer in layers]
+
+
 class RMSNorm(nn.RMSNorm):
     """The norm of a row [T, H], computed by `compute`."""
 
@@ -89,9 +94,10 @@ class HeadNorm(RMSNorm):
 
 
 class SelfAttention(nn.Module):
-    """Projections, the norm of heads in some models, and rotary positions (by `rotate`) around the
-    caller's attention function."""
+    """Projections (q, k and v by `project`), the norm of heads in some models, and rotary positions
+    (by `rotate`) around the caller's attention function."""
 
+    project = staticmethod(project)
     rotate = staticmethod(rotate)
 
     def __init__(self, config: LanguageConfig):
@@ -111,16 +117,18 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, layer_index: int
     ) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hq, D]
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, Hkv, D]
+        q, k, v = (  # [T, Hq, D], [T, Hkv, D], [T, Hkv, D]
+            heads.unflatten(-1, (-1, self.head_dim))
+            for heads in self.project(x, self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = self.rotate(self.q_norm(q), self.k_norm(k), cos, sin)
         return self.o_proj(attention(layer_index, q, k, v).flatten(1))
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)), the middle of it by `activate`."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), both of x by `project`, the middle by `activate`."""
 
+    project = staticmethod(project)
     activate = staticmethod(swiglu)
 
     def __init__(self, config: LanguageConfig):
@@ -130,7 +138,15 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activate(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.activate(gate, up))
+
+
+def share_inputs(model: nn.Module, function: Callable[..., Sequence[Tensor]]) -> None:
+    """Lets `function`, with the signature of `project`, take its place in all layers."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention | GatedMLP):
+            module.project = function
 
 
 class Block(nn.Module):

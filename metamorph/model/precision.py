@@ -6,7 +6,7 @@ product needs them. Parameters stay as they are, in name, shape and dtype: what 
 in fp8 is plain and loads without any float8 package.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from metamorph.config.keys import Fp8Backend, Precision
 from metamorph.errors import UserError
 from metamorph.libraries import torchao_absence
+from metamorph.model.language import project, share_inputs
 from metamorph.model.transformer_engine_linear import (
     convert_linear,
     keep_rounded_weights,
     recipe_absence,
 )
-from metamorph_kernels import MLPGelu, linear_fp8, mlp_gelu_fp8
+from metamorph_kernels import MLPGelu, linear_fp8, linears_fp8, mlp_gelu_fp8
 
 MULTIPLE = 16  # of the widths of a matrix whose products tensor cores can do in float8
 # Of each backend its recipes, by the library's own names and the default first, and what widths
@@ -219,9 +220,19 @@ class Float8MLPGelu(MLPGelu):
         return mlp_gelu_fp8(x, first.weight, first.bias, second.weight, second.bias)
 
 
+def project_fp8(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
+    """`project` with x [T, H] rounded once, if all layers are in float8."""
+    in_float8 = [layer for layer in layers if isinstance(layer, Float8Linear)]
+    if len(in_float8) < len(layers):
+        return project(x, *layers)
+    weights = [layer.weight for layer in in_float8]
+    return linears_fp8(x, weights, [layer.bias for layer in in_float8])
+
+
 def _convert_native(model: nn.Module, names: Collection[str]) -> None:
     """A scale for each row, e4m3 forward and e5m2 gradients."""
     for name in names:
         module = model.get_submodule(name)
         # The layers have what their parents have: only what forward does is another.
         module.__class__ = Float8MLPGelu if isinstance(module, MLPGelu) else Float8Linear
+    share_inputs(model, project_fp8)

@@ -5,7 +5,8 @@ that a checkpoint would have to keep. (Its `DelayedScaling` takes those of earli
 activations that are computed again in the backward would count twice.)
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamorph.libraries import transformer_engine_absence
+from metamorph.model.language import project, share_inputs
 
 SUPPORT = {  # recipe: what of Transformer Engine knows whether this GPU has it
     "Float8CurrentScaling": "is_fp8_available",
@@ -35,13 +37,27 @@ def recipe_absence(recipe: str, device_type: str) -> str | None:
 
 def convert_linear(model: nn.Module, names: Collection[str], recipe: str, multiple: int) -> None:
     """Puts Transformer Engine's layer in the place of each of these, with its very parameters.
+    Layers that read the same input have it rounded once.
 
     `multiple` is what the recipe wants the number of rows to be one of.
     """
     import transformer_engine.common.recipe as recipes
     import transformer_engine.pytorch as te
+    from transformer_engine.pytorch.quantization import RecipeState
 
     scaling = getattr(recipes, recipe)()
+
+    def whole(x: Tensor) -> Tensor:
+        """x [T, in]; a prompt may have any number of rows: they are filled up."""
+        padding = -len(x) % multiple
+        return F.pad(x, (0, 0, 0, padding)) if padding else x
+
+    @cache
+    def input_quantizer() -> Any:
+        of_input, _of_weight, _of_output = RecipeState.create(
+            scaling, mode="forward", num_quantizers=3
+        ).make_quantizers()
+        return of_input
 
     class Linear(te.Linear):
         # Without the state that earlier scales would be.
@@ -50,15 +66,22 @@ def convert_linear(model: nn.Module, names: Collection[str], recipe: str, multip
         is_first_microbatch: bool | None = None  # see `mark_microbatch`
 
         def forward(self, x: Tensor) -> Tensor:
-            """x [T, in] -> [T, out]. A prompt may have any number of rows: they are filled up."""
-            padding = -len(x) % multiple
-            if padding:
-                x = F.pad(x, (0, 0, 0, padding))
+            """x [T, in], rounded or not -> [T, out]."""
             # Around each layer, not around the model: what recomputes a block in the backward then
             # recomputes it in float8.
             with te.autocast(enabled=True, recipe=scaling):
-                out = super().forward(x, is_first_microbatch=self.is_first_microbatch)
-            return out[: len(x) - padding]
+                out = super().forward(whole(x), is_first_microbatch=self.is_first_microbatch)
+            return out[: len(x)]
+
+    def project_rounded(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
+        """`project` of x [T, in], which is rounded here if all layers take it so."""
+        if not all(isinstance(layer, Linear) for layer in layers):
+            return project(x, *layers)
+        quantizer = input_quantizer()
+        for_weights = any(layer.weight.requires_grad for layer in layers)
+        quantizer.set_usage(rowwise=True, columnwise=torch.is_grad_enabled() and for_weights)
+        rounded = quantizer(whole(x))
+        return [out[: len(x)] for out in project(rounded, *layers)]
 
     for name in names:
         old = model.get_submodule(name)
@@ -73,6 +96,7 @@ def convert_linear(model: nn.Module, names: Collection[str], recipe: str, multip
         if old.bias is not None:
             new.bias = old.bias
         model.set_submodule(name, new.train(old.training))
+    share_inputs(model, project_rounded)
 
 
 def mark_microbatch(model: nn.Module, is_first: bool | None) -> None:

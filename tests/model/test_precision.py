@@ -170,7 +170,37 @@ def test_transformer_engine_converts_the_decoder_layers(model, transformer_engin
     error = (states_of(model, 21, "fp8") - expected).norm() / expected.norm()
     assert error < torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(states_of(model, 32, "fp8"), states_of(model, 32, "fp8"))
-    assert fake_libraries.CALLS == ["Linear"] * len(LAYERS) * 3
+    # q, k and v are computed of one rounded input, and so are gate and up.
+    shared = "Linear of what is rounded"
+    block = ["Quantizer"] + [shared] * 3 + ["Linear", "Quantizer"] + [shared] * 2 + ["Linear"]
+    assert fake_libraries.CALLS == block * 2 * 3
+
+
+def test_a_rounded_input_is_turned_for_the_gradients_of_weights_alone(model, transformer_engine):
+    convert_to_float8(model, "transformer_engine")
+    usages = fake_transformer_engine.USAGES
+    for trained, has_gradients, expected in (
+        (True, True, (True, True)),
+        (True, False, (True, False)),
+        (False, True, (True, False)),
+    ):
+        usages.clear()
+        with torch.set_grad_enabled(has_gradients):
+            states_of(model.requires_grad_(trained), 16, "fp8")
+        assert usages == [expected] * 4
+
+
+def test_layers_that_cannot_share_a_rounded_input_round_it_apart(tmp_path, transformer_engine):
+    write_language(tmp_path / "llama", width=32)
+    write_vision(tmp_path / "siglip", width=32)
+    for backend in ("native", "transformer_engine"):
+        model, _ = assemble(tmp_path / "llama", tmp_path / "siglip", grid=GRID)
+        expected = states_of(model, 16, "bf16")
+        keys = model.language.model.layers[0].self_attn.k_proj
+        convert_to_float8(model, backend)
+        model.language.model.layers[0].self_attn.k_proj = keys  # as one of another width stays
+        error = (states_of(model, 16, "fp8") - expected).norm() / expected.norm()
+        assert error < 0.1
 
 
 @pytest.fixture(scope="module")

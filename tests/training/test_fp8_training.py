@@ -114,7 +114,8 @@ def test_a_run_by_transformer_engine_saves_no_extra_state(folder, monkeypatch, o
         folder, "instruct", steps=2, precision="fp8", fp8_backend="transformer_engine"
     )
     saved = train(config)
-    assert fake_libraries.CALLS.count("Linear") == 2 * 14  # steps, layers
+    products = [call for call in fake_libraries.CALLS if call.startswith("Linear")]
+    assert len(products) == 2 * 14  # steps, layers
     assert not any("_extra_state" in name for name in load_file(saved / "model.safetensors"))
     train(replace(config, resume=True))  # loads a checkpoint, which has none either
 

@@ -1,6 +1,7 @@
 """Linear layers whose matrix products are float8, forward and backward, for training."""
 
 import math
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import torch
@@ -42,20 +43,64 @@ def linear_fp8(
     Raises ValueError for shapes, dtypes or devices that do not fit, for float64, and for an `impl`
     that cannot run this call.
     """
-    if bias is None:
-        x, weight = same_dtype(x=x, weight=weight)
-    else:
-        x, weight, bias = same_dtype(x=x, weight=weight, bias=bias)
-    _check_layer(x, weight=weight, **({} if bias is None else {"bias": bias}))
-    backend = resolve("linear_fp8", impl, x, _triton_limit(I=weight.shape[1], O=weight.shape[0]))
+    [y] = _layers(x, {"weight": weight}, {"bias": bias}, impl)
+    return y
 
-    def linear(x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor]:
-        rows = _Linear.apply(_as_rows(x), weight, *bias or (None,), False, backend)
-        return (rows.view(*x.shape[:-1], len(weight)),)
+
+def linears_fp8(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    impl: str = "auto",
+) -> tuple[Tensor, ...]:
+    """`linear_fp8` of one x by several layers, such as q, k and v, or gate and up: x is rounded
+    once for all, by rows in the forward and by columns in the backward.
+
+    x [..., I], weights [O, I] and biases [O] with an O of each layer; a bias may be None, and
+    `biases` for all. Returns [..., O] of each layer. They, and the gradients of weights and biases,
+    have the bits of `linear_fp8`; the gradient of x is the sum of the layers', in its dtype.
+
+    Raises ValueError as `linear_fp8` does, and unless there is a bias or None for each weight.
+    """
+    biases = [None] * len(weights) if biases is None else biases
+    if not weights:
+        raise ValueError("weights: expected one or more, got none")
+    if len(biases) != len(weights):
+        raise ValueError(
+            f"biases: expected {len(weights)}, one or None for each weight, got {len(biases)}"
+        )
+    return _layers(
+        x,
+        {f"weights[{layer}]": weight for layer, weight in enumerate(weights)},
+        {f"biases[{layer}]": bias for layer, bias in enumerate(biases)},
+        impl,
+    )
+
+
+def _layers(
+    x: Tensor, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor | None], impl: str
+) -> tuple[Tensor, ...]:
+    """`linears_fp8`; the arguments are known by their names."""
+    given = {name: bias for name, bias in biases.items() if bias is not None}
+    names = [*weights, *given]
+    x, *tensors = same_dtype(x=x, **weights, **given)
+    layers = dict(zip(names, tensors, strict=True))
+    limits = []
+    for weight, bias in zip(weights, biases, strict=True):
+        _check_layer(x, **{name: layers[name] for name in (weight, bias) if name in layers})
+        outputs, inputs = layers[weight].shape
+        limits.append(_triton_limit(I=inputs, O=outputs))
+    backend = resolve("linear_fp8", impl, x, next(filter(None, limits), None))
+
+    def linears(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        layers = dict(zip(names, tensors, strict=True))
+        of_weights, of_biases = map(layers.get, weights), map(layers.get, biases)
+        results = _Linears.apply(_as_rows(x), False, backend, *of_weights, *of_biases)
+        return tuple(rows.view(*x.shape[:-1], rows.shape[1]) for rows in results)
 
     once_only = OnceOnly("linear_fp8", "use torch.nn.functional.linear")
-    [result] = once_only(linear, x, weight, *(() if bias is None else (bias,)))
-    return result
+    return once_only(linears, x, *tensors)
 
 
 def mlp_gelu_fp8(
@@ -82,54 +127,73 @@ def mlp_gelu_fp8(
     backend = resolve("mlp_gelu_fp8", impl, x, _triton_limit(I=w1.shape[1], F=hidden, O=outputs))
 
     def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor]:
-        z = _Linear.apply(_as_rows(x), w1, b1, False, backend)
-        return (_Linear.apply(z, w2, b2, True, backend).view(*x.shape[:-1], outputs),)
+        [z] = _Linears.apply(_as_rows(x), False, backend, w1, b1)
+        [rows] = _Linears.apply(z, True, backend, w2, b2)
+        return (rows.view(*x.shape[:-1], outputs),)
 
     [result] = OnceOnly("mlp_gelu_fp8", "use mlp_gelu with impl='torch'")(mlp, x, w1, b1, w2, b2)
     return result
 
 
-class _Linear(torch.autograd.Function):
-    """`linear_fp8` of x [N, I], or of its GELU."""
+class _Linears(torch.autograd.Function):
+    """`linear_fp8` of x [N, I], or of its GELU, by layers: all their weights, then all biases."""
 
     @staticmethod
-    def forward(x, weight, bias, gelu, backend):
+    def forward(x, gelu, backend, *layers):
         f8 = _functions(backend)
-        return f8.scaled_product(
-            *f8.quantise_rows(x, E4M3, gelu), *f8.quantise_rows(weight, E4M3), x.dtype, bias
+        weights, biases = _halves(layers)
+        rows = f8.quantise_rows(x, E4M3, gelu)
+        return tuple(
+            f8.scaled_product(*rows, *f8.quantise_rows(weight, E4M3), x.dtype, bias)
+            for weight, bias in zip(weights, biases, strict=True)
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, ctx.gelu, ctx.backend = inputs
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        x, ctx.gelu, ctx.backend, *layers = inputs
+        wants_x, _, _, *wanted = ctx.needs_input_grad
+        weights, _ = _halves(layers)
+        wants_weights, _ = _halves(wanted)
         ctx.save_for_backward(
-            x if wants_weight or (ctx.gelu and wants_x) else None, weight if wants_x else None
+            x if any(wants_weights) or (ctx.gelu and wants_x) else None,
+            *(weights if wants_x else [None] * len(weights)),
         )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    def backward(ctx, *gradients):
+        x, *weights = ctx.saved_tensors
+        wants_x, _, _, *wanted = ctx.needs_input_grad
+        wants_weights, wants_biases = _halves(wanted)
         f8 = _functions(ctx.backend)
-        x_gradient = weight_gradient = bias_gradient = None
-        if wants_x:
-            x_gradient = f8.scaled_product(
-                *f8.quantise_rows(gradient, E5M2),
-                *f8.quantise_columns(weight, E4M3),
-                gradient.dtype,
-                before_gelu=x if ctx.gelu else None,
-            )
-        if wants_weight:
-            weight_gradient = f8.scaled_product(
-                *f8.quantise_columns(gradient, E5M2),
-                *f8.quantise_columns(x, E4M3, ctx.gelu),
-                gradient.dtype,
-            )
-        if wants_bias:
-            bias_gradient = gradient.sum(0, dtype=torch.float32).to(gradient.dtype)
-        return x_gradient, weight_gradient, bias_gradient, None, None
+        x_gradient, of_weights, of_biases = None, [], []
+        columns = f8.quantise_columns(x, E4M3, ctx.gelu) if any(wants_weights) else ()
+        for gradient, weight, wants_weight, wants_bias in zip(
+            gradients, weights, wants_weights, wants_biases, strict=True
+        ):
+            weight_gradient = bias_gradient = None
+            if wants_x:
+                product = f8.scaled_product(
+                    *f8.quantise_rows(gradient, E5M2),
+                    *f8.quantise_columns(weight, E4M3),
+                    gradient.dtype,
+                    before_gelu=x if ctx.gelu else None,
+                )
+                x_gradient = product if x_gradient is None else x_gradient + product
+            if wants_weight:
+                weight_gradient = f8.scaled_product(
+                    *f8.quantise_columns(gradient, E5M2), *columns, gradient.dtype
+                )
+            if wants_bias:
+                bias_gradient = gradient.sum(0, dtype=torch.float32).to(gradient.dtype)
+            of_weights.append(weight_gradient)
+            of_biases.append(bias_gradient)
+        return x_gradient, None, None, *of_weights, *of_biases
+
+
+def _halves(values: Sequence) -> tuple[Sequence, Sequence]:
+    """Those of weights and those of biases."""
+    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -27,6 +27,19 @@ def _scaled(shapes, dtype, device, seed):
     return [tensor.to(device, dtype) for tensor in tensors]
 
 
+def side_by_side(function, x, layers):
+    """Of several layers of one x, (weight, bias or None) each: their results, the gradient of x,
+    and of each layer those of what it has, where all the results are added up."""
+    leaves = [
+        [None if t is None else t.clone().requires_grad_() for t in layer] for layer in layers
+    ]
+    x = x.clone().requires_grad_()
+    results = function(x, *([layer[part] for layer in leaves] for part in (0, 1)))
+    torch.autograd.backward(results, [torch.ones_like(result) for result in results])
+    gradients = [[leaf.grad for leaf in layer if leaf is not None] for layer in leaves]
+    return [result.detach() for result in results], x.grad, gradients
+
+
 def definition(*tensors):
     """Result and gradients of a layer or an MLP in float64, as `value_and_gradients` has them."""
     x, *weights, _ = tensors

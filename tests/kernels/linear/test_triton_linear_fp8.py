@@ -1,15 +1,16 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from metamorph_kernels import float8, linear_fp8, mlp_gelu_fp8
+from metamorph_kernels import float8, linear_fp8, linears_fp8, mlp_gelu_fp8
 from metamorph_kernels.float8 import E4M3, E5M2
 from metamorph_kernels.linear import float8_linear, float8_triton
 from metamorph_kernels.rows import quantise_triton
 from tests.kernels.comparisons import value_and_gradients
 from tests.kernels.conftest import INTERPRETED
-from tests.kernels.linear.float8_layers import errors, random_layer, random_mlp
+from tests.kernels.linear.float8_layers import errors, random_layer, random_mlp, side_by_side
 
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 3e-3}
@@ -56,6 +57,19 @@ def test_without_bias(device):
     without = value_and_gradients(ours, x, weight)
     biased = value_and_gradients(ours, x, weight, torch.zeros_like(bias))
     assert all(torch.equal(one, other) for one, other in zip(without, biased, strict=False))
+
+
+def test_several_layers_of_one_input_are_those_layers(device):
+    layers = [random_layer(7, 48, width, DTYPES[1], device, seed=width) for width in (32, 96)]
+    x = layers[0][0]
+    layers = [layer[1:] for layer in layers]
+    results, _, gradients = side_by_side(partial(linears_fp8, impl="triton"), x, layers)
+    for (weight, bias), result, found in zip(layers, results, gradients, strict=True):
+        alone = [leaf.clone().requires_grad_() for leaf in (weight, bias)]
+        expected = ours(x, *alone)
+        expected.backward(torch.ones_like(expected))
+        assert torch.equal(result, expected)
+        assert all(torch.equal(one, leaf.grad) for one, leaf in zip(found, alone, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
