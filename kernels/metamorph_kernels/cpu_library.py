@@ -2,7 +2,7 @@
 
 The library stands beside this file if it was built; it is loaded when first asked for. It holds
 code for several levels of vector instructions, and takes the best that the processor has. The ops
-have no autograd.
+have no autograd. All functions raise ValueError where the library cannot run.
 """
 
 from functools import cache
@@ -39,6 +39,7 @@ def decode_attention_cpp(
 
     Raises RuntimeError for tensors that do not fit, and for lengths outside 0..S.
     """
+    _require()
     columns = map(neighbouring_columns, (q, k_cache, v_cache))
     return torch.ops.metamorph_cpu_ops.decode_attention(*columns, lengths, scale)
 
@@ -56,6 +57,7 @@ def prefill_attention_cpp(
     Raises RuntimeError for tensors that do not fit, and for blocks and numbers of keys outside of
     row and caches.
     """
+    _require()
     columns = map(neighbouring_columns, (q, k_cache, v_cache))
     return torch.ops.metamorph_cpu_ops.prefill_attention(*columns, visible, blocks, scale)
 
@@ -72,6 +74,7 @@ def rotate_cpp(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     cos and sin [T, 1, D]. All float32; returns [T, heads, D]. RuntimeError for tensors that do not
     fit, and for an odd D.
     """
+    _require()
     return torch.ops.metamorph_cpu_ops.rotate(x, cos, sin, heads)
 
 
@@ -80,6 +83,7 @@ def rms_norm_cpp(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     RuntimeError for tensors that do not fit.
     """
+    _require()
     return torch.ops.metamorph_cpu_ops.rms_norm(x, weight, eps)
 
 
@@ -88,6 +92,7 @@ def swiglu_cpp(gate_up: Tensor) -> Tensor:
 
     RuntimeError for a tensor that does not fit.
     """
+    _require()
     return torch.ops.metamorph_cpu_ops.swiglu(gate_up)
 
 
@@ -99,6 +104,7 @@ def store_cpp(
     Indices are int64, dense; of the others the columns. RuntimeError for tensors that do not fit,
     and for indices outside the caches.
     """
+    _require()
     torch.ops.metamorph_cpu_ops.store(keys, values, sequences, places, k, v)
 
 
@@ -126,10 +132,17 @@ def emit_greedy_cpp(
     the places of what is fed next and the numbers of keys that it sees. RuntimeError, before
     anything is written, for tensors that do not fit.
     """
+    _require()
     return torch.ops.metamorph_cpu_ops.emit_greedy.default(
         *(logits, vectors, effects, image_end, counts, lengths, cursor),
         *(tokens_history, best_history, vectors_history),
     )
+
+
+def _require() -> None:
+    reason = cpp_absence("cpu")
+    if reason is not None:
+        raise ValueError(f"the C++ library cannot run here: {reason}")
 
 
 @cache
