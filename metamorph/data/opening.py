@@ -31,7 +31,7 @@ from metamorph.data.formats.records import Record, Records
 from metamorph.data.formats.web_dataset import WebDataset
 from metamorph.data.holdout import Portion, RecordsAt, SamplesAt, positions
 from metamorph.data.mixture import Mixture, parts_of
-from metamorph.data.mixture_file import ENDINGS, read_mixture
+from metamorph.data.mixture_file import read_mixture
 from metamorph.data.order import mixed
 from metamorph.data.remote.addresses import is_address
 from metamorph.data.remote.shards import open_shards
@@ -39,7 +39,7 @@ from metamorph.data.sources import RecordSource, Source
 from metamorph.data.toy.english.wording import English
 from metamorph.data.toy.source import ToyScenes
 from metamorph.data.toy.wording import PLAIN, Wording
-from metamorph.data.uses import check_part
+from metamorph.data.uses import check_part, source_of_validation
 from metamorph.errors import UserError
 from metamorph.folders import check_data_set
 
@@ -71,16 +71,7 @@ def open_validation(config: DataConfig, seed: int, words: bool = True) -> Source
     name, config = config.validation, replace(config, shuffle=True)
     if isinstance(name, float):
         return open_source(config, seed, words, portion="validation")
-    path = Path(name)
-    if path.suffix in ENDINGS:
-        config = replace(config, **vars(SourceConfig("mixture", path=name)))
-    elif config.source == "mixture" or config.source in GENERATED:
-        raise UserError(
-            f"data.validation: {name} is no mixture file, whose name ends with .yaml, and "
-            f"data.source {config.source} does not say how to read another"
-        )
-    else:
-        config = replace(config, path=name)
+    config = replace(config, **vars(source_of_validation(config, name)))
     try:
         return open_source(replace(config, validation=""), seed, words)
     except UserError as error:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from metamorph.config import DataConfig, SourceConfig
-from metamorph.config.options import REMOTE
+from metamorph.config.options import GENERATED_SOURCES, REMOTE
 from metamorph.config.reading import Use, iter_unused
 from metamorph.data.mixture_file import ENDINGS, read_mixture
 from metamorph.data.remote.addresses import is_address
@@ -24,9 +24,7 @@ def check_data(data: DataConfig, own_source: bool = False) -> None:
         check_part(data)
     sources: list[SourceConfig] = [] if own_source else [data]
     if isinstance(data.validation, str) and data.validation:
-        is_mixture = Path(data.validation).suffix in ENDINGS
-        alike = SourceConfig("mixture") if is_mixture else data
-        sources.append(replace(alike, path=data.validation))
+        sources.append(source_of_validation(data, data.validation))
     kinds, all_known = set(), True
     for source in sources:
         if source.source != "mixture":
@@ -49,6 +47,19 @@ def check_data(data: DataConfig, own_source: bool = False) -> None:
     for key, words, users in iter_unused(data, ("sources", no_use, kinds)):
         if own_source or key not in OF_ONE_SOURCE:
             raise UserError(f"data.{key}: {words} {_only(users)}; leave it out")
+
+
+def source_of_validation(data: DataConfig, path: str) -> SourceConfig:
+    """The samples that `data.validation`, a path, stands for: a mixture, or what the data itself
+    is. Raises `UserError` if that is not read from files of one kind."""
+    if Path(path).suffix in ENDINGS:
+        return SourceConfig("mixture", path=path)
+    if data.source == "mixture" or data.source in GENERATED_SOURCES["sources"]:
+        raise UserError(
+            f"data.validation: {path} is no mixture file, whose name ends with .yaml, and "
+            f"data.source {data.source} does not say how to read another"
+        )
+    return replace(data, path=path)
 
 
 def check_part(part: SourceConfig) -> None:
