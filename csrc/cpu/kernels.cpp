@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode_attention.h"
+#include "linear.h"
 #include "prefill_attention.h"
 #include "rows.h"
 
@@ -12,7 +13,7 @@ namespace metamorph::cpu {
 
 Kernels KERNELS(METAMORPH_LEVEL)() {
   return {LANES, attend_head, attend_block, rotate_token, norm_row, swiglu_row,
-          largest_of_row};
+          largest_of_row, linear_columns};
 }
 
 }  // namespace metamorph::cpu

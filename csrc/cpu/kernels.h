@@ -45,6 +45,17 @@ struct Block {
   int64_t sequence, first, end, keys;
 };
 
+// out = x W^T + bias of a few rows, in float32; W is stored column after column.
+struct Linear {
+  const float* x;  // [rows, inputs]
+  int64_t x_stride;
+  const float* weight;  // its column k at weight + k weight_stride
+  int64_t weight_stride;
+  const float* bias;  // [outputs], or nullptr
+  float* out;         // [rows, outputs], dense
+  int64_t rows, inputs, outputs;
+};
+
 // The queries of one key head of one sequence. `scratch` are floats of the thread's own.
 using AttendHead = void (*)(const DecodeAttention&, int64_t sequence, int64_t key_head,
                             float* scratch);
@@ -58,6 +69,8 @@ using RotateToken = void (*)(const float* from, const float* cos, const float* s
 using NormRow = void (*)(const float* from, const float* weight, float* to, int64_t columns,
                          float eps);
 using SwigluRow = void (*)(const float* gate, const float* up, float* to, int64_t columns);
+// Some of the columns of a `Linear`.
+using LinearColumns = void (*)(const Linear&, int64_t first, int64_t last);
 using LargestOfRow = int64_t (*)(const float* row, int64_t columns);
 
 struct Kernels {
@@ -68,6 +81,7 @@ struct Kernels {
   NormRow norm_row;
   SwigluRow swiglu_row;
   LargestOfRow largest_of_row;
+  LinearColumns linear_columns;
 };
 
 constexpr int64_t KEYS_AT_ONCE = 64;    // of which scores are held

@@ -18,6 +18,7 @@ from metamorph_kernels.backends import probe
 from metamorph_kernels.cpu_library import (
     cpp_absence,
     emit_greedy_cpp,
+    linear_cpp,
     rms_norm_cpp,
     rotate_cpp,
     runs_in_cpp,
@@ -62,6 +63,7 @@ __all__ = [
     "intervals_from_rows",
     "key_intervals",
     "linear_cosine_loss",
+    "linear_cpp",
     "linear_cross_entropy",
     "linear_fp8",
     "linears_fp8",

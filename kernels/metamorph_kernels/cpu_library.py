@@ -96,6 +96,16 @@ def swiglu_cpp(gate_up: Tensor) -> Tensor:
     return torch.ops.metamorph_cpu_ops.swiglu(gate_up)
 
 
+def linear_cpp(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias of a few rows x [M, I], float32, for a weight [O, I] that is stored column
+    after column, and is not copied; bias [O] or None. Returns [M, O].
+
+    RuntimeError for tensors that do not fit, and for a weight that is stored otherwise.
+    """
+    _require()
+    return torch.ops.metamorph_cpu_ops.linear(x, weight, bias)
+
+
 def store_cpp(
     keys: Tensor, values: Tensor, sequences: Tensor, places: Tensor, k: Tensor, v: Tensor
 ) -> None:
@@ -169,6 +179,7 @@ FAKES = {
     "rotate": lambda x, cos, sin, heads: x.new_empty(x.shape[0], heads, x.shape[2]),
     "rms_norm": lambda x, weight, eps: x.new_empty(x.shape),
     "swiglu": lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),
+    "linear": lambda x, weight, bias=None: x.new_empty(x.shape[0], weight.shape[0]),
     "emit_greedy": _fake_emit_greedy,
     "store": lambda keys, values, sequences, places, k, v: None,
 }

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from metamorph.model.language import Attention, Llama, RMSNorm, rotary_tables
 from metamorph.model.language_config import LanguageConfig
 from metamorph.model.unified import MetaMorph
-from metamorph_kernels import mlp_gelu, rms_norm_cpp, rotate_cpp, runs_in_cpp, swiglu_cpp
+from metamorph_kernels import (
+    linear_cpp,
+    mlp_gelu,
+    rms_norm_cpp,
+    rotate_cpp,
+    runs_in_cpp,
+    swiglu_cpp,
+)
+
+# For fewer PyTorch reads the matrix as fast; for more it pays to copy it in another order first.
+FEW_ROWS = range(2, 33)
 
 
 def lean_rms_norm(eps: float) -> Callable[..., Tensor]:
@@ -36,6 +46,27 @@ def lean_rms_norm(eps: float) -> Callable[..., Tensor]:
     return compute
 
 
+def lean_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`; in C++ for a few rows of float32 and a weight that is stored by columns."""
+    if (
+        x.dim() == 2
+        and len(x) in FEW_ROWS
+        and weight.stride(0) == 1
+        and weight.dtype == torch.float32
+        and runs_in_cpp(x)
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return linear_cpp(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class ColumnLinear(nn.Linear):
+    """nn.Linear through `lean_linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lean_linear(input, self.weight, self.bias)
+
+
 def lean_mlp_gelu(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, **options: Any
 ) -> Tensor:
@@ -43,8 +74,8 @@ def lean_mlp_gelu(
     kernels: `F.gelu` hands a few hundred numbers to another library."""
     if not x.is_cpu or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return mlp_gelu(x, w1, b1, w2, b2, **options)
-    state = F.linear(x, w1, b1)
-    return F.linear(torch.erf(state * math.sqrt(0.5)).add_(1).mul_(state).mul_(0.5), w2, b2)
+    state = lean_linear(x, w1, b1)
+    return lean_linear(torch.erf(state * math.sqrt(0.5)).add_(1).mul_(state).mul_(0.5), w2, b2)
 
 
 def full_tables(
@@ -207,12 +238,14 @@ def store_by_columns(model: MetaMorph) -> None:
     """Lays out the fp32 weights of linear layers on a CPU column after column, in place.
 
     A step multiplies a few rows by weights that may have left the cache since the last one. In this
-    order a product of few rows reads them as one stream. What is saved is the same. One layer at a
-    time is copied.
+    order a product of few rows reads them as one stream, and several rows need no copy of them
+    (`lean_linear`). What is saved is the same. One layer at a time is copied.
     """
+    model.language.product = lean_linear
     for part in (model.language, model.projector, model.vision_head):
         for module in part.modules():
             if type(module) is nn.Linear and module.weight.is_cpu:
                 if module.weight.dtype == torch.float32:
                     columns = module.weight.t().contiguous().t()
                     module.weight = nn.Parameter(columns, module.weight.requires_grad)
+                    module.__class__ = ColumnLinear

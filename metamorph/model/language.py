@@ -191,10 +191,11 @@ class Llama(nn.Module):
     With `tie_word_embeddings` there is no `lm_head`, as in a tied checkpoint: one parameter can
     then neither drift apart nor be counted twice. Use `output_weight` for either kind.
 
-    `tables` computes cos and sin in the form that the layers take.
+    `tables` computes cos and sin in the form that the layers take, `product` that of the head.
     """
 
     tables = staticmethod(rotary_tables)
+    product: Callable[..., Tensor] = staticmethod(F.linear)
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -250,7 +251,7 @@ class Llama(nn.Module):
 
     def head(self, states: Tensor) -> Tensor:
         """Logits [N, V] of states [N, H]."""
-        return F.linear(states, self.output_weight)
+        return self.product(states, self.output_weight)
 
     @torch.no_grad()
     def add_tokens(self, token_ids: list[int]) -> None:

@@ -1,14 +1,13 @@
-"""Why a library of csrc/ cannot be used is told in one line."""
+"""Why the CUDA library cannot be used is told in one line."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from metamorph_kernels import cpu_library, cuda_library
+from metamorph_kernels import cuda_library
 
 load = cuda_library._load.__wrapped__  # not cached: the library of this process stays as it is
-LIBRARIES = [(cpu_library, "METAMORPH_CPU"), (cuda_library, "METAMORPH_CUDA")]
 
 
 @pytest.fixture
@@ -21,19 +20,16 @@ def test_stands_beside_the_package():
     assert cuda_library.LIBRARY.name == "metamorph_ops.abi3.so"
 
 
-@pytest.mark.parametrize(("library", "variable"), LIBRARIES)
-def test_not_built(monkeypatch, tmp_path, library, variable):
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.abi3.so")
-    assert library._load.__wrapped__().startswith(f"not built; install with {variable}=1")
+def test_not_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_library, "LIBRARY", tmp_path / "metamorph_ops.abi3.so")
+    assert load().startswith("not built; install with METAMORPH_CUDA=1")
 
 
-@pytest.mark.parametrize(("library", "variable"), LIBRARIES)
-def test_built_of_older_sources(monkeypatch, library, variable):
-    if library._load() is not None:
-        pytest.skip(library._load())
-    monkeypatch.setitem(library.FAKES, "of_tomorrow", None)
-    reason = library._load.__wrapped__()
-    assert reason == "built of older sources, which lack of_tomorrow; build it again"
+def test_built_of_older_sources(monkeypatch):
+    if cuda_library._load() is not None:
+        pytest.skip(cuda_library._load())
+    monkeypatch.setitem(cuda_library.FAKES, "newer", None)
+    assert load() == "built of older sources, which lack newer; build it again"
 
 
 def test_torch_cannot_load_it(monkeypatch, tmp_path):
@@ -57,25 +53,6 @@ def test_first_reason_is_that_of_the_library(monkeypatch):
     ]
     for call in calls:
         with pytest.raises(ValueError, match="the CUDA library cannot run here: not built"):
-            call()
-
-
-def test_no_function_in_cpp_runs_without_the_library(monkeypatch):
-    monkeypatch.setattr(cpu_library, "_load", lambda: "not built")
-    x = torch.ones(2, 3)
-    lengths = torch.ones(2, dtype=torch.int64)
-    calls = [
-        lambda: cpu_library.decode_attention_cpp(x[None], x[None, None], x[None, None], lengths, 1),
-        lambda: cpu_library.prefill_attention_cpp(x[None], x[None, None], x[None, None], x, x, 1),
-        lambda: cpu_library.rotate_cpp(x[None], x[None], x[None], 1),
-        lambda: cpu_library.rms_norm_cpp(x, x[0], 1e-5),
-        lambda: cpu_library.swiglu_cpp(x),
-        lambda: cpu_library.store_cpp(*[x] * 6),
-        lambda: cpu_library.emit_greedy_cpp(x, x, lengths, 0, *[lengths] * 4, x, x),
-    ]
-    assert len(calls) == len(cpu_library.FAKES)
-    for call in calls:
-        with pytest.raises(ValueError, match=r"the C\+\+ library cannot run here: not built"):
             call()
 
 

@@ -37,6 +37,26 @@ def test_it_is_for_cpus(monkeypatch):
         assert cpu_library.cpp_absence(device) == "C++ kernels run on a CPU only"
 
 
+def test_no_function_runs_without_it(monkeypatch):
+    monkeypatch.setattr(cpu_library, "_load", lambda: "not built")
+    x = torch.ones(2, 3)
+    lengths = torch.ones(2, dtype=torch.int64)
+    calls = [
+        lambda: cpu_library.decode_attention_cpp(x[None], x[None, None], x[None, None], lengths, 1),
+        lambda: cpu_library.prefill_attention_cpp(x[None], x[None, None], x[None, None], x, x, 1),
+        lambda: cpu_library.rotate_cpp(x[None], x[None], x[None], 1),
+        lambda: cpu_library.rms_norm_cpp(x, x[0], 1e-5),
+        lambda: cpu_library.swiglu_cpp(x),
+        lambda: cpu_library.linear_cpp(x, x),
+        lambda: cpu_library.store_cpp(*[x] * 6),
+        lambda: cpu_library.emit_greedy_cpp(x, x, lengths, 0, *[lengths] * 4, x, x),
+    ]
+    assert len(calls) == len(cpu_library.FAKES)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"the C\+\+ library cannot run here: not built"):
+            call()
+
+
 @needs_library
 def test_needs_only_the_stable_abi():
     names = [line.split()[-1] for line in _lines("nm", "-D", "--undefined-only")]

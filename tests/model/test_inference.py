@@ -14,6 +14,7 @@ from metamorph.model import Llama, MetaMorph, inference
 from metamorph.model.inference import (
     RotaryTable,
     cast_weights,
+    lean_linear,
     lean_mlp_gelu,
     lean_rms_norm,
     merge_projections,
@@ -22,7 +23,7 @@ from metamorph.model.inference import (
 from metamorph.model.language import rms_norm
 from metamorph.model.language_families import FAMILIES
 from metamorph.model.precision import autocast, convert_to_float8
-from metamorph_kernels import cpp_absence, cpu_library, mlp_gelu
+from metamorph_kernels import cpp_absence, cpu_library, linear_cpp, mlp_gelu
 from tests import fake_libraries
 from tests.model.tiny_models import CPU, cosines, states_of, tiny_model
 
@@ -235,6 +236,42 @@ def test_the_lean_mlp_is_the_mlp(rows, width, hidden, out):
     with torch.autocast("cpu", torch.bfloat16):
         found = lean_mlp_gelu(*(tensor.float() for tensor in tensors))
     assert torch.equal(found, expected)
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 40), st.booleans())
+def test_the_lean_product_is_the_product(rows, width, out, by_columns):
+    generator = torch.Generator().manual_seed(rows)
+    x, bias = (torch.randn(size, generator=generator) for size in ((rows, width), (out,)))
+    weight = torch.randn(width, out, generator=generator).t()
+    weight = weight if by_columns else weight.contiguous()
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = [tensor.to(dtype) for tensor in (x, weight, bias)]
+        expected = torch.nn.functional.linear(*tensors)
+        torch.testing.assert_close(lean_linear(*tensors), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(lean_linear(*tensors), expected)
+            assert lean_linear(tensors[0][None], weight.to(dtype)).shape == (1, rows, out)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert lean_linear(x, weight, bias).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(cpp_absence("cpu") is not None, reason=str(cpp_absence("cpu")))
+def test_several_rows_of_an_opened_model_are_multiplied_in_cpp(monkeypatch):
+    model = merged(tiny_model())
+    store_by_columns(model)
+    counts = []
+
+    def counted(x, weight, bias=None):
+        counts.append(len(x))
+        return linear_cpp(x, weight, bias)
+
+    monkeypatch.setattr(inference, "linear_cpp", counted)
+    with torch.no_grad():
+        for rows in (1, 2, 32, 33):
+            ids = torch.arange(rows)
+            model.language(model.language.model.embed_tokens(ids), ids, lambda layer, q, k, v: q)
+    layers = len(model.language.model.layers)
+    assert counts == [2] * 4 * layers + [32] * 4 * layers
 
 
 @every_family
