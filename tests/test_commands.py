@@ -259,7 +259,7 @@ def run(command: str, monkeypatch) -> None:
 def reduced(arguments: list[str]) -> list[str]:
     """The same for one process on a CPU, in a second; help and plans are as they are."""
     verb = arguments[0]
-    if "--compare" in arguments:
+    if "--compare" in arguments or "--verify" in arguments:
         return arguments
     if verb != "train":
         return [*arguments, *REDUCED.get(verb, "").split()]

@@ -96,7 +96,7 @@ def _layers(
     def linears(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         layers = dict(zip(names, tensors, strict=True))
         of_weights, of_biases = map(layers.get, weights), map(layers.get, biases)
-        results = _Linears.apply(_as_rows(x), False, backend, *of_weights, *of_biases)
+        results = _linears(_as_rows(x), False, backend, *of_weights, *of_biases)
         return tuple(rows.view(*x.shape[:-1], rows.shape[1]) for rows in results)
 
     once_only = OnceOnly("linear_fp8", "use torch.nn.functional.linear")
@@ -127,12 +127,21 @@ def mlp_gelu_fp8(
     backend = resolve("mlp_gelu_fp8", impl, x, _triton_limit(I=w1.shape[1], F=hidden, O=outputs))
 
     def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor]:
-        [z] = _Linears.apply(_as_rows(x), False, backend, w1, b1)
-        [rows] = _Linears.apply(z, True, backend, w2, b2)
+        [z] = _linears(_as_rows(x), False, backend, w1, b1)
+        [rows] = _linears(z, True, backend, w2, b2)
         return (rows.view(*x.shape[:-1], outputs),)
 
     [result] = OnceOnly("mlp_gelu_fp8", "use mlp_gelu with impl='torch'")(mlp, x, w1, b1, w2, b2)
     return result
+
+
+def _linears(x: Tensor, gelu: bool, backend: str, *layers: Tensor | None) -> tuple[Tensor, ...]:
+    """`_Linears`, and its forward alone where nothing is differentiated: torch.compile takes the
+    context for one of the arguments there, if their number may vary."""
+    given = [tensor for tensor in (x, *layers) if tensor is not None]
+    wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    function = _Linears.apply if wants_gradients else _Linears.forward
+    return function(x, gelu, backend, *layers)
 
 
 class _Linears(torch.autograd.Function):

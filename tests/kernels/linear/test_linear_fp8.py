@@ -168,7 +168,7 @@ def test_what_is_frozen_takes_no_product_and_keeps_nothing(wanted, monkeypatch):
     assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in expected]
     if any(wanted):
         y.sum().backward()
-    assert calls == product * (1 + wanted[0] + wanted[1])
+    assert sorted(calls) == sorted(product * (1 + wanted[0] + wanted[1]))
     assert [leaf.grad is not None for leaf in leaves] == [bool(wants) for wants in wanted]
 
 

@@ -106,6 +106,9 @@ def test_compiled_equals_eager_also_under_autocast(on):
 
     compiled = torch.compile(sum_of_two, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=on):
+        with torch.no_grad():
+            tensors = x, w1, b1, w2, b2
+            assert torch.equal(compiled(*tensors), sum_of_two(*tensors))
         eager, traced = (value_and_gradients(f, x, w1, b1, w2, b2) for f in (sum_of_two, compiled))
     assert all(torch.equal(one, other) for one, other in zip(eager, traced, strict=True))
 
