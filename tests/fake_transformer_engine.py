@@ -69,7 +69,7 @@ class Quantizer:
 
     def __call__(self, tensor):
         CALLS.append("Quantizer")
-        assert len(tensor) % self.multiple == 0
+        assert len(tensor) % self.multiple == 0 and tensor.dtype == torch.bfloat16
         return tensor.as_subclass(Rounded)
 
 

@@ -180,6 +180,7 @@ NOT_RUN_HERE = {
     "python -m bench.runs.entries data-toy --device cpu": SUITE,
     "python -m bench.runs.entries decoder-cached --device cpu": SUITE,
     "OMP_NUM_THREADS=1 python -m bench.runs.entries decode-16-toy --device cpu": SUITE,
+    "OMP_NUM_THREADS=1 python -m bench.runs.entries linear-16-gate-up --device cpu": SUITE,
     "OMP_NUM_THREADS=1 python -m bench.runs.entries engine-16 --device cpu": SUITE,
     "OMP_NUM_THREADS=1 python -m bench.runs.entries engine-8 --device cpu": SUITE,
     "python -m bench.runs.entries drawing-2 --device cpu": SUITE,

@@ -13,7 +13,7 @@ import torch
 from bench.harness.limits import measure_limits
 from bench.harness.machine import machine
 from bench.harness.results import Result, ours_failed, write_record
-from bench.ops import attention, cosine, decode, mlp, pooling, prefill, text_loss
+from bench.ops import attention, cosine, decode, few_rows, mlp, pooling, prefill, text_loss
 from bench.reports.tables import text
 from bench.runs import (
     cached_decoder,
@@ -41,7 +41,7 @@ class Entry(Protocol):
 
 def entries(device_type: str) -> dict[str, Entry]:
     """By name, in the order in which to run them."""
-    operations = (decode, prefill, attention, cosine, mlp, text_loss, pooling)
+    operations = (decode, prefill, few_rows, attention, cosine, mlp, text_loss, pooling)
     whole_runs = (
         training_step, ladder, data_path, generation, engine, serving, diffusion, drawing, one_pass,
         student, cached_decoder, memory,

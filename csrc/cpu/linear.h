@@ -1,5 +1,5 @@
 // A few rows times a matrix that is stored column after column, in float32: what a step of
-// generation computes for several sequences. Libraries copy such a matrix before they multiply by it.
+// generation computes for several sequences. Libraries copy such a matrix first.
 #pragma once
 
 #include "kernels.h"
@@ -38,12 +38,17 @@ INLINE void add_tile(const Linear& a, int64_t row, int64_t column, int64_t begin
       }
     }
   }
+  const bool is_first = row == 0;
   const float* x = a.x + row * a.x_stride;
   const float* weight = a.weight + begin * a.weight_stride + column;
   for (int64_t k = begin; k < end; ++k, weight += a.weight_stride) {
     Floats factors[VECTORS];
 #pragma GCC unroll 3
     for (int j = 0; j < VECTORS; ++j) factors[j] = read(weight, j);
+    if (is_first) {  // of the next strip: nothing else would, as far apart as columns lie
+#pragma GCC unroll 3
+      for (int j = 0; j < VECTORS; ++j) __builtin_prefetch(weight + (VECTORS + j) * LANES);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; ++i) {
       const Floats number = splat(x[i * a.x_stride + k]);

@@ -98,12 +98,13 @@ def swiglu_cpp(gate_up: Tensor) -> Tensor:
 
 def linear_cpp(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias of a few rows x [M, I], float32, for a weight [O, I] that is stored column
-    after column, and is not copied; bias [O] or None. Returns [M, O].
+    after column, and is not copied, as x is where its columns are no neighbours; bias [O] or None.
+    Returns [M, O].
 
     RuntimeError for tensors that do not fit, and for a weight that is stored otherwise.
     """
     _require()
-    return torch.ops.metamorph_cpu_ops.linear(x, weight, bias)
+    return torch.ops.metamorph_cpu_ops.linear(neighbouring_columns(x), weight, bias)
 
 
 def store_cpp(

@@ -21,17 +21,22 @@ from metamorph_kernels.graphs import constant_in_graphs
 
 @dataclass(frozen=True)
 class OnceOnly:
-    """Who refuses, such as "cosine_loss in Triton", and what to use instead."""
+    """Who refuses, such as "cosine_loss in Triton", and what to use instead.
+
+    A graph of torch.compile may hold one transform of torch.func, or none where the gradient is not
+    that of what is computed, as of rounding: there it would not ask for ours.
+    """
 
     name: str
     way_out: str
+    levels_in_graphs: int = 1
 
     def __call__(
         self, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """What `function` makes of the tensors; beyond a first gradient NotImplementedError."""
         if torch.compiler.is_compiling():
-            check_graph(self.name)
+            check_graph(self.name, self.levels_in_graphs)
             return function(*tensors)
         if not may_be_transformed(tensors):
             return function(*tensors)
@@ -101,6 +106,9 @@ class _Results(_Gate):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.once_only, *_ = inputs
+        _, *wanted = ctx.needs_input_grad
+        frozen = [view for view, wants in zip(output, wanted, strict=True) if not wants]
+        ctx.mark_non_differentiable(*frozen)
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -123,12 +131,13 @@ class _Gradients(_Gate):
         raise ctx.once_only.refuse("second derivative")
 
 
-def check_graph(name: str) -> None:
-    """NotImplementedError where torch.compile would make a second derivative of zeros."""
-    if torch.compiler.is_compiling() and _torch_func_levels() > 1:
+def check_graph(name: str, levels: int = 1) -> None:
+    """NotImplementedError where torch.compile would make a wrong gradient, or a second derivative
+    of zeros, of more than `levels` transforms of torch.func."""
+    if torch.compiler.is_compiling() and _torch_func_levels() > levels:
         raise NotImplementedError(
-            f"{name} takes no nested transforms of torch.func in a graph of torch.compile; "
-            "transform without torch.compile"
+            f"{name} takes no {'nested ' if levels else ''}transforms of torch.func in a graph of "
+            "torch.compile; transform without torch.compile"
         )
 
 

@@ -26,7 +26,7 @@ from metamorph_kernels import (
 )
 
 # One row PyTorch multiplies as fast; for more than these it pays to copy the matrix first.
-FEW_ROWS = range(2, 33)
+FEWEST_ROWS, MOST_ROWS = 2, 32
 
 
 def lean_rms_norm(eps: float) -> Callable[..., Tensor]:
@@ -50,7 +50,7 @@ def lean_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """`F.linear`; in C++ for a few rows of float32 and a weight that is stored by columns."""
     if (
         x.dim() == 2
-        and len(x) in FEW_ROWS
+        and FEWEST_ROWS <= x.shape[0] <= MOST_ROWS
         and weight.stride(0) == 1
         and weight.dtype == torch.float32
         and runs_in_cpp(x)
@@ -231,7 +231,7 @@ def cast_weights(model: MetaMorph, dtype: torch.dtype) -> None:
     """
     for part in (model.language, model.projector, model.vision_head):
         for module in part.modules():
-            if type(module) is nn.Linear:  # not one whose weights are in 8 bits
+            if type(module) in (nn.Linear, ColumnLinear):  # not one whose weights are in 8 bits
                 module.to(dtype)
 
 
@@ -241,7 +241,8 @@ def store_by_columns(model: MetaMorph) -> None:
 
     A step multiplies a few rows by weights that may have left the cache since the last one. In this
     order a product of few rows reads them as one stream, and several rows need no copy of them
-    (`lean_linear`). What is saved is the same. One layer at a time is copied.
+    (`lean_linear`). What is saved is the same. One layer at a time is copied. This comes last: what
+    merges, converts or quantises layers takes plain ones.
     """
     model.language.product = lean_linear
     for part in (model.language, model.projector, model.vision_head):

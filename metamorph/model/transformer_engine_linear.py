@@ -52,6 +52,11 @@ def convert_linear(model: nn.Module, names: Collection[str], recipe: str, multip
         padding = -len(x) % multiple
         return F.pad(x, (0, 0, 0, padding)) if padding else x
 
+    def narrowed(x: Tensor) -> Tensor:
+        """x in the dtype of autocast: norms return float32, of which NVFP4 takes nothing."""
+        kind = x.device.type
+        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
     @cache
     def input_quantizer() -> Any:
         of_input, _of_weight, _of_output = RecipeState.create(
@@ -80,7 +85,7 @@ def convert_linear(model: nn.Module, names: Collection[str], recipe: str, multip
         quantizer = input_quantizer()
         for_weights = any(layer.weight.requires_grad for layer in layers)
         quantizer.set_usage(rowwise=True, columnwise=torch.is_grad_enabled() and for_weights)
-        rounded = quantizer(whole(x))
+        rounded = quantizer(whole(narrowed(x)))
         return [out[: len(x)] for out in project(rounded, *layers)]
 
     for name in names:

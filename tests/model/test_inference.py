@@ -255,6 +255,16 @@ def test_the_lean_product_is_the_product(rows, width, out, by_columns):
         assert lean_linear(x, weight, bias).dtype == torch.bfloat16
 
 
+def test_the_lean_product_compiles_for_any_number_of_rows():
+    torch._dynamo.reset()
+    weight = torch.randn(7, 20).t()
+    compiled = torch.compile(lean_linear, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for rows in (5, 6, 40, 1):
+            x = torch.randn(rows, 7)
+            torch.testing.assert_close(compiled(x, weight), torch.nn.functional.linear(x, weight))
+
+
 @pytest.mark.skipif(cpp_absence("cpu") is not None, reason=str(cpp_absence("cpu")))
 def test_several_rows_of_an_opened_model_are_multiplied_in_cpp(monkeypatch):
     model = merged(tiny_model())

@@ -196,9 +196,17 @@ def test_layers_that_cannot_share_a_rounded_input_round_it_apart(tmp_path, trans
     for backend in ("native", "transformer_engine"):
         model, _ = assemble(tmp_path / "llama", tmp_path / "siglip", grid=GRID)
         expected = states_of(model, 16, "bf16")
-        keys = model.language.model.layers[0].self_attn.k_proj
+        attention = model.language.model.layers[0].self_attn
+        keys = torch.nn.Linear(32, 16, bias=False)  # as one of another width would stay
+        keys.weight = attention.k_proj.weight
         convert_to_float8(model, backend)
-        model.language.model.layers[0].self_attn.k_proj = keys  # as one of another width stays
+        attention.k_proj = keys
+        x = torch.randn(16, 32)
+        fake_libraries.CALLS.clear()
+        with autocast("fp8", CPU):
+            _, k, _ = attention.project(x, attention.q_proj, keys, attention.v_proj)
+            assert torch.equal(k, keys(x))
+        assert "Quantizer" not in fake_libraries.CALLS
         error = (states_of(model, 16, "fp8") - expected).norm() / expected.norm()
         assert error < 0.1
 

@@ -99,7 +99,7 @@ def _layers(
         results = _linears(_as_rows(x), False, backend, *of_weights, *of_biases)
         return tuple(rows.view(*x.shape[:-1], rows.shape[1]) for rows in results)
 
-    once_only = OnceOnly("linear_fp8", "use torch.nn.functional.linear")
+    once_only = OnceOnly("linear_fp8", "use torch.nn.functional.linear", levels_in_graphs=0)
     return once_only(linears, x, *tensors)
 
 
@@ -131,7 +131,8 @@ def mlp_gelu_fp8(
         [rows] = _linears(z, True, backend, w2, b2)
         return (rows.view(*x.shape[:-1], outputs),)
 
-    [result] = OnceOnly("mlp_gelu_fp8", "use mlp_gelu with impl='torch'")(mlp, x, w1, b1, w2, b2)
+    once_only = OnceOnly("mlp_gelu_fp8", "use mlp_gelu with impl='torch'", levels_in_graphs=0)
+    [result] = once_only(mlp, x, w1, b1, w2, b2)
     return result
 
 
@@ -162,7 +163,13 @@ class _Linears(torch.autograd.Function):
         x, ctx.gelu, ctx.backend, *layers = inputs
         wants_x, _, _, *wanted = ctx.needs_input_grad
         weights, _ = _halves(layers)
-        wants_weights, _ = _halves(wanted)
+        wants_weights, wants_biases = _halves(wanted)
+        frozen = [
+            result
+            for result, *wants in zip(output, wants_weights, wants_biases, strict=True)
+            if not (wants_x or any(wants))
+        ]
+        ctx.mark_non_differentiable(*frozen)
         ctx.save_for_backward(
             x if any(wants_weights) or (ctx.gelu and wants_x) else None,
             *(weights if wants_x else [None] * len(weights)),

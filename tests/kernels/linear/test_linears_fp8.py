@@ -73,6 +73,16 @@ def test_what_is_frozen_changes_no_other_gradient(frozen):
         assert leaf.grad is None if number in still else torch.equal(leaf.grad, truth)
 
 
+def test_a_layer_that_is_frozen_with_x_has_no_part_in_the_backward():
+    x, [(w1, _), (w2, b2), (w3, _)] = layers_of_one_input()
+    first, second, third = linears_fp8(
+        x, [w1, w2, w3.requires_grad_()], [None, b2.requires_grad_(), None]
+    )
+    assert [y.requires_grad for y in (first, second, third)] == [False, True, True]
+    (second.sum() + third.sum()).backward()
+    assert b2.grad.eq(9).all() and w3.grad.abs().max() > 0
+
+
 def test_a_result_that_nobody_uses_has_no_gradient():
     x, layers = layers_of_one_input()
     x.requires_grad_()
