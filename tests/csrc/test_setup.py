@@ -113,7 +113,9 @@ def test_sources_of_the_extensions(setup_script):
     cuda, cpu = setup_script.CUDA.extension(), setup_script.CPU.extension()
     assert {"../csrc/ops.cpp", "../csrc/cosine_rows.cu"} <= set(cuda.sources)
     assert {"../CMakeLists.txt", "../csrc/row.cuh", "../csrc/kernels.h"} <= set(cuda.depends)
-    assert {f"../csrc/cpu/{name}.cpp" for name in ("ops", "emit", "kernels")} == set(cpu.sources)
+    assert {f"../csrc/cpu/{name}.cpp" for name in ("ops", "emit", "linear", "kernels")} == set(
+        cpu.sources
+    )
     assert {"../CMakeLists.txt", "../csrc/cpu/vector.h"} <= set(cpu.depends)
 
 
