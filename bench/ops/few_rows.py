@@ -52,7 +52,7 @@ class Case:
 
 
 def cases(device_type: str) -> Sequence[Case]:
-    """Those of a CPU; a GPU's libraries copy nothing first."""
+    """Those of a CPU: there is no such kernel for a GPU."""
     if device_type != "cpu":
         return ()
     return Case("qkv", 192, 320), Case("gate-up", 192, 1024), Case("down", 512, 192)

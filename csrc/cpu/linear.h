@@ -1,5 +1,6 @@
 // A few rows times a matrix that is stored column after column, in float32: what a step of
-// generation computes for several sequences. Libraries copy such a matrix first.
+// generation computes for several sequences. It is read as it lies, where a library for products of
+// any size usually copies tiles of it first.
 #pragma once
 
 #include "kernels.h"

@@ -25,7 +25,8 @@ from metamorph_kernels import (
     swiglu_cpp,
 )
 
-# One row PyTorch multiplies as fast; for more than these it pays to copy the matrix first.
+# One row is no faster in C++. For many, PyTorch's library may repay the copy it makes first; which
+# is faster then was seen on one CPU only.
 FEWEST_ROWS, MOST_ROWS = 2, 32
 
 
